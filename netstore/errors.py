@@ -68,9 +68,7 @@ class InvalidArgument(NetstoreError):
     code = "INVALID_ARGUMENT"
     reason = "INVALID_FIELD"
 
-    def __init__(
-        self, field: str, value: object, accepted: str, *, reason: str = "", **metadata: object
-    ) -> None:
+    def __init__(self, field: str, value: object, accepted: str, *, reason: str = "", **metadata: object) -> None:
         shown = repr(value) if len(repr(value)) <= 200 else repr(value)[:200] + "…"
         super().__init__(f"{field}: {shown} is not accepted", hint=accepted, reason=reason, field=field, **metadata)
         self.field = field

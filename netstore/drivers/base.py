@@ -1,0 +1,118 @@
+"""The interface of network drivers: what the network manager asks of one, and what it may use."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+
+from netstore.drivers.options import Option
+from netstore.errors import FailedPrecondition, NetstoreError
+from netstore.kernel.firewall import Element, Firewall
+from netstore.kernel.links import Deletions
+from netstore.model import Endpoint, Network, PortMapping
+
+__all__ = ["Driver", "Host", "Observed", "load_drivers"]
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What drivers share on a node."""
+
+    firewall: Firewall
+    deletions: Deletions
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What the kernel holds of a network: its own interface, and the host's ends of its endpoints."""
+
+    interface: bool
+    endpoints: frozenset[str]
+
+
+class Driver(ABC):
+    """Makes networks and endpoints real in the kernel.
+
+    All verbs but `validate` block and run in the kernel's executor. `apply_*` takes the whole desired state, makes the
+    kernel so, and does nothing where it is so already; `remove_*` tolerates what is gone. Each raises `KernelError`
+    with what it made taken back.
+    """
+
+    name: str
+    options: Sequence[Option] = ()
+    predefined_only = False
+    """Only the predefined instance exists (host, null)."""
+    has_interfaces = True
+    """Endpoints have an interface, addresses and names."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+
+    @abstractmethod
+    def validate(self, network: Network) -> Network:
+        """Check the spec and fill in what the driver chooses (interface, MTU). Pure.
+
+        Raises:
+            InvalidArgument: naming the field.
+        """
+
+    @abstractmethod
+    def apply_network(self, network: Network) -> None:
+        """Make the network's own kernel objects."""
+
+    @abstractmethod
+    def remove_network(self, network: Network) -> None:
+        """Remove the network's own kernel objects."""
+
+    @abstractmethod
+    def apply_endpoint(self, network: Network, endpoint: Endpoint, namespace: int | None) -> None:
+        """Put the endpoint's interface into the namespace of that descriptor; without one it waits in the host's."""
+
+    @abstractmethod
+    def remove_endpoint(self, network: Network, endpoint: Endpoint) -> None:
+        """Take the endpoint's interface and ports away."""
+
+    @abstractmethod
+    def observe(self, network: Network) -> Observed:
+        """Say what the kernel holds of the network."""
+
+    @abstractmethod
+    def default_route(self, network: Network, endpoint: Endpoint, namespace: int) -> None:
+        """Make the endpoint's gateway the namespace's default route."""
+
+    def apply_ports(
+        self, network: Network, endpoint: Endpoint, *, add: Collection[PortMapping], remove: Collection[PortMapping]
+    ) -> None:
+        """Publish and unpublish ports of a live endpoint.
+
+        Raises:
+            FailedPrecondition: the driver publishes none.
+        """
+        if add:
+            raise FailedPrecondition(
+                f"network {network.name} ({self.name}) publishes no ports",
+                hint="use a bridge network that is not internal",
+            )
+
+    def elements(self, network: Network, endpoints: Collection[Endpoint]) -> set[Element]:
+        """Return the firewall elements that the network and those endpoints of it need. Pure."""
+        return set()
+
+
+def load_drivers(host: Host) -> dict[str, Driver]:
+    """Return every driver that the entry point group `netstore.drivers` names, by its name.
+
+    Raises:
+        NetstoreError: one cannot be loaded.
+    """
+    drivers: dict[str, Driver] = {}
+    for point in entry_points(group="netstore.drivers"):
+        try:
+            drivers[point.name] = point.load()(host)
+        except Exception as error:
+            raise NetstoreError(
+                f"loading network driver {point.name} ({point.value}): {error}", hint="repair or remove its package"
+            ) from error
+    return drivers

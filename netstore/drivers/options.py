@@ -1,0 +1,83 @@
+"""Option tables: one declaration from which validation, typed values and the reference page come."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from netstore.errors import InvalidArgument
+
+__all__ = ["Option", "boolean", "interface", "ipv4", "number", "parse"]
+
+_INTERFACE = re.compile(r"[^\s/:]{1,15}")
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One driver option: its key, how its text becomes a value, what it is when absent, what it does.
+
+    `parse` raises ValueError with what would be accepted.
+    """
+
+    key: str
+    parse: Callable[[str], Any]
+    default: Any
+    doc: str
+
+
+def parse(table: Sequence[Option], options: Mapping[str, str], *, field: str = "spec.options") -> dict[str, Any]:
+    """Return a value for every key of the table.
+
+    Raises:
+        InvalidArgument: an unknown key, or a value that its option does not take.
+    """
+    known = {option.key: option for option in table}
+    values = {option.key: option.default for option in table}
+    for key, text in options.items():
+        if key not in known:
+            accepted = ", ".join(sorted(known)) or "none"
+            raise InvalidArgument(field, key, f"options of this driver: {accepted}", reason="UNKNOWN_OPTION")
+        try:
+            values[key] = known[key].parse(text)
+        except ValueError as error:
+            raise InvalidArgument(f"{field}[{key}]", text, str(error)) from error
+    return values
+
+
+def boolean(text: str) -> bool:
+    """Parse as Docker does (strconv.ParseBool)."""
+    if text.lower() in ("1", "t", "true"):
+        return True
+    if text.lower() in ("0", "f", "false"):
+        return False
+    raise ValueError("true or false")
+
+
+def number(low: int, high: int) -> Callable[[str], int]:
+    """Return a parser of whole numbers from `low` to `high`."""
+
+    def parse_number(text: str) -> int:
+        if not text.isdecimal() or not low <= int(text) <= high:
+            raise ValueError(f"a whole number from {low} to {high}")
+        return int(text)
+
+    return parse_number
+
+
+def interface(text: str) -> str:
+    """Parse an interface name (dev_valid_name in the kernel)."""
+    if not _INTERFACE.fullmatch(text) or text in (".", ".."):
+        raise ValueError("an interface name: 1 to 15 bytes, without spaces, '/' and ':'")
+    return text
+
+
+def ipv4(text: str) -> str:
+    """Parse an IPv4 address; the unspecified one becomes ""."""
+    try:
+        address = ipaddress.IPv4Address(text)
+    except ValueError as error:
+        raise ValueError("an IPv4 address") from error
+    return "" if address.is_unspecified else str(address)

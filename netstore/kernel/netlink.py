@@ -1,0 +1,319 @@
+"""Route netlink (rtnetlink(7)): a batch transport, and the messages that drivers need.
+
+pyroute2's message classes encode and decode; sending is one `send` for a whole batch, and one acknowledgement read for
+each message. Kernel constants keep their C names. This is the one place where netlink errors become `KernelError`.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
+
+from netstore.errors import KernelError
+
+__all__ = [
+    "Request",
+    "RouteSocket",
+    "address_add",
+    "bridge_add",
+    "link_delete",
+    "link_delete_group",
+    "link_set",
+    "port_set",
+    "route_replace",
+    "veth_add",
+]
+
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
+RTM_NEWADDR, RTM_GETADDR = 20, 22
+RTM_NEWROUTE, RTM_GETROUTE = 24, 26
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
+NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+NLM_F_CAPPED, NLM_F_ACK_TLVS = 0x100, 0x200
+NLMSGERR_ATTR_MSG = 1
+SOL_NETLINK, NETLINK_CAP_ACK, NETLINK_EXT_ACK = 270, 10, 11
+IFF_UP = 0x1
+IN6_ADDR_GEN_MODE_NONE = 1
+RT_TABLE_MAIN, RTPROT_STATIC, RT_SCOPE_UNIVERSE, RTN_UNICAST = 254, 4, 0, 1
+IFNAMSIZ = 16
+
+_HEADER = struct.Struct("IHHII")
+_BATCH = 64  # messages in one send: their acknowledgements fit the default receive buffer
+_ATTRS: TypeAlias = "list[tuple[str, Any]]"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One encoded message. Errors whose errno is in `tolerate` count as success."""
+
+    data: bytes
+    doing: str
+    to: str
+    tolerate: frozenset[int] = frozenset()
+
+
+class RouteSocket:
+    """A route netlink socket, of the namespace in which it was opened. Not for two threads at once."""
+
+    def __init__(self, opened: socket.socket | None = None) -> None:
+        self._socket = opened or socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+        self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
+        self._socket.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
+        self._sequence = 0
+
+    def __enter__(self) -> RouteSocket:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def run(self, requests: Sequence[Request]) -> None:
+        """Send requests in order, in one batch; all are tried.
+
+        Raises:
+            KernelError: the first that failed.
+        """
+        failure: KernelError | None = None
+        for start in range(0, len(requests), _BATCH):
+            failure = self._send(requests[start : start + _BATCH]) or failure
+        if failure:
+            raise failure
+
+    def _send(self, requests: Sequence[Request]) -> KernelError | None:
+        first = self._sequence + 1
+        batch = bytearray()
+        for request in requests:
+            self._sequence += 1
+            at = len(batch)
+            batch += request.data
+            struct.pack_into("I", batch, at + 8, self._sequence)
+            batch += b"\0" * (-len(batch) % 4)
+        self._socket.send(batch)
+        waiting, failure = len(requests), None
+        while waiting:
+            for kind, flags, sequence, message in _messages(self._socket.recv(65536)):
+                if kind != NLMSG_ERROR or sequence < first:
+                    continue
+                waiting -= 1
+                request = requests[sequence - first]
+                code = -struct.unpack_from("i", message, 16)[0]
+                if code and code not in request.tolerate and failure is None:
+                    failure = KernelError(code, request.doing, request.to, hint=_reason(flags, message))
+        return failure
+
+    def index_of(self, name: str) -> int | None:
+        """Return an interface's index, None when there is none of that name."""
+        found = self.link(name)
+        return found["index"] if found else None
+
+    def link(self, name: str) -> Any | None:
+        """Return pyroute2's decoded message of one interface, or None."""
+        message = _message(ifinfmsg, RTM_GETLINK, 0, {}, [("IFLA_IFNAME", name)])
+        try:
+            (found,) = self._query(message, ifinfmsg, "reading interface", name)
+        except KernelError as error:
+            if error.errno == errno.ENODEV:
+                return None
+            raise
+        return found
+
+    def links(self) -> list[Any]:
+        """Return every interface, decoded."""
+        return self._dump(ifinfmsg, RTM_GETLINK, "interfaces")
+
+    def addresses(self) -> list[Any]:
+        """Return every address, decoded."""
+        return self._dump(ifaddrmsg, RTM_GETADDR, "addresses")
+
+    def routes(self) -> list[Any]:
+        """Return every route of the main table, decoded."""
+        routes = self._dump(rtmsg, RTM_GETROUTE, "routes")
+        return [route for route in routes if route.get_attr("RTA_TABLE") == RT_TABLE_MAIN]
+
+    def _dump(self, type_: type, kind: int, what: str) -> list[Any]:
+        return self._query(_message(type_, kind, NLM_F_DUMP, {}, []), type_, "listing", what)
+
+    def _query(self, data: bytes, type_: type, doing: str, to: str) -> list[Any]:
+        self._sequence += 1
+        message = bytearray(data)
+        struct.pack_into("I", message, 8, self._sequence)
+        self._socket.send(message)
+        found: list[Any] = []
+        while True:
+            for kind, flags, sequence, answer in _messages(self._socket.recv(1 << 18)):
+                if sequence != self._sequence:
+                    continue
+                if kind == NLMSG_DONE:
+                    return found
+                if kind == NLMSG_ERROR:
+                    code = -struct.unpack_from("i", answer, 16)[0]
+                    if code:
+                        raise KernelError(code, doing, to, hint=_reason(flags, answer))
+                    return found
+                decoded = type_(answer)
+                decoded.decode()
+                found.append(decoded)
+
+
+def _messages(data: bytes) -> Iterable[tuple[int, int, int, bytes]]:
+    at = 0
+    while at < len(data):
+        length, kind, flags, sequence, _ = _HEADER.unpack_from(data, at)
+        yield kind, flags, sequence, data[at : at + length]
+        at += (length + 3) & ~3
+
+
+def _reason(flags: int, message: bytes) -> str:
+    """Return the kernel's own words (extended acknowledgement), "" when it gave none."""
+    if not flags & NLM_F_ACK_TLVS:
+        return ""
+    at = 20 + 16  # the header, errno, and the request's header (NETLINK_CAP_ACK)
+    while at + 4 <= len(message):
+        length, kind = struct.unpack_from("HH", message, at)
+        if kind == NLMSGERR_ATTR_MSG:
+            return "the kernel says: " + message[at + 4 : at + length].rstrip(b"\0").decode(errors="replace")
+        at += max((length + 3) & ~3, 4)
+    return ""
+
+
+def _message(type_: type, kind: int, flags: int, fields: dict[str, Any], attrs: _ATTRS) -> bytes:
+    message = type_()
+    message.update(fields)
+    message["attrs"] = attrs
+    message["header"] = {"type": kind, "flags": NLM_F_REQUEST | NLM_F_ACK | flags, "sequence_number": 0, "pid": 0}
+    message.encode()
+    return bytes(message.data)
+
+
+def _no_ipv6_addresses() -> tuple[str, Any]:
+    mode = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", IN6_ADDR_GEN_MODE_NONE)]}
+    return ("IFLA_AF_SPEC", {"attrs": [("AF_INET6", mode)]})
+
+
+def bridge_add(name: str, *, alias: str, mac: str, mtu: int) -> Request:
+    """Make a bridge without spanning tree, IPv6 addresses or multicast snooping, down."""
+    data = {"attrs": [("IFLA_BR_STP_STATE", 0), ("IFLA_BR_FORWARD_DELAY", 0), ("IFLA_BR_MCAST_SNOOPING", 0)]}
+    attrs: _ATTRS = [
+        ("IFLA_IFNAME", name),
+        ("IFLA_IFALIAS", alias),
+        ("IFLA_ADDRESS", mac),
+        ("IFLA_MTU", mtu),
+        ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "bridge"), ("IFLA_INFO_DATA", data)]}),
+    ]
+    return Request(_message(ifinfmsg, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, {}, attrs), "making bridge", name)
+
+
+def veth_add(
+    name: str, *, alias: str, master: int, mtu: int, peer: str, peer_mac: str, peer_namespace: int | None
+) -> Request:
+    """Make a veth pair, down: `name` here, a port of the bridge `master`; `peer` in the namespace of that descriptor.
+
+    Without a namespace the peer stays here (Docker's plugin protocol moves it itself).
+    """
+    inner: _ATTRS = [("IFLA_IFNAME", peer), ("IFLA_ADDRESS", peer_mac), ("IFLA_MTU", mtu)]
+    if peer_namespace is not None:
+        inner.append(("IFLA_NET_NS_FD", peer_namespace))
+    data = {"attrs": [("VETH_INFO_PEER", {"attrs": inner})]}
+    attrs: _ATTRS = [
+        ("IFLA_IFNAME", name),
+        ("IFLA_IFALIAS", alias),
+        ("IFLA_MTU", mtu),
+        ("IFLA_MASTER", master),
+        ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "veth"), ("IFLA_INFO_DATA", data)]}),
+    ]
+    return Request(_message(ifinfmsg, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, {}, attrs), "making interface", name)
+
+
+def link_set(
+    to: str | int,
+    *,
+    up: bool = False,
+    mac: str = "",
+    mtu: int = 0,
+    ipv6_addresses: bool = True,
+    group: int | None = None,
+    tolerate: Collection[int] = (),
+) -> Request:
+    """Change an interface, given by name or index, only in what is named."""
+    attrs: _ATTRS = []
+    if isinstance(to, str):
+        attrs.append(("IFLA_IFNAME", to))
+    if mac:
+        attrs.append(("IFLA_ADDRESS", mac))
+    if mtu:
+        attrs.append(("IFLA_MTU", mtu))
+    if group is not None:
+        attrs.append(("IFLA_GROUP", group))
+    if not ipv6_addresses:
+        attrs.append(_no_ipv6_addresses())
+    fields: dict[str, Any] = {"index": to if isinstance(to, int) else 0}
+    if up:
+        fields |= {"flags": IFF_UP, "change": IFF_UP}
+    data = _message(ifinfmsg, RTM_NEWLINK, 0, fields, attrs)
+    return Request(data, "changing interface", str(to), frozenset(tolerate))
+
+
+def port_set(name: str, *, hairpin: bool, isolated: bool) -> Request:
+    """Set a bridge port's flags: hairpin (send back where it came from), isolated (only to ports that are not)."""
+    slave = {"attrs": [("IFLA_BRPORT_MODE", int(hairpin)), ("IFLA_BRPORT_ISOLATED", int(isolated))]}
+    info = {"attrs": [("IFLA_INFO_SLAVE_KIND", "bridge"), ("IFLA_INFO_SLAVE_DATA", slave)]}
+    attrs: _ATTRS = [("IFLA_IFNAME", name), ("IFLA_LINKINFO", info), _no_ipv6_addresses()]
+    return Request(_message(ifinfmsg, RTM_NEWLINK, 0, {}, attrs), "setting bridge port", name)
+
+
+def link_delete(name: str) -> Request:
+    """Delete an interface; one that is gone is a success."""
+    return Request(
+        _message(ifinfmsg, RTM_DELLINK, 0, {}, [("IFLA_IFNAME", name)]),
+        "deleting interface",
+        name,
+        frozenset({errno.ENODEV}),
+    )
+
+
+def link_delete_group(group: int) -> Request:
+    """Delete every interface of a group in one go: they share one RCU grace period."""
+    return Request(
+        _message(ifinfmsg, RTM_DELLINK, 0, {}, [("IFLA_GROUP", group)]),
+        "deleting interface group",
+        str(group),
+        frozenset({errno.ENODEV}),
+    )
+
+
+def address_add(index: int, address: str, prefix: int, *, tolerate: Collection[int] = ()) -> Request:
+    """Give an interface an IPv4 address with its broadcast address."""
+    packed = int.from_bytes(socket.inet_aton(address), "big") | ((1 << (32 - prefix)) - 1)
+    attrs: _ATTRS = [("IFA_LOCAL", address), ("IFA_ADDRESS", address)]
+    if prefix < 31:
+        attrs.append(("IFA_BROADCAST", socket.inet_ntoa(packed.to_bytes(4, "big"))))
+    fields = {"family": socket.AF_INET, "prefixlen": prefix, "index": index, "scope": RT_SCOPE_UNIVERSE}
+    data = _message(ifaddrmsg, RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, fields, attrs)
+    return Request(data, "adding address", f"{address}/{prefix}", frozenset(tolerate))
+
+
+def route_replace(gateway: str, index: int) -> Request:
+    """Make `gateway` on interface `index` the IPv4 default route, in place of what is there."""
+    fields = {
+        "family": socket.AF_INET,
+        "table": RT_TABLE_MAIN,
+        "proto": RTPROT_STATIC,
+        "scope": RT_SCOPE_UNIVERSE,
+        "type": RTN_UNICAST,
+    }
+    attrs: _ATTRS = [("RTA_GATEWAY", gateway), ("RTA_OIF", index)]
+    data = _message(rtmsg, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, fields, attrs)
+    return Request(data, "setting default route via", gateway)

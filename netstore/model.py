@@ -1,0 +1,382 @@
+"""What managers and drivers speak of: frozen dataclasses, one for each word of the design.
+
+Every resource is stored as one of these, encoded to JSON by msgspec. A field's unit, limit and meaning are those of the
+field of the same name in `proto/netstore/v1`; comments here say only what is not there. Imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+__all__ = [
+    "Address",
+    "Attachment",
+    "Container",
+    "ContainerSpec",
+    "ContainerState",
+    "Endpoint",
+    "EndpointSpec",
+    "Event",
+    "Finding",
+    "Image",
+    "ImageConfig",
+    "Kind",
+    "Mount",
+    "MountSpec",
+    "MountType",
+    "Network",
+    "NetworkSpec",
+    "Pool",
+    "PortMapping",
+    "Protocol",
+    "Sandbox",
+    "SandboxRef",
+    "Volume",
+    "VolumeSpec",
+    "kernel_name",
+    "new_id",
+    "stable_mac",
+]
+
+
+class Kind(StrEnum):
+    """Sorts of resources; the values are those of events and filters."""
+
+    NETWORK = "network"
+    ENDPOINT = "endpoint"
+    VOLUME = "volume"
+    CONTAINER = "container"
+    IMAGE = "image"
+    SANDBOX = "sandbox"
+
+
+class Protocol(StrEnum):
+    """Transports of published ports."""
+
+    TCP = "tcp"
+    UDP = "udp"
+
+
+class MountType(StrEnum):
+    """What is mounted."""
+
+    VOLUME = "volume"
+    BIND = "bind"
+    TMPFS = "tmpfs"
+
+
+class ContainerState(StrEnum):
+    """Where a container is in its life."""
+
+    CREATED = "created"
+    RUNNING = "running"
+    EXITED = "exited"
+
+
+def new_id() -> str:
+    """Return 64 random hexadecimal digits, as Docker's ids."""
+    return secrets.token_hex(32)
+
+
+def kernel_name(prefix: str, resource_id: str) -> str:
+    """Return an interface name derived from an id: at most 15 bytes (IFNAMSIZ - 1), so that it can be found again."""
+    return f"{prefix}{resource_id[: 15 - len(prefix)]}"
+
+
+def stable_mac(resource_id: str) -> str:
+    """Return a locally administered unicast MAC (IEEE 802, U/L bit) derived from an id, the same at every start."""
+    digest = hashlib.sha256(resource_id.encode()).digest()
+    return ":".join(f"{octet:02x}" for octet in (digest[0] & 0xFC | 0x02, *digest[1:6]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortMapping:
+    """A port of an endpoint made reachable through the node. `host_ip` "" means every address."""
+
+    container_port: int
+    host_port: int = 0
+    host_ip: str = ""
+    protocol: Protocol = Protocol.TCP
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """One address pool of a network: CIDR, gateway, CIDR of dynamic addresses, reserved addresses by name."""
+
+    subnet: str = ""
+    gateway: str = ""
+    ip_range: str = ""
+    aux_addresses: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkSpec:
+    """What was asked for."""
+
+    driver: str = "bridge"
+    internal: bool = False
+    enable_ipv6: bool = False
+    pools: tuple[Pool, ...] = ()
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """An isolated layer-2/3 domain. `pools` are resolved; `interface` and `mtu` are what the driver chose."""
+
+    id: str
+    name: str
+    spec: NetworkSpec
+    labels: Mapping[str, str] = field(default_factory=dict)
+    pools: tuple[Pool, ...] = ()
+    interface: str = ""
+    mtu: int = 0
+    predefined: bool = False
+    create_time: float = 0.0
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sandbox:
+    """A network namespace. `path` is where it is pinned or was named, "" for the host's own; `inode` tells it from a
+    successor at the same path.
+
+    `container_id` is "" for a namespace that an engine named. `resolver` says whether names are answered inside.
+    """
+
+    id: str
+    path: str
+    inode: int = 0
+    container_id: str = ""
+    resolver: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxRef:
+    """How a caller names a sandbox: one of the three."""
+
+    netns_path: str = ""
+    pid: int = 0
+    container: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointSpec:
+    """What was asked for, references resolved to ids by the network manager."""
+
+    name: str = ""
+    aliases: tuple[str, ...] = ()
+    ipv4_address: str = ""
+    mac_address: str = ""
+    interface_name: str = ""
+    ports: tuple[PortMapping, ...] = ()
+    gateway_priority: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """An address of an endpoint with its prefix length, and the gateway of its pool ("" for none)."""
+
+    address: str
+    prefix: int
+    gateway: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """One sandbox's attachment to one network. `ports` have their host ports filled in.
+
+    `attached` is false while only its addresses are reserved (a container that has not started).
+    """
+
+    id: str
+    network_id: str
+    sandbox_id: str
+    spec: EndpointSpec
+    name: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    addresses: tuple[Address, ...] = ()
+    mac_address: str = ""
+    interface_name: str = ""
+    ports: tuple[PortMapping, ...] = ()
+    default_route: bool = False
+    attached: bool = True
+    create_time: float = 0.0
+    revision: int = 0
+
+    @property
+    def host_interface(self) -> str:
+        """The host's end of the pair, found again from the id."""
+        return kernel_name("nsv-", self.id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeSpec:
+    """What was asked for."""
+
+    driver: str = "local"
+    options: Mapping[str, str] = field(default_factory=dict)
+    size_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Volume:
+    """Named storage that outlives containers."""
+
+    id: str
+    name: str
+    spec: VolumeSpec
+    labels: Mapping[str, str] = field(default_factory=dict)
+    mountpoint: str = ""
+    anonymous: bool = False
+    create_time: float = 0.0
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountSpec:
+    """What a container asks to see at `target`."""
+
+    target: str
+    type: MountType = MountType.VOLUME
+    source: str = ""
+    read_only: bool = False
+    no_copy: bool = False
+    create_source: bool = False
+    propagation: str = ""
+    tmpfs_size_bytes: int = 0
+    tmpfs_mode: int = 0
+    tmpfs_options: tuple[str, ...] = ()
+    volume_driver: str = ""
+    volume_options: Mapping[str, str] = field(default_factory=dict)
+    volume_labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mount:
+    """A resolved mount of a container: `source` is a host path, "" for tmpfs; `volume_id` and `volume` "" for binds."""
+
+    spec: MountSpec
+    source: str = ""
+    volume_id: str = ""
+    volume: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageConfig:
+    """Defaults to run an image (OCI image-spec, config.md)."""
+
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    working_dir: str = ""
+    user: str = ""
+    volumes: tuple[str, ...] = ()
+    exposed_ports: tuple[str, ...] = ()
+    stop_signal: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """A root filesystem with the defaults to run it. `layers` are hexadecimal sha256, bottom first."""
+
+    id: str
+    name: str
+    config: ImageConfig
+    layers: tuple[str, ...]
+    size_bytes: int = 0
+    architecture: str = ""
+    os: str = "linux"
+    create_time: float = 0.0
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attachment:
+    """One network of a container spec."""
+
+    network: str
+    aliases: tuple[str, ...] = ()
+    ipv4_address: str = ""
+    mac_address: str = ""
+    interface_name: str = ""
+    gateway_priority: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerSpec:
+    """What was asked for. `entrypoint` None keeps the image's; `stop_timeout` is in seconds."""
+
+    image: str
+    command: tuple[str, ...] = ()
+    entrypoint: tuple[str, ...] | None = None
+    env: tuple[str, ...] = ()
+    working_dir: str = ""
+    user: str = ""
+    hostname: str = ""
+    networks: tuple[Attachment, ...] = ()
+    sandbox_container: str = ""
+    ports: tuple[PortMapping, ...] = ()
+    mounts: tuple[MountSpec, ...] = ()
+    auto_remove: bool = False
+    read_only: bool = False
+    stop_signal: str = ""
+    stop_timeout: float = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Container:
+    """An image's filesystem, a sandbox, mounts and a process.
+
+    `pid` and `supervisor_pid` (conmon) go with `supervisor_start`, the supervisor's start time in clock ticks
+    (proc_pid_stat(5), field 22), so that a reused pid is never taken for it.
+    """
+
+    id: str
+    name: str
+    spec: ContainerSpec
+    image_id: str
+    sandbox_id: str
+    args: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    mounts: tuple[Mount, ...] = ()
+    state: ContainerState = ContainerState.CREATED
+    pid: int = 0
+    supervisor_pid: int = 0
+    supervisor_start: int = 0
+    exit_code: int = 0
+    message: str = ""
+    create_time: float = 0.0
+    start_time: float = 0.0
+    finish_time: float = 0.0
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One committed change of one resource."""
+
+    revision: int
+    time: float
+    kind: Kind
+    action: str
+    resource_id: str
+    resource_name: str
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One difference between store and kernel. `kind` None is garbage; `error` says why a repair failed."""
+
+    name: str
+    detail: str
+    kind: Kind | None = None
+    resource_id: str = ""
+    repaired: bool = False
+    error: str = ""

@@ -1,0 +1,55 @@
+"""The network manager: networks, endpoints and sandboxes of a node, and the reconciler that keeps them real."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from netstore.drivers.base import Host, load_drivers
+from netstore.kernel.firewall import Firewall
+from netstore.kernel.links import Deletions
+from netstore.model import Finding
+from netstore.networks.context import Context
+from netstore.networks.endpoints import Endpoints
+from netstore.networks.handover import ResolverLink
+from netstore.networks.networks import Networks
+from netstore.networks.reconcile import Reconciler
+from netstore.networks.sandboxes import Sandboxes
+from netstore.store import Store
+
+__all__ = ["NetworkManager"]
+
+
+class NetworkManager:
+    """Owns what its parts share. Must be made in the daemon's own network namespace."""
+
+    def __init__(self, store: Store, run_dir: Path) -> None:
+        self._firewall = Firewall()
+        self.resolver = ResolverLink(run_dir)
+        drivers = load_drivers(Host(self._firewall, Deletions()))
+        self._context = Context(store, drivers, self.resolver, run_dir / "netns")
+        self.networks = Networks(self._context)
+        self.sandboxes = Sandboxes(self._context)
+        self.endpoints = Endpoints(self._context, self.sandboxes)
+        self._reconciler = Reconciler(self._context, self._firewall, self.endpoints, self.sandboxes)
+
+    @property
+    def drivers(self) -> list[str]:
+        """Names of the network drivers."""
+        return sorted(self._context.drivers)
+
+    async def start(self) -> None:
+        """Make the firewall's skeleton and the predefined networks, then everything that the store holds."""
+        self._context.netns_dir.mkdir(parents=True, exist_ok=True)
+        await self.resolver.start()
+        await self._context.apply(self._firewall.ensure)
+        await self.networks.start()
+        await self.check(repair=True)
+
+    async def check(self, *, repair: bool) -> list[Finding]:
+        """Compare kernel and store; see `Reconciler.check`."""
+        return await self._reconciler.check(repair=repair)
+
+    async def close(self) -> None:
+        """Let go of the resolver and the executors; what is in the kernel stays and works on."""
+        await self.resolver.close()
+        self._context.close()

@@ -1,0 +1,201 @@
+"""Makes the kernel match the store: after a crash, when something drifted, and on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import structlog
+
+from netstore.errors import NetstoreError
+from netstore.kernel.firewall import Firewall
+from netstore.kernel.links import host_socket
+from netstore.kernel.namespaces import open_pinned, remove
+from netstore.model import Endpoint, Finding, Kind, Network, Sandbox
+from netstore.networks.context import Context
+from netstore.networks.endpoints import Endpoints
+from netstore.networks.sandboxes import Sandboxes
+
+__all__ = ["Reconciler"]
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Desired:
+    networks: list[Network]
+    endpoints: list[Endpoint]
+    sandboxes: list[Sandbox]
+
+    def attached(self, network: Network) -> list[Endpoint]:
+        return [each for each in self.endpoints if each.network_id == network.id and each.attached]
+
+
+class Reconciler:
+    """Compares, and repairs when asked to. Each difference is a `Finding`."""
+
+    def __init__(self, context: Context, firewall: Firewall, endpoints: Endpoints, sandboxes: Sandboxes) -> None:
+        self._context = context
+        self._firewall = firewall
+        self._endpoints = endpoints
+        self._sandboxes = sandboxes
+        self._lock = asyncio.Lock()
+
+    async def check(self, *, repair: bool) -> list[Finding]:
+        """Compare kernel and store, and repair what differs when `repair` is set."""
+        async with self._lock:
+            desired = await self._context.store.read(
+                lambda tx: _Desired(tx.networks.all(), tx.endpoints.all(), tx.sandboxes.all())
+            )
+            findings: list[Finding] = []
+            for step in (self._namespaces, self._networks, self._elements, self._names, self._garbage):
+                findings += await step(desired, repair=repair)
+            for finding in findings:
+                log.warning("kernel differs from store", name=finding.name, detail=finding.detail,
+                            repaired=finding.repaired, error=finding.error)  # fmt: skip
+            return findings
+
+    async def _namespaces(self, desired: _Desired, *, repair: bool) -> list[Finding]:
+        """Find sandboxes whose namespace is gone: ours are made anew, an engine's took its endpoints with it."""
+        findings = []
+        for sandbox in desired.sandboxes:
+            if not sandbox.path or await self._context.apply(_alive, sandbox):
+                continue
+            finding = Finding(
+                kind=Kind.SANDBOX, resource_id=sandbox.id, name=sandbox.path, detail="its network namespace is gone"
+            )
+            findings.append(await _repaired(finding, partial(self._replace, sandbox, desired), repair=repair))
+        return findings
+
+    async def _replace(self, sandbox: Sandbox, desired: _Desired) -> None:
+        theirs = [endpoint for endpoint in desired.endpoints if endpoint.sandbox_id == sandbox.id]
+        if sandbox.container_id:
+            restored = await self._sandboxes.restore(sandbox)
+            desired.sandboxes[desired.sandboxes.index(sandbox)] = restored
+            return
+        for endpoint in theirs:
+            desired.endpoints.remove(endpoint)
+            await self._endpoints.detach(endpoint.id)
+        desired.sandboxes.remove(sandbox)
+
+    async def _networks(self, desired: _Desired, *, repair: bool) -> list[Finding]:
+        findings = []
+        sandboxes = {sandbox.id: sandbox for sandbox in desired.sandboxes}
+        for network in desired.networks:
+            driver = self._context.driver(network.spec.driver)
+            observed = await self._context.apply(driver.observe, network)
+            if not observed.interface:
+                finding = Finding(kind=Kind.NETWORK, resource_id=network.id, name=network.name,
+                                  detail=f"interface {network.interface} is missing")  # fmt: skip
+                findings.append(await _repaired(finding, partial(self._apply_network, network), repair=repair))
+            for endpoint in desired.attached(network):
+                if not driver.has_interfaces or endpoint.host_interface in observed.endpoints:
+                    continue
+                finding = Finding(kind=Kind.ENDPOINT, resource_id=endpoint.id, name=endpoint.name or endpoint.id[:12],
+                                  detail=f"interface {endpoint.host_interface} is missing")  # fmt: skip
+                sandbox = sandboxes[endpoint.sandbox_id]
+                work = partial(self._apply_endpoint, network, endpoint, sandbox)
+                findings.append(await _repaired(finding, work, repair=repair))
+        return findings
+
+    async def _apply_network(self, network: Network) -> None:
+        async with self._context.locks.hold(network.id):
+            driver = self._context.driver(network.spec.driver)
+            await self._context.apply(driver.apply_network, network)
+
+    async def _apply_endpoint(self, network: Network, endpoint: Endpoint, sandbox: Sandbox) -> None:
+        driver = self._context.driver(network.spec.driver)
+        async with self._sandboxes.reopen(sandbox) as opened:
+            await self._context.remove(driver.remove_endpoint, network, replace(endpoint, ports=()))
+            await self._context.apply(driver.apply_endpoint, network, endpoint, opened.namespace)
+
+    async def _elements(self, desired: _Desired, *, repair: bool) -> list[Finding]:
+        wanted = set[tuple[str, str]]()
+        for network in desired.networks:
+            wanted |= self._context.driver(network.spec.driver).elements(network, desired.attached(network))
+        present = await self._context.apply(self._firewall.elements)
+        findings = []
+        if present is None:
+            finding = Finding(name="table inet netstore", detail="the firewall's skeleton is missing or not whole")
+            findings.append(
+                await _repaired(finding, partial(self._context.apply, self._firewall.ensure), repair=repair)
+            )
+            present = await self._context.apply(self._firewall.elements) or set()
+        for elements, detail, change in (
+            (present - wanted, "is there and should not be", self._firewall.remove),
+            (wanted - present, "is missing", self._firewall.add),
+        ):
+            if elements:
+                shown = ", ".join(f"{name} {{ {text} }}" for name, text in sorted(elements)[:5])
+                finding = Finding(name="table inet netstore", detail=f"{len(elements)} element(s): {shown} {detail}")
+                work = partial(self._context.apply, change, sorted(elements))
+                findings.append(await _repaired(finding, work, repair=repair))
+        return findings
+
+    async def _names(self, desired: _Desired, *, repair: bool) -> list[Finding]:
+        named = {network.id for network in desired.networks if not network.predefined}
+        served = {e.sandbox_id for e in desired.endpoints if e.attached and e.network_id in named}
+        findings = []
+        for sandbox in desired.sandboxes:
+            if sandbox.id not in served or not sandbox.resolver or sandbox.id in self._context.resolver.held():
+                continue
+            finding = Finding(kind=Kind.SANDBOX, resource_id=sandbox.id, name=sandbox.path,
+                              detail="nobody answers its names")  # fmt: skip
+            findings.append(await _repaired(finding, partial(self._serve, sandbox), repair=repair))
+        return findings
+
+    async def _serve(self, sandbox: Sandbox) -> None:
+        async with self._sandboxes.reopen(sandbox) as opened:
+            await self._sandboxes.serve_names(opened)
+
+    async def _garbage(self, desired: _Desired, *, repair: bool) -> list[Finding]:
+        """Find what carries our mark and has no row."""
+        known = {network.id for network in desired.networks} | {endpoint.id for endpoint in desired.endpoints}
+        findings = []
+        for name, owner in await self._context.apply(_marked_links):
+            if owner not in known:
+                finding = Finding(name=name, detail="an interface that nothing owns")
+                delete = next(iter(self._context.drivers.values())).host.deletions.delete
+                work = partial(self._context.remove, delete, name)
+                findings.append(await _repaired(finding, work, repair=repair))
+        pinned = {sandbox.path for sandbox in desired.sandboxes}
+        for path in sorted(self._context.netns_dir.glob("*")):
+            if str(path) not in pinned:
+                finding = Finding(name=str(path), detail="a namespace that nothing owns")
+                work = partial(self._context.remove, remove, path)
+                findings.append(await _repaired(finding, work, repair=repair))
+        for orphan in self._context.resolver.held() - {sandbox.id for sandbox in desired.sandboxes}:
+            await self._context.resolver.remove(orphan)
+        return findings
+
+
+async def _repaired(finding: Finding, work: Callable[[], Coroutine[Any, Any, None]], *, repair: bool) -> Finding:
+    if not repair:
+        return finding
+    try:
+        await work()
+    except NetstoreError as error:
+        return replace(finding, error=str(error))
+    return replace(finding, repaired=True)
+
+
+def _alive(sandbox: Sandbox) -> bool:
+    namespace = open_pinned(sandbox.path, sandbox.inode)
+    if namespace is None:
+        return False
+    os.close(namespace)
+    return True
+
+
+def _marked_links() -> list[tuple[str, str]]:
+    """Return interfaces that carry our mark, an alias naming their owner, and the owner's id."""
+    found = []
+    for link in host_socket().links():
+        name, alias = link.get_attr("IFLA_IFNAME"), link.get_attr("IFLA_IFALIAS") or ""
+        if alias.startswith(("netstore network ", "netstore endpoint ")):
+            found.append((name, alias.rsplit(" ", 1)[1]))
+    return found

@@ -1,0 +1,157 @@
+"""Sandboxes: the namespaces that endpoints go into, the launcher's own and those that engines name."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+
+import structlog
+
+from netstore.errors import InvalidArgument, KernelError, NetstoreError
+from netstore.kernel import namespaces
+from netstore.kernel.sandboxes import close_resolver, interface_names, open_resolver, raise_loopback
+from netstore.model import Sandbox, SandboxRef, new_id
+from netstore.networks.context import Context
+from netstore.store import Transaction
+
+__all__ = ["OpenSandbox", "Sandboxes"]
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSandbox:
+    """A sandbox while it is worked on: its namespace's descriptor, and the interfaces that are in it.
+
+    `namespace` is None for the host's own. A sandbox that the store does not know yet has a new id.
+    """
+
+    sandbox: Sandbox
+    namespace: int | None
+    interfaces: frozenset[str]
+
+
+class Sandboxes:
+    """The sandboxes of a node."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._store = context.store
+
+    async def create(self, container_id: str) -> Sandbox:
+        """Make and pin a namespace for a container; the caller's transaction adds the row.
+
+        Raises:
+            KernelError: it cannot be made; nothing is left.
+        """
+        sandbox_id = new_id()
+        path = self._context.netns_dir / sandbox_id[:32]
+        inode = await self._context.apply(namespaces.create, path)
+        return Sandbox(id=sandbox_id, path=str(path), inode=inode, container_id=container_id)
+
+    async def discard(self, sandbox: Sandbox) -> None:
+        """Unpin a container's namespace and forget its resolver's sockets; its row is gone already."""
+        await self._context.resolver.remove(sandbox.id)
+        if sandbox.path and sandbox.container_id:
+            await self._context.remove(namespaces.remove, self._context.netns_dir / sandbox.id[:32])
+
+    async def restore(self, sandbox: Sandbox) -> Sandbox:
+        """Make a container's namespace anew, after a reboot took it away; what was inside is applied by the caller."""
+        path = self._context.netns_dir / sandbox.id[:32]
+        await self._context.remove(namespaces.remove, path)
+        inode = await self._context.apply(namespaces.create, path)
+        restored = replace(sandbox, path=str(path), inode=inode)
+        await self._store.write(lambda tx: tx.sandboxes.update(restored))
+        await self._context.resolver.remove(sandbox.id)
+        return restored
+
+    @asynccontextmanager
+    async def open(self, ref: SandboxRef) -> AsyncIterator[OpenSandbox]:
+        """Open the sandbox that a caller names, and close its descriptor in the end.
+
+        Raises:
+            InvalidArgument: the path or pid is no network namespace, or is the host's.
+            NotFound: no such container.
+        """
+        if ref.container:
+            sandbox = await self._store.read(lambda tx: container_sandbox(tx, ref.container))
+            async with self.reopen(sandbox) as opened:
+                yield opened
+            return
+        path, field = (ref.netns_path, "netns_path") if ref.netns_path else (f"/proc/{ref.pid}/ns/net", "pid")
+        if not ref.netns_path and ref.pid < 1:
+            raise InvalidArgument("sandbox", "", "a netns_path, a pid or a container")
+        namespace = await self._context.apply(namespaces.open_namespace, path, field=field)
+        try:
+            inode = os.fstat(namespace).st_ino
+            known = await self._store.read(lambda tx: tx.sandboxes.all("inode = ?", inode))
+            sandbox = next(iter(known), Sandbox(id=new_id(), path=path, inode=inode))
+            names = await self._context.apply(interface_names, namespace)
+            yield OpenSandbox(sandbox, namespace, frozenset(names))
+        finally:
+            os.close(namespace)
+
+    @asynccontextmanager
+    async def reopen(self, sandbox: Sandbox) -> AsyncIterator[OpenSandbox]:
+        """Open a sandbox that the store knows.
+
+        Raises:
+            KernelError: its namespace is gone.
+        """
+        if not sandbox.path:
+            yield OpenSandbox(sandbox, None, frozenset())
+            return
+        namespace = await self._context.apply(namespaces.open_pinned, sandbox.path, sandbox.inode)
+        if namespace is None:
+            raise KernelError(
+                errno.ENOENT,
+                "opening the sandbox",
+                sandbox.path,
+                hint="`netstore system check --repair` restores what it can",
+            )
+        try:
+            names = await self._context.apply(interface_names, namespace)
+            yield OpenSandbox(sandbox, namespace, frozenset(names))
+        finally:
+            os.close(namespace)
+
+    async def serve_names(self, opened: OpenSandbox) -> None:
+        """Give a sandbox its resolver, where it has none yet.
+
+        Raises:
+            KernelError: the sockets or the redirect cannot be made.
+        """
+        sandbox, namespace = opened.sandbox, opened.namespace
+        if namespace is None or not sandbox.resolver or sandbox.id in self._context.resolver.held():
+            return
+        udp, tcp = await self._context.apply(open_resolver, namespace)
+        await self._context.resolver.add(sandbox.id, udp, tcp)
+
+    async def stop_names(self, opened: OpenSandbox) -> None:
+        """Take its resolver from a sandbox that lives on without us."""
+        if opened.sandbox.id not in self._context.resolver.held():
+            return
+        await self._context.resolver.remove(opened.sandbox.id)
+        if opened.namespace is not None:
+            try:
+                await self._context.apply(close_resolver, opened.namespace)
+            except NetstoreError as error:
+                log.warning("redirect of names left behind", sandbox=opened.sandbox.path, error=str(error))
+
+    async def raise_loopback(self, sandbox: Sandbox) -> None:
+        """Set `lo` up in a sandbox that gets no interface (network none)."""
+        async with self.reopen(sandbox) as opened:
+            if opened.namespace is not None:
+                await self._context.apply(raise_loopback, opened.namespace)
+
+
+def container_sandbox(tx: Transaction, reference: str) -> Sandbox:
+    """Return the sandbox of a container by name, id or id prefix.
+
+    Raises:
+        NotFound: no such container.
+    """
+    return tx.sandboxes.require(tx.containers.find(reference).sandbox_id)

@@ -1,0 +1,202 @@
+"""The node's durable state: one SQLite database, one writing thread, one reading thread.
+
+Writes that wait while a commit runs share the next one (group commit), each inside its own savepoint, so that one
+refusal undoes only its own work. WAL and synchronous=FULL: what was answered survives a power cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import structlog
+
+from netstore.errors import Exhausted, NetstoreError, Unavailable
+from netstore.store.schema import MIGRATIONS
+from netstore.store.tables import Transaction
+
+__all__ = ["Store", "connect"]
+
+T = TypeVar("T")
+
+_KEEP_EVENTS = 100_000
+_KEEP_REQUESTS_SECONDS = 24 * 3600
+_TRIM_EVERY = 1000  # commits
+
+log = structlog.get_logger(__name__)
+
+
+def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
+    """Open the database for one thread.
+
+    Raises:
+        NetstoreError: it cannot be opened, or is no database.
+    """
+    try:
+        connection = sqlite3.connect(
+            f"file:{path}?mode={'ro' if read_only else 'rwc'}", uri=True, isolation_level=None, check_same_thread=False
+        )
+        connection.execute("PRAGMA busy_timeout = 5000")
+        if not read_only:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA foreign_keys = ON")
+    except sqlite3.Error as error:
+        raise _mapped(error, f"opening {path}") from error
+    return connection
+
+
+@dataclass(slots=True)
+class _Write:
+    work: Callable[[Transaction], Any]
+    future: asyncio.Future[Any]
+    result: Any = None
+    error: BaseException | None = None
+
+
+class Store:
+    """Durable state. `write` and `read` run a function of a `Transaction` in the store's own threads."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._writer = connect(path)
+        os.chmod(path, 0o640)
+        _migrate(self._writer)
+        self._reader = connect(path, read_only=True)
+        self._reading = ThreadPoolExecutor(1, thread_name_prefix="store-read")
+        self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._loop = asyncio.get_running_loop()
+        self._changed: asyncio.Future[None] = self._loop.create_future()
+        self._closed = False
+        self._thread = threading.Thread(target=self._write_loop, name="store-write", daemon=True)
+        self._thread.start()
+
+    async def write(self, work: Callable[[Transaction], T]) -> T:
+        """Run `work` in a transaction and commit it durably; raise what it raises, with nothing changed.
+
+        Raises:
+            Exhausted: the disk is full.
+            Unavailable: the store is closed.
+        """
+        if self._closed:
+            raise Unavailable("netstored is stopping", hint="try again when it is up")
+        request = _Write(work, self._loop.create_future())
+        self._queue.put(request)
+        return cast(T, await request.future)
+
+    async def read(self, work: Callable[[Transaction], T]) -> T:
+        """Run `work` on one consistent view of what is committed."""
+        if self._closed:
+            raise Unavailable("netstored is stopping", hint="try again when it is up")
+        return await self._loop.run_in_executor(self._reading, self._read, work)
+
+    def changed(self) -> asyncio.Future[None]:
+        """Return a future that is done after the next commit; shield it when waiting with a timeout."""
+        return self._changed
+
+    async def backup(self, target: Path) -> None:
+        """Write a consistent copy of the database to `target` while it is in use (SQLite's VACUUM INTO)."""
+        await self.read(lambda tx: tx.execute("VACUUM INTO ?", str(target)))
+
+    async def close(self) -> None:
+        """Finish queued writes and close."""
+        self._closed = True
+        self._queue.put(None)
+        await asyncio.to_thread(self._thread.join)
+        self._reading.shutdown()
+        self._reader.close()
+        self._writer.close()
+
+    def _read(self, work: Callable[[Transaction], T]) -> T:
+        try:
+            return work(Transaction(self._reader))
+        except sqlite3.Error as error:
+            raise _mapped(error, f"reading {self.path}") from error
+
+    def _write_loop(self) -> None:
+        transaction = Transaction(self._writer)
+        commits = 0
+        while (first := self._queue.get()) is not None:
+            batch = [first]
+            while not self._queue.empty() and len(batch) < 64:
+                following = self._queue.get()
+                if following is None:
+                    self._queue.put(None)
+                    break
+                batch.append(following)
+            self._commit(transaction, batch, trim=commits % _TRIM_EVERY == _TRIM_EVERY - 1)
+            commits += 1
+            self._loop.call_soon_threadsafe(self._answer, batch)
+
+    def _commit(self, transaction: Transaction, batch: list[_Write], *, trim: bool) -> None:
+        try:
+            self._writer.execute("BEGIN IMMEDIATE")
+            for request in batch:
+                self._run(transaction, request)
+            if trim:
+                _trim(transaction)
+            self._writer.execute("COMMIT")
+        except sqlite3.Error as error:
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
+            for request in batch:
+                request.error = request.error or _mapped(error, f"committing to {self.path}")
+
+    def _run(self, transaction: Transaction, request: _Write) -> None:
+        self._writer.execute("SAVEPOINT request")
+        try:
+            request.result = request.work(transaction)
+        except sqlite3.Error as error:
+            request.error = _mapped(error, f"writing to {self.path}")
+        except Exception as error:
+            request.error = error
+        if request.error:
+            self._writer.execute("ROLLBACK TO request")
+        self._writer.execute("RELEASE request")
+
+    def _answer(self, batch: list[_Write]) -> None:
+        for request in batch:
+            if request.future.cancelled():
+                continue
+            if request.error:
+                request.future.set_exception(request.error)
+            else:
+                request.future.set_result(request.result)
+        changed, self._changed = self._changed, self._loop.create_future()
+        if not changed.done():
+            changed.set_result(None)
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > len(MIGRATIONS):
+        raise NetstoreError(
+            f"the database has schema {version}, this netstored knows {len(MIGRATIONS)}",
+            hint="run the newer netstored, or restore a backup made by this one",
+        )
+    for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
+        connection.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT;")
+        log.info("database migrated", schema=number)
+
+
+def _trim(transaction: Transaction) -> None:
+    transaction.execute("DELETE FROM events WHERE revision <= ?", transaction.revision() - _KEEP_EVENTS)
+    transaction.execute("DELETE FROM requests WHERE time < ?", time.time() - _KEEP_REQUESTS_SECONDS)
+
+
+def _mapped(error: sqlite3.Error, doing: str) -> NetstoreError:
+    """The one place where SQLite's errors become ours."""
+    name = getattr(error, "sqlite_errorname", "")
+    if name == "SQLITE_FULL":
+        return Exhausted(f"{doing}: the disk is full", hint="free space on the file system of the state directory")
+    hint = "restore the last `netstore system backup`" if name in ("SQLITE_CORRUPT", "SQLITE_NOTADB") else ""
+    return NetstoreError(f"{doing}: {error} ({name})", hint=hint, reason=f"STORE_{name}")

@@ -1,0 +1,110 @@
+"""The database's schema, as a list of migrations: version n is reached by running the first n of them.
+
+The constraints here are what makes double allocation impossible (DESIGN, rule 2): an address, a MAC, an interface name,
+a host port and a name are columns of unique keys, and triggers refuse what a key cannot express (overlapping subnets,
+a wildcard port beside one of a single address).
+"""
+
+from __future__ import annotations
+
+__all__ = ["MIGRATIONS", "OVERLAP", "PORT_TAKEN"]
+
+OVERLAP = "subnet overlaps"
+PORT_TAKEN = "port taken"
+
+MIGRATIONS: tuple[str, ...] = (
+    f"""
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+
+    CREATE TABLE networks (
+        id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, created INTEGER NOT NULL UNIQUE, body TEXT NOT NULL
+    ) WITHOUT ROWID;
+
+    -- Addresses are packed bytes (4 or 16), so that they order as numbers. `cursor` is the last one given dynamically.
+    CREATE TABLE subnets (
+        network_id TEXT NOT NULL REFERENCES networks(id) ON DELETE CASCADE,
+        subnet TEXT NOT NULL UNIQUE, first BLOB NOT NULL, last BLOB NOT NULL, cursor BLOB NOT NULL
+    );
+    CREATE INDEX subnets_by_network ON subnets(network_id);
+    CREATE TRIGGER subnets_do_not_overlap BEFORE INSERT ON subnets
+    WHEN EXISTS (SELECT 1 FROM subnets WHERE length(first) = length(NEW.first)
+                 AND first <= NEW.last AND last >= NEW.first)
+    BEGIN SELECT RAISE(ABORT, '{OVERLAP}'); END;
+
+    CREATE TABLE sandboxes (
+        id TEXT PRIMARY KEY, path TEXT UNIQUE, inode INTEGER NOT NULL, container_id TEXT NOT NULL, body TEXT NOT NULL
+    ) WITHOUT ROWID;
+
+    CREATE INDEX sandboxes_by_inode ON sandboxes(inode);
+
+    CREATE TABLE endpoints (
+        id TEXT PRIMARY KEY, name TEXT NOT NULL, created INTEGER NOT NULL UNIQUE,
+        network_id TEXT NOT NULL REFERENCES networks(id),
+        sandbox_id TEXT NOT NULL REFERENCES sandboxes(id),
+        mac TEXT, interface_name TEXT, body TEXT NOT NULL,
+        UNIQUE (network_id, sandbox_id), UNIQUE (sandbox_id, interface_name), UNIQUE (network_id, mac)
+    ) WITHOUT ROWID;
+
+    -- The owner is the endpoint that holds the address, or the network for gateways and auxiliary addresses.
+    CREATE TABLE addresses (
+        network_id TEXT NOT NULL REFERENCES networks(id) ON DELETE CASCADE,
+        address BLOB NOT NULL, endpoint_id TEXT REFERENCES endpoints(id) ON DELETE CASCADE,
+        PRIMARY KEY (network_id, address)
+    ) WITHOUT ROWID;
+    CREATE INDEX addresses_by_endpoint ON addresses(endpoint_id);
+
+    -- What netstore-resolver answers. Lower case; several endpoints may share a name (round robin).
+    CREATE TABLE names (
+        network_id TEXT NOT NULL REFERENCES networks(id) ON DELETE CASCADE, name TEXT NOT NULL,
+        endpoint_id TEXT NOT NULL REFERENCES endpoints(id) ON DELETE CASCADE,
+        PRIMARY KEY (network_id, name, endpoint_id)
+    ) WITHOUT ROWID;
+    CREATE INDEX names_by_endpoint ON names(endpoint_id);
+
+    -- host_ip '' is every address of the node.
+    CREATE TABLE ports (
+        host_ip TEXT NOT NULL, protocol TEXT NOT NULL, host_port INTEGER NOT NULL,
+        container_port INTEGER NOT NULL, endpoint_id TEXT NOT NULL REFERENCES endpoints(id) ON DELETE CASCADE,
+        PRIMARY KEY (protocol, host_port, host_ip)
+    ) WITHOUT ROWID;
+    CREATE INDEX ports_by_endpoint ON ports(endpoint_id);
+    CREATE TRIGGER ports_do_not_clash BEFORE INSERT ON ports
+    WHEN EXISTS (SELECT 1 FROM ports WHERE protocol = NEW.protocol AND host_port = NEW.host_port
+                 AND (host_ip = NEW.host_ip OR host_ip = '' OR NEW.host_ip = ''))
+    BEGIN SELECT RAISE(ABORT, '{PORT_TAKEN}'); END;
+
+    CREATE TABLE volumes (
+        id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, created INTEGER NOT NULL UNIQUE, body TEXT NOT NULL
+    ) WITHOUT ROWID;
+
+    CREATE TABLE images (
+        id TEXT PRIMARY KEY, name TEXT UNIQUE, created INTEGER NOT NULL UNIQUE, body TEXT NOT NULL
+    ) WITHOUT ROWID;
+
+    CREATE TABLE containers (
+        id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, created INTEGER NOT NULL UNIQUE,
+        image_id TEXT NOT NULL REFERENCES images(id),
+        sandbox_id TEXT NOT NULL REFERENCES sandboxes(id), body TEXT NOT NULL
+    ) WITHOUT ROWID;
+    CREATE INDEX containers_by_sandbox ON containers(sandbox_id);
+    CREATE INDEX containers_by_image ON containers(image_id);
+
+    -- A row here is what makes a volume "in use": from the container's create to its remove.
+    CREATE TABLE volume_uses (
+        volume_id TEXT NOT NULL REFERENCES volumes(id),
+        container_id TEXT NOT NULL REFERENCES containers(id) ON DELETE CASCADE,
+        PRIMARY KEY (volume_id, container_id)
+    ) WITHOUT ROWID;
+    CREATE INDEX volume_uses_by_container ON volume_uses(container_id);
+
+    CREATE TABLE events (
+        revision INTEGER PRIMARY KEY AUTOINCREMENT, time REAL NOT NULL, kind TEXT NOT NULL, action TEXT NOT NULL,
+        resource_id TEXT NOT NULL, resource_name TEXT NOT NULL, attributes TEXT NOT NULL
+    );
+
+    -- Answers to repeated requests: request_id -> what it made.
+    CREATE TABLE requests (
+        request_id TEXT PRIMARY KEY, method TEXT NOT NULL, resource_ids TEXT NOT NULL, time REAL NOT NULL
+    ) WITHOUT ROWID;
+    """,
+)
