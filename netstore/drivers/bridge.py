@@ -65,9 +65,8 @@ class BridgeDriver(Driver):
         route = host_socket()
         found = route.link(network.interface)
         if found is None:
-            alias, mac = _alias("network", network.id), stable_mac(network.id)
-            route.run([netlink.bridge_add(network.interface, alias=alias, mac=mac, mtu=network.mtu)])
-        elif found.get_attr("IFLA_IFALIAS") != _alias("network", network.id):
+            route.run([netlink.bridge_add(network.interface, mac=stable_mac(network.id), mtu=network.mtu)])
+        elif found.alias != _alias("network", network.id):
             raise FailedPrecondition(
                 f"interface {network.interface} exists and is not ours", hint=f"choose another {NAME}, or remove it",
             )  # fmt: skip
@@ -76,7 +75,7 @@ class BridgeDriver(Driver):
             assert index is not None
             route.run(
                 [
-                    netlink.link_set(index, ipv6_addresses=False),
+                    netlink.link_set(index, alias=_alias("network", network.id), ipv6_addresses=False),
                     *(
                         netlink.address_add(index, gateway, prefix, tolerate={errno.EEXIST})
                         for gateway, prefix in _gateways(network)
@@ -92,7 +91,7 @@ class BridgeDriver(Driver):
         """Remove firewall elements, then the bridge, if it is ours."""
         self.host.firewall.remove(self._network_elements(network))
         found = host_socket().link(network.interface)
-        if found is not None and found.get_attr("IFLA_IFALIAS") == _alias("network", network.id):
+        if found is not None and found.alias == _alias("network", network.id):
             self.host.deletions.delete(network.interface)
 
     def apply_endpoint(self, network: Network, endpoint: Endpoint, namespace: int | None) -> None:
@@ -115,10 +114,10 @@ class BridgeDriver(Driver):
 
     def observe(self, network: Network) -> Observed:
         """Look for the bridge and its ports."""
-        links = host_socket().links()
-        index = next((link["index"] for link in links if link.get_attr("IFLA_IFNAME") == network.interface), None)
-        ports = {link.get_attr("IFLA_IFNAME") for link in links if index and link.get_attr("IFLA_MASTER") == index}
-        return Observed(interface=index is not None, endpoints=frozenset(ports))
+        route = host_socket()
+        index = route.index_of(network.interface)
+        ports = route.links(master=index) if index else []
+        return Observed(interface=index is not None, endpoints=frozenset(port.name for port in ports))
 
     def default_route(self, network: Network, endpoint: Endpoint, namespace: int) -> None:
         """Replace the namespace's default route."""
@@ -148,7 +147,7 @@ class BridgeDriver(Driver):
         if network.spec.internal:
             elements.append(("internal", name))
         elif parse(self.options, network.spec.options)[MASQUERADE]:
-            elements.append(("masquerade", name))
+            elements.append(("masqueraded", name))
         return elements
 
     def _make_pair(self, route: RouteSocket, network: Network, endpoint: Endpoint, namespace: int | None) -> bool:
@@ -164,7 +163,6 @@ class BridgeDriver(Driver):
         requests = [
             netlink.veth_add(
                 endpoint.host_interface,
-                alias=_alias("endpoint", endpoint.id),
                 master=master,
                 mtu=network.mtu,
                 peer=endpoint.interface_name if namespace is not None else kernel_name("nsp-", endpoint.id),
@@ -173,6 +171,7 @@ class BridgeDriver(Driver):
             ),
             netlink.port_set(
                 endpoint.host_interface,
+                alias=_alias("endpoint", endpoint.id),
                 # Where br_netfilter hands bridged frames to nftables, a hairpin needs the bridge's consent too.
                 hairpin=True,
                 isolated=not parse(self.options, network.spec.options)[ICC],
@@ -203,7 +202,7 @@ class BridgeDriver(Driver):
         if namespace is not None:
             with _socket_in(namespace) as inside:
                 peer = inside.link(endpoint.interface_name)
-            if peer is not None and peer.get_attr("IFLA_ADDRESS") == endpoint.mac_address:
+            if peer is not None and peer.mac == endpoint.mac_address:
                 return False
         self.host.deletions.delete(endpoint.host_interface)
         return self._make_pair(route, network, endpoint, namespace)

@@ -12,7 +12,7 @@ from netstore.errors import InvalidArgument
 
 __all__ = ["Option", "boolean", "interface", "ipv4", "number", "parse"]
 
-_INTERFACE = re.compile(r"[^\s/:]{1,15}")
+_INTERFACE = re.compile(r"[a-zA-Z0-9_.-]{1,15}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def number(low: int, high: int) -> Callable[[str], int]:
 def interface(text: str) -> str:
     """Parse an interface name (dev_valid_name in the kernel)."""
     if not _INTERFACE.fullmatch(text) or text in (".", ".."):
-        raise ValueError("an interface name: 1 to 15 bytes, without spaces, '/' and ':'")
+        raise ValueError("an interface name: 1 to 15 letters, digits, '_', '.', '-'")
     return text
 
 

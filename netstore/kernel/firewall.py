@@ -28,7 +28,7 @@ TABLE = "inet netstore"
 _SETS = {
     "bridges": ("set", "type ifname;"),
     "internal": ("set", "type ifname;"),
-    "masquerade": ("set", "type ifname;"),
+    "masqueraded": ("set", "type ifname;"),
     "same": ("set", "type ifname . ifname;"),
     "subnets": ("set", "type ifname . ipv4_addr; flags interval;"),
     "ports": ("map", "type inet_proto . inet_service : ipv4_addr . inet_service;"),
@@ -66,7 +66,7 @@ _CHAINS = {
         ("ip daddr != 127.0.0.0/8 fib daddr type local jump publish",),
     ),
     "output": (
-        "type nat hook output priority dstnat; policy accept;",
+        "type nat hook output priority -100; policy accept;",
         ("fib daddr type local jump publish",),
     ),
     "postrouting": (
@@ -74,7 +74,7 @@ _CHAINS = {
         (
             "oifname @bridges ip saddr 127.0.0.0/8 masquerade",
             "ct status dnat oifname . ip saddr @subnets masquerade",
-            "iifname @masquerade oifname != @bridges masquerade",
+            "iifname @masqueraded oifname != @bridges masquerade",
         ),
     ),
 }

@@ -20,6 +20,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 from netstore.errors import KernelError
 
 __all__ = [
+    "Link",
     "Request",
     "RouteSocket",
     "address_add",
@@ -33,21 +34,22 @@ __all__ = [
 ]
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
-RTM_NEWADDR, RTM_GETADDR = 20, 22
-RTM_NEWROUTE, RTM_GETROUTE = 24, 26
+RTM_NEWADDR = 20
+RTM_NEWROUTE = 24
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLM_F_CAPPED, NLM_F_ACK_TLVS = 0x100, 0x200
 NLMSGERR_ATTR_MSG = 1
 SOL_NETLINK, NETLINK_CAP_ACK, NETLINK_EXT_ACK = 270, 10, 11
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_IFALIAS = 1, 3, 4, 10, 20
 IFF_UP = 0x1
 IN6_ADDR_GEN_MODE_NONE = 1
 RT_TABLE_MAIN, RTPROT_STATIC, RT_SCOPE_UNIVERSE, RTN_UNICAST = 254, 4, 0, 1
-IFNAMSIZ = 16
 
 _HEADER = struct.Struct("IHHII")
 _BATCH = 64  # messages in one send: their acknowledgements fit the default receive buffer
+_SKIP_STATISTICS = ("IFLA_EXT_MASK", 1 << 3)  # RTEXT_FILTER_SKIP_STATS
 _ATTRS: TypeAlias = "list[tuple[str, Any]]"
 
 
@@ -59,6 +61,18 @@ class Request:
     doing: str
     to: str
     tolerate: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An interface. `mtu` in bytes; `master` is the index of the bridge that it is a port of, 0 for none."""
+
+    index: int
+    name: str
+    alias: str
+    mac: str
+    mtu: int
+    master: int
 
 
 class RouteSocket:
@@ -117,41 +131,31 @@ class RouteSocket:
     def index_of(self, name: str) -> int | None:
         """Return an interface's index, None when there is none of that name."""
         found = self.link(name)
-        return found["index"] if found else None
+        return found.index if found else None
 
-    def link(self, name: str) -> Any | None:
-        """Return pyroute2's decoded message of one interface, or None."""
-        message = _message(ifinfmsg, RTM_GETLINK, 0, {}, [("IFLA_IFNAME", name)])
+    def link(self, name: str) -> Link | None:
+        """Return one interface, None when there is none of that name."""
+        message = _message(ifinfmsg, RTM_GETLINK, 0, {}, [("IFLA_IFNAME", name), _SKIP_STATISTICS])
         try:
-            (found,) = self._query(message, ifinfmsg, "reading interface", name)
+            (answer,) = self._answers(message, "reading interface", name)
         except KernelError as error:
             if error.errno == errno.ENODEV:
                 return None
             raise
-        return found
+        return _link(answer)
 
-    def links(self) -> list[Any]:
-        """Return every interface, decoded."""
-        return self._dump(ifinfmsg, RTM_GETLINK, "interfaces")
+    def links(self, *, master: int = 0) -> list[Link]:
+        """Return every interface, or the ports of the bridge of index `master`."""
+        attrs: _ATTRS = [_SKIP_STATISTICS, *([("IFLA_MASTER", master)] if master else [])]
+        message = _message(ifinfmsg, RTM_GETLINK, NLM_F_DUMP, {}, attrs)
+        return [_link(answer) for answer in self._answers(message, "listing", "interfaces")]
 
-    def addresses(self) -> list[Any]:
-        """Return every address, decoded."""
-        return self._dump(ifaddrmsg, RTM_GETADDR, "addresses")
-
-    def routes(self) -> list[Any]:
-        """Return every route of the main table, decoded."""
-        routes = self._dump(rtmsg, RTM_GETROUTE, "routes")
-        return [route for route in routes if route.get_attr("RTA_TABLE") == RT_TABLE_MAIN]
-
-    def _dump(self, type_: type, kind: int, what: str) -> list[Any]:
-        return self._query(_message(type_, kind, NLM_F_DUMP, {}, []), type_, "listing", what)
-
-    def _query(self, data: bytes, type_: type, doing: str, to: str) -> list[Any]:
+    def _answers(self, data: bytes, doing: str, to: str) -> list[bytes]:
         self._sequence += 1
         message = bytearray(data)
         struct.pack_into("I", message, 8, self._sequence)
         self._socket.send(message)
-        found: list[Any] = []
+        found: list[bytes] = []
         while True:
             for kind, flags, sequence, answer in _messages(self._socket.recv(1 << 18)):
                 if sequence != self._sequence:
@@ -163,9 +167,7 @@ class RouteSocket:
                     if code:
                         raise KernelError(code, doing, to, hint=_reason(flags, answer))
                     return found
-                decoded = type_(answer)
-                decoded.decode()
-                found.append(decoded)
+                found.append(answer)
 
 
 def _messages(data: bytes) -> Iterable[tuple[int, int, int, bytes]]:
@@ -189,6 +191,25 @@ def _reason(flags: int, message: bytes) -> str:
     return ""
 
 
+def _link(message: bytes) -> Link:
+    """Read what we need of an RTM_NEWLINK; pyroute2's full decoding costs 0.2 ms for each interface."""
+    (index,) = struct.unpack_from("i", message, 20)
+    found: dict[int, bytes] = {}
+    at = 32
+    while at + 4 <= len(message):
+        length, kind = struct.unpack_from("HH", message, at)
+        found[kind] = message[at + 4 : at + length]
+        at += max((length + 3) & ~3, 4)
+    return Link(
+        index=index,
+        name=found.get(IFLA_IFNAME, b"").rstrip(b"\0").decode(),
+        alias=found.get(IFLA_IFALIAS, b"").rstrip(b"\0").decode(errors="replace"),
+        mac=found.get(IFLA_ADDRESS, b"").hex(":"),
+        mtu=int.from_bytes(found.get(IFLA_MTU, b""), "little"),
+        master=int.from_bytes(found.get(IFLA_MASTER, b""), "little"),
+    )
+
+
 def _message(type_: type, kind: int, flags: int, fields: dict[str, Any], attrs: _ATTRS) -> bytes:
     message = type_()
     message.update(fields)
@@ -203,12 +224,11 @@ def _no_ipv6_addresses() -> tuple[str, Any]:
     return ("IFLA_AF_SPEC", {"attrs": [("AF_INET6", mode)]})
 
 
-def bridge_add(name: str, *, alias: str, mac: str, mtu: int) -> Request:
+def bridge_add(name: str, *, mac: str, mtu: int) -> Request:
     """Make a bridge without spanning tree, IPv6 addresses or multicast snooping, down."""
     data = {"attrs": [("IFLA_BR_STP_STATE", 0), ("IFLA_BR_FORWARD_DELAY", 0), ("IFLA_BR_MCAST_SNOOPING", 0)]}
     attrs: _ATTRS = [
         ("IFLA_IFNAME", name),
-        ("IFLA_IFALIAS", alias),
         ("IFLA_ADDRESS", mac),
         ("IFLA_MTU", mtu),
         ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "bridge"), ("IFLA_INFO_DATA", data)]}),
@@ -216,9 +236,7 @@ def bridge_add(name: str, *, alias: str, mac: str, mtu: int) -> Request:
     return Request(_message(ifinfmsg, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, {}, attrs), "making bridge", name)
 
 
-def veth_add(
-    name: str, *, alias: str, master: int, mtu: int, peer: str, peer_mac: str, peer_namespace: int | None
-) -> Request:
+def veth_add(name: str, *, master: int, mtu: int, peer: str, peer_mac: str, peer_namespace: int | None) -> Request:
     """Make a veth pair, down: `name` here, a port of the bridge `master`; `peer` in the namespace of that descriptor.
 
     Without a namespace the peer stays here (Docker's plugin protocol moves it itself).
@@ -229,7 +247,6 @@ def veth_add(
     data = {"attrs": [("VETH_INFO_PEER", {"attrs": inner})]}
     attrs: _ATTRS = [
         ("IFLA_IFNAME", name),
-        ("IFLA_IFALIAS", alias),
         ("IFLA_MTU", mtu),
         ("IFLA_MASTER", master),
         ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "veth"), ("IFLA_INFO_DATA", data)]}),
@@ -241,20 +258,20 @@ def link_set(
     to: str | int,
     *,
     up: bool = False,
-    mac: str = "",
-    mtu: int = 0,
+    alias: str = "",
     ipv6_addresses: bool = True,
     group: int | None = None,
     tolerate: Collection[int] = (),
 ) -> Request:
-    """Change an interface, given by name or index, only in what is named."""
+    """Change an interface, given by name or index, only in what is named.
+
+    The alias is set here and not where an interface is made: the kernel ignores it there (rtnl_create_link).
+    """
     attrs: _ATTRS = []
     if isinstance(to, str):
         attrs.append(("IFLA_IFNAME", to))
-    if mac:
-        attrs.append(("IFLA_ADDRESS", mac))
-    if mtu:
-        attrs.append(("IFLA_MTU", mtu))
+    if alias:
+        attrs.append(("IFLA_IFALIAS", alias))
     if group is not None:
         attrs.append(("IFLA_GROUP", group))
     if not ipv6_addresses:
@@ -266,11 +283,11 @@ def link_set(
     return Request(data, "changing interface", str(to), frozenset(tolerate))
 
 
-def port_set(name: str, *, hairpin: bool, isolated: bool) -> Request:
-    """Set a bridge port's flags: hairpin (send back where it came from), isolated (only to ports that are not)."""
+def port_set(name: str, *, alias: str, hairpin: bool, isolated: bool) -> Request:
+    """Set a bridge port's alias and flags: hairpin (send back where it came from), isolated (only to ports that are not)."""
     slave = {"attrs": [("IFLA_BRPORT_MODE", int(hairpin)), ("IFLA_BRPORT_ISOLATED", int(isolated))]}
     info = {"attrs": [("IFLA_INFO_SLAVE_KIND", "bridge"), ("IFLA_INFO_SLAVE_DATA", slave)]}
-    attrs: _ATTRS = [("IFLA_IFNAME", name), ("IFLA_LINKINFO", info), _no_ipv6_addresses()]
+    attrs: _ATTRS = [("IFLA_IFNAME", name), ("IFLA_IFALIAS", alias), ("IFLA_LINKINFO", info), _no_ipv6_addresses()]
     return Request(_message(ifinfmsg, RTM_NEWLINK, 0, {}, attrs), "setting bridge port", name)
 
 

@@ -50,14 +50,7 @@ def open_resolver(namespace: int) -> tuple[socket.socket, socket.socket]:
             f"ip daddr {RESOLVER_ADDRESS} {protocol} dport 53 dnat to {RESOLVER_ADDRESS}:{each.getsockname()[1]}"
             for protocol, each in (("udp", udp), ("tcp", tcp))
         ]
-        commands = [
-            f"add table {_TABLE}",
-            f"delete table {_TABLE}",
-            f"add table {_TABLE}",
-            f"add chain {_TABLE} output {{ type nat hook output priority dstnat; }}",
-            *(f"add rule {_TABLE} output {redirect}" for redirect in redirects),
-        ]
-        run_inside(namespace, commands, doing="redirecting names in a sandbox")
+        _redirect(namespace, redirects)
     except BaseException as error:
         udp.close()
         tcp.close()
@@ -67,6 +60,21 @@ def open_resolver(namespace: int) -> tuple[socket.socket, socket.socket]:
             ) from error
         raise
     return udp, tcp
+
+
+def _redirect(namespace: int, redirects: list[str]) -> None:
+    commands = [
+        f"create table {_TABLE}",
+        f"add chain {_TABLE} output {{ type nat hook output priority -100; }}",
+        *(f"add rule {_TABLE} output {redirect}" for redirect in redirects),
+    ]
+    try:
+        run_inside(namespace, commands, doing="redirecting names in a sandbox")
+    except KernelError as error:
+        if error.errno != errno.EEXIST:
+            raise
+        # A resolver before us left its table. Replacing it waits for a grace period [8-16 ms], so only then.
+        run_inside(namespace, [f"delete table {_TABLE}", *commands], doing="redirecting names in a sandbox")
 
 
 def close_resolver(namespace: int) -> None:

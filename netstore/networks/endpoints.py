@@ -6,6 +6,8 @@ refuses, the commit is undone and nothing is left.
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -15,6 +17,7 @@ import structlog
 
 from netstore.drivers.base import Driver
 from netstore.errors import AddressTaken, AlreadyExists, Conflict, FailedPrecondition, NetstoreError, NotFound
+from netstore.kernel.sandboxes import open_resolver
 from netstore.model import (
     Endpoint,
     EndpointSpec,
@@ -29,7 +32,7 @@ from netstore.model import (
 from netstore.networks import ipam, ports
 from netstore.networks.context import Context
 from netstore.networks.networks import changes
-from netstore.networks.sandboxes import OpenSandbox, Sandboxes, container_sandbox
+from netstore.networks.sandboxes import OpenSandbox, Sandboxes, container_sandbox, known_sandbox
 from netstore.store import Transaction
 
 __all__ = ["AttachRequest", "Endpoints", "reserve"]
@@ -55,7 +58,9 @@ class Endpoints:
         self._store = context.store
         self._sandboxes = sandboxes
 
-    async def attach(self, requests: Sequence[AttachRequest], *, request_id: str = "") -> list[Endpoint]:
+    async def attach(
+        self, requests: Sequence[AttachRequest], *, request_id: str = ""
+    ) -> list[tuple[Endpoint, Network, Sandbox]]:
         """Attach sandboxes to networks, all or none.
 
         Raises:
@@ -68,7 +73,7 @@ class Endpoints:
             pairs = list(zip(requests, opened, strict=True))
             planned = await self._store.write(lambda tx: _plan(tx, pairs, request_id))
             await self._make(planned)
-            return [plan.endpoint for plan in planned]
+            return [(plan.endpoint, plan.network, plan.opened.sandbox) for plan in planned]
 
     async def _make(self, planned: Sequence[_Plan]) -> None:
         """Make what was planned; when the kernel refuses, undo all of it and raise."""
@@ -77,18 +82,26 @@ class Endpoints:
         try:
             for plan in fresh:
                 await self._wait_for(plan.network)
-                await self._context.apply(self._apply, plan)
                 done.append(plan)
-                if not plan.network.predefined:
-                    await self._sandboxes.serve_names(plan.opened)
+                await self._apply(plan)
         except BaseException:
             await self._store.write(lambda tx: _each(tx, _forget, fresh))
             for plan in done:
                 await self._context.remove(self._driver(plan.network).remove_endpoint, plan.network, plan.endpoint)
             raise
 
-    def _apply(self, plan: _Plan) -> None:
-        self._driver(plan.network).apply_endpoint(plan.network, plan.endpoint, plan.opened.namespace)
+    async def _apply(self, plan: _Plan) -> None:
+        """Make one endpoint, and the resolver of its sandbox, in one visit to the kernel's executor."""
+        named = not plan.network.predefined and self._sandboxes.wants_names(plan.opened)
+        driver = self._driver(plan.network)
+
+        def work() -> tuple[socket.socket, socket.socket] | None:
+            driver.apply_endpoint(plan.network, plan.endpoint, plan.opened.namespace)
+            return open_resolver(plan.opened.namespace) if named and plan.opened.namespace is not None else None
+
+        sockets = await self._context.apply(work)
+        if sockets:
+            await self._sandboxes.add_resolver(plan.opened, sockets)
 
     async def _wait_for(self, network: Network) -> None:
         """Wait while the network itself is being made or repaired."""
@@ -117,7 +130,7 @@ class Endpoints:
         else:
             async with self._sandboxes.open(ref) as opened:
                 sandbox = opened.sandbox
-        return await self._store.read(lambda tx: _on(tx, network, sandbox))
+        return await self._store.read(lambda tx: _on(tx, network, known_sandbox(tx, sandbox) or sandbox))
 
     async def detach(self, endpoint_id: str) -> None:
         """Take an endpoint's interface away and free its address and ports. One that is gone is a success."""
@@ -127,18 +140,28 @@ class Endpoints:
         endpoint, network, sandbox = found
         async with self._context.locks.hold(f"sandbox {sandbox.inode}"):
             promoted, last = await self._store.write(lambda tx: _detach(tx, endpoint_id))
-            await self._context.remove(self._driver(network).remove_endpoint, network, endpoint)
-            try:
-                async with self._sandboxes.reopen(sandbox) as opened:
-                    if promoted and opened.namespace is not None:
-                        await self._context.apply(self._driver(promoted[1]).default_route, promoted[1], promoted[0],
-                                                  opened.namespace)  # fmt: skip
-                    if last and not sandbox.container_id:
-                        await self._sandboxes.stop_names(opened)
-            except NetstoreError as error:  # the namespace ended before us: there is nothing to route in it
-                log.info("sandbox is gone", sandbox=sandbox.path, reason=error.what)
-                if last:
-                    await self._context.resolver.remove(sandbox.id)
+            removal = self._context.remove(self._driver(network).remove_endpoint, network, endpoint)
+            if last and not sandbox.container_id:  # both wait for grace periods of the kernel's: side by side
+                await asyncio.gather(removal, self._leave(sandbox))
+            else:
+                await removal
+            if promoted:
+                await self._reroute(sandbox, *promoted)
+
+    async def _leave(self, sandbox: Sandbox) -> None:
+        """Take everything of ours out of a namespace that lives on, or ended before us."""
+        try:
+            async with self._sandboxes.reopen(sandbox) as opened:
+                await self._sandboxes.stop_names(opened)
+        except NetstoreError as error:
+            log.info("sandbox is gone", sandbox=sandbox.path, reason=error.what)
+            await self._context.resolver.remove(sandbox.id)
+
+    async def _reroute(self, sandbox: Sandbox, endpoint: Endpoint, network: Network) -> None:
+        async with self._sandboxes.reopen(sandbox) as opened:
+            if opened.namespace is not None and endpoint.attached:
+                driver = self._driver(network)
+                await self._context.apply(driver.default_route, network, endpoint, opened.namespace)
 
     async def activate(self, sandbox: Sandbox, wanted: Mapping[str, Sequence[PortMapping]]) -> None:
         """Attach every reserved endpoint of a container's sandbox, with these ports by endpoint id.
@@ -150,9 +173,7 @@ class Endpoints:
             planned = await self._store.write(lambda tx: _activate(tx, opened, wanted))
             try:
                 for plan in planned:
-                    await self._context.apply(self._apply, plan)
-                if any(not plan.network.predefined for plan in planned):
-                    await self._sandboxes.serve_names(opened)
+                    await self._apply(plan)
             except BaseException:
                 await self._deactivate(planned)
                 raise
@@ -299,15 +320,17 @@ def _plan(tx: Transaction, pairs: Sequence[tuple[AttachRequest, OpenSandbox]], r
 
 def _plan_one(tx: Transaction, request: AttachRequest, opened: OpenSandbox) -> _Plan:
     network = tx.networks.find(request.network)
-    sandbox = opened.sandbox
     if network.predefined and not network.pools:
         raise FailedPrecondition(
             f"network {network.name} cannot be attached to a sandbox that exists",
             hint="give `--network host` or `--network none` when the container is created",
         )
-    if tx.sandboxes.get(sandbox.id) is None:
-        _replace_stale(tx, sandbox)
-        tx.sandboxes.insert(sandbox)
+    known = known_sandbox(tx, opened.sandbox)
+    if known is None:
+        _replace_stale(tx, opened.sandbox)
+        tx.sandboxes.insert(opened.sandbox)
+    opened = replace(opened, sandbox=known or opened.sandbox)
+    sandbox = opened.sandbox
     for present in tx.endpoints.all("network_id = ? AND sandbox_id = ?", network.id, sandbox.id):
         difference = changes(request.spec, present.spec)
         if difference:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 
 from netstore.drivers.base import Driver
 from netstore.errors import AlreadyExists, Conflict, FailedPrecondition, InUse, InvalidArgument, Unsupported
@@ -150,21 +152,23 @@ class Networks:
 
 
 def read_uplink() -> Uplink:
-    """Read routes and MTU of the daemon's own namespace. Blocking."""
-    route = host_socket()
-    names, mtus = {}, {}
-    for link in route.links():
-        names[link["index"]], mtus[link["index"]] = link.get_attr("IFLA_IFNAME"), link.get_attr("IFLA_MTU")
+    """Read routes, and the MTU of the default route's interface, of the daemon's own namespace. Blocking.
+
+    From /proc/net/route: addresses and masks are hexadecimal in host byte order, one route a line.
+    """
     routes, uplinks = [], []
-    for entry in route.routes():
-        if entry["family"] != 2:
-            continue
-        index = entry.get_attr("RTA_OIF")
-        destination = IPv4Network((entry.get_attr("RTA_DST") or "0.0.0.0", entry["dst_len"]))
-        routes.append(HostRoute(destination, names.get(index, "?")))
-        if entry["dst_len"] == 0 and index in mtus:
-            uplinks.append((entry.get_attr("RTA_PRIORITY") or 0, mtus[index]))
-    return Uplink(tuple(routes), min(uplinks)[1] if uplinks else 1500)
+    for line in Path("/proc/thread-self/net/route").read_text().splitlines()[1:]:
+        interface, destination, _, _, _, _, metric, mask = line.split()[:8]
+        network = IPv4Network((_address(destination), IPv4Address(_address(mask)).exploded))
+        routes.append(HostRoute(network, interface))
+        if network.prefixlen == 0:
+            uplinks.append((int(metric), interface))
+    uplink = host_socket().link(min(uplinks)[1]) if uplinks else None
+    return Uplink(tuple(routes), uplink.mtu if uplink else 1500)
+
+
+def _address(text: str) -> bytes:
+    return bytes.fromhex(text)[::-1] if sys.byteorder == "little" else bytes.fromhex(text)
 
 
 def changes(asked: object, present: object) -> str:

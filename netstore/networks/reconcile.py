@@ -195,7 +195,6 @@ def _marked_links() -> list[tuple[str, str]]:
     """Return interfaces that carry our mark, an alias naming their owner, and the owner's id."""
     found = []
     for link in host_socket().links():
-        name, alias = link.get_attr("IFLA_IFNAME"), link.get_attr("IFLA_IFALIAS") or ""
-        if alias.startswith(("netstore network ", "netstore endpoint ")):
-            found.append((name, alias.rsplit(" ", 1)[1]))
+        if link.alias.startswith(("netstore network ", "netstore endpoint ")):
+            found.append((link.name, link.alias.rsplit(" ", 1)[1]))
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from netstore.model import Sandbox, SandboxRef, new_id
 from netstore.networks.context import Context
 from netstore.store import Transaction
 
-__all__ = ["OpenSandbox", "Sandboxes"]
+__all__ = ["OpenSandbox", "Sandboxes", "container_sandbox", "known_sandbox"]
 
 log = structlog.get_logger(__name__)
 
@@ -26,7 +27,8 @@ log = structlog.get_logger(__name__)
 class OpenSandbox:
     """A sandbox while it is worked on: its namespace's descriptor, and the interfaces that are in it.
 
-    `namespace` is None for the host's own. A sandbox that the store does not know yet has a new id.
+    `namespace` is None for the host's own. A sandbox that a caller named by path or pid has a new id until
+    `known_sandbox` finds the row of its inode.
     """
 
     sandbox: Sandbox
@@ -84,13 +86,10 @@ class Sandboxes:
         path, field = (ref.netns_path, "netns_path") if ref.netns_path else (f"/proc/{ref.pid}/ns/net", "pid")
         if not ref.netns_path and ref.pid < 1:
             raise InvalidArgument("sandbox", "", "a netns_path, a pid or a container")
-        namespace = await self._context.apply(namespaces.open_namespace, path, field=field)
+        namespace, names = await self._context.apply(_open, path, field)
         try:
-            inode = os.fstat(namespace).st_ino
-            known = await self._store.read(lambda tx: tx.sandboxes.all("inode = ?", inode))
-            sandbox = next(iter(known), Sandbox(id=new_id(), path=path, inode=inode))
-            names = await self._context.apply(interface_names, namespace)
-            yield OpenSandbox(sandbox, namespace, frozenset(names))
+            sandbox = Sandbox(id=new_id(), path=path, inode=os.fstat(namespace).st_ino)
+            yield OpenSandbox(sandbox, namespace, names)
         finally:
             os.close(namespace)
 
@@ -124,11 +123,18 @@ class Sandboxes:
         Raises:
             KernelError: the sockets or the redirect cannot be made.
         """
-        sandbox, namespace = opened.sandbox, opened.namespace
-        if namespace is None or not sandbox.resolver or sandbox.id in self._context.resolver.held():
-            return
-        udp, tcp = await self._context.apply(open_resolver, namespace)
-        await self._context.resolver.add(sandbox.id, udp, tcp)
+        if self.wants_names(opened):
+            assert opened.namespace is not None
+            await self.add_resolver(opened, await self._context.apply(open_resolver, opened.namespace))
+
+    def wants_names(self, opened: OpenSandbox) -> bool:
+        """Say whether a sandbox can have a resolver and has none yet."""
+        held = self._context.resolver.held()
+        return opened.namespace is not None and opened.sandbox.resolver and opened.sandbox.id not in held
+
+    async def add_resolver(self, opened: OpenSandbox, sockets: tuple[socket.socket, socket.socket]) -> None:
+        """Hand a sandbox's sockets, open already, to netstore-resolver."""
+        await self._context.resolver.add(opened.sandbox.id, *sockets)
 
     async def stop_names(self, opened: OpenSandbox) -> None:
         """Take its resolver from a sandbox that lives on without us."""
@@ -146,6 +152,17 @@ class Sandboxes:
         async with self.reopen(sandbox) as opened:
             if opened.namespace is not None:
                 await self._context.apply(raise_loopback, opened.namespace)
+
+
+def _open(path: str, field: str) -> tuple[int, frozenset[str]]:
+    namespace = namespaces.open_namespace(path, field=field)
+    return namespace, frozenset(interface_names(namespace))
+
+
+def known_sandbox(tx: Transaction, sandbox: Sandbox) -> Sandbox | None:
+    """Return the row of a sandbox, or of the one whose namespace it is by another path or pid."""
+    rows = [tx.sandboxes.get(sandbox.id), *tx.sandboxes.all("inode = ?", sandbox.inode)]
+    return next((row for row in rows if row is not None), None)
 
 
 def container_sandbox(tx: Transaction, reference: str) -> Sandbox:

@@ -1,0 +1,258 @@
+"""EndpointService: messages in, manager calls, messages out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from ipaddress import IPv4Address
+from typing import Any
+
+from netstore.api.v1 import common_pb2, endpoint_pb2_grpc
+from netstore.api.v1 import endpoint_pb2 as pb
+from netstore.errors import InvalidArgument
+from netstore.model import Endpoint, EndpointSpec, Network, PortMapping, Protocol, Sandbox, SandboxRef
+from netstore.networks.endpoints import AttachRequest
+from netstore.networks.manager import NetworkManager
+from netstore.rpc.fields import (
+    Filters,
+    check_labels,
+    check_mask,
+    check_name,
+    check_request_id,
+    missing_allowed,
+    page,
+    timestamp,
+)
+
+__all__ = [
+    "EndpointServicer",
+    "check_address",
+    "check_interface",
+    "check_mac",
+    "to_message",
+    "to_port",
+    "to_port_message",
+]
+
+_FILTERS = ("network", "container", "sandbox", "id", "name", "label")
+_MAX_BATCH, _MAX_PORTS, _MAX_ALIASES = 256, 1024, 64
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+_INTERFACE = re.compile(r"[a-zA-Z0-9_.-]{1,15}")
+_PROTOCOLS = {
+    common_pb2.PROTOCOL_UNSPECIFIED: Protocol.TCP,
+    common_pb2.PROTOCOL_TCP: Protocol.TCP,
+    common_pb2.PROTOCOL_UDP: Protocol.UDP,
+}
+
+
+class EndpointServicer(endpoint_pb2_grpc.EndpointServiceServicer):
+    """Implements `netstore.v1.EndpointService`."""
+
+    def __init__(self, manager: NetworkManager) -> None:
+        self._endpoints = manager.endpoints
+
+    async def GetEndpoint(self, request: pb.GetEndpointRequest, context: Any) -> pb.GetEndpointResponse:
+        return pb.GetEndpointResponse(endpoint=to_message(*await self._endpoints.get(request.endpoint)))
+
+    async def ListEndpoints(self, request: pb.ListEndpointsRequest, context: Any) -> pb.ListEndpointsResponse:
+        filters = Filters(request.filter, _FILTERS)
+        found = [joined for joined in await self._endpoints.all() if _matches(filters, *joined)]
+        shown, token = page(found, request.page_size, request.page_token, lambda joined: joined[0])
+        return pb.ListEndpointsResponse(endpoints=[to_message(*joined) for joined in shown], next_page_token=token)
+
+    async def AttachEndpoint(self, request: pb.AttachEndpointRequest, context: Any) -> pb.AttachEndpointResponse:
+        wanted = [_to_attach(request.endpoint)]
+        made = await self._endpoints.attach(wanted, request_id=check_request_id(request.request_id))
+        return pb.AttachEndpointResponse(endpoint=to_message(*made[0]))
+
+    async def AttachEndpoints(self, request: pb.AttachEndpointsRequest, context: Any) -> pb.AttachEndpointsResponse:
+        if not 1 <= len(request.endpoints) <= _MAX_BATCH:
+            raise InvalidArgument("endpoints", f"{len(request.endpoints)} endpoints", f"1 to {_MAX_BATCH}")
+        wanted = [_to_attach(endpoint, f"endpoints[{i}].") for i, endpoint in enumerate(request.endpoints)]
+        made = await self._endpoints.attach(wanted, request_id=check_request_id(request.request_id))
+        return pb.AttachEndpointsResponse(endpoints=[to_message(*joined) for joined in made])
+
+    async def DetachEndpoint(self, request: pb.DetachEndpointRequest, context: Any) -> pb.DetachEndpointResponse:
+        with missing_allowed(allow=request.allow_missing):
+            if request.endpoint:
+                found = (await self._endpoints.get(request.endpoint))[0]
+            else:
+                found = await self._endpoints.find(request.network, _to_sandbox(request.sandbox, "sandbox"))
+            await self._endpoints.detach(found.id)
+        return pb.DetachEndpointResponse()
+
+    async def UpdateEndpoint(self, request: pb.UpdateEndpointRequest, context: Any) -> pb.UpdateEndpointResponse:
+        paths = check_mask(request.update_mask, mutable=["labels", "spec.aliases"], immutable=["name", "spec"])
+        wanted = request.endpoint
+        endpoint, _, _ = await self._endpoints.get(wanted.id)
+        joined = await self._endpoints.update(
+            endpoint.id,
+            wanted.etag,
+            labels=check_labels(wanted.labels) if "labels" in paths else None,
+            aliases=check_aliases(wanted.spec.aliases, "spec.aliases") if "spec.aliases" in paths else None,
+        )
+        return pb.UpdateEndpointResponse(endpoint=to_message(*joined))
+
+    async def PublishPorts(self, request: pb.PublishPortsRequest, context: Any) -> pb.PublishPortsResponse:
+        ports = check_ports(request.ports, "ports")
+        endpoint, _, _ = await self._endpoints.get(request.endpoint)
+        return pb.PublishPortsResponse(endpoint=to_message(*await self._endpoints.publish(endpoint.id, ports)))
+
+    async def UnpublishPorts(self, request: pb.UnpublishPortsRequest, context: Any) -> pb.UnpublishPortsResponse:
+        ports = check_ports(request.ports, "ports")
+        endpoint, _, _ = await self._endpoints.get(request.endpoint)
+        return pb.UnpublishPortsResponse(endpoint=to_message(*await self._endpoints.unpublish(endpoint.id, ports)))
+
+
+def to_port(port: common_pb2.PortMapping, field: str) -> PortMapping:
+    """Translate a published port; "0.0.0.0" becomes "".
+
+    Raises:
+        InvalidArgument: naming the field.
+    """
+    if not 1 <= port.container_port <= 65535:
+        raise InvalidArgument(f"{field}.container_port", port.container_port, "1 to 65535")
+    if port.host_port > 65535:
+        raise InvalidArgument(f"{field}.host_port", port.host_port, "0 (any free port) to 65535")
+    if port.protocol not in _PROTOCOLS:
+        raise InvalidArgument(f"{field}.protocol", port.protocol, "PROTOCOL_TCP or PROTOCOL_UDP")
+    host_ip = check_address(port.host_ip, f"{field}.host_ip") if port.host_ip else ""
+    return PortMapping(
+        container_port=port.container_port,
+        host_port=port.host_port,
+        host_ip="" if host_ip == "0.0.0.0" else host_ip,
+        protocol=_PROTOCOLS[port.protocol],
+    )
+
+
+def check_ports(ports: Sequence[common_pb2.PortMapping], field: str) -> list[PortMapping]:
+    """Translate 1 to 1024 ports."""
+    if not 1 <= len(ports) <= _MAX_PORTS:
+        raise InvalidArgument(field, f"{len(ports)} ports", f"1 to {_MAX_PORTS}")
+    return [to_port(port, f"{field}[{index}]") for index, port in enumerate(ports)]
+
+
+def check_address(text: str, field: str) -> str:
+    """Return an IPv4 address in its usual form."""
+    try:
+        return str(IPv4Address(text))
+    except ValueError as error:
+        raise InvalidArgument(field, text, "an IPv4 address such as 10.1.0.2") from error
+
+
+def check_mac(text: str, field: str) -> str:
+    """Return a unicast MAC address in lower case, "" for none."""
+    mac = text.lower().replace("-", ":")
+    if mac and (not _MAC.fullmatch(mac) or int(mac[:2], 16) & 1 or mac == "00:00:00:00:00:00"):
+        raise InvalidArgument(field, text, "a unicast MAC address such as 02:42:ac:11:00:02")
+    return mac
+
+
+def check_interface(name: str, field: str) -> str:
+    """Return an interface name that the kernel takes, "" for none."""
+    if name and (not _INTERFACE.fullmatch(name) or name in (".", "..", "lo", "all", "default")):
+        raise InvalidArgument(field, name, "1 to 15 letters, digits, '_', '.', '-'; not lo, all, default")
+    return name
+
+
+def check_aliases(aliases: Sequence[str], field: str) -> tuple[str, ...]:
+    """Return at most 64 aliases that are names."""
+    if len(aliases) > _MAX_ALIASES:
+        raise InvalidArgument(field, f"{len(aliases)} aliases", f"at most {_MAX_ALIASES}")
+    return tuple(check_name(f"{field}[{index}]", alias) for index, alias in enumerate(aliases))
+
+
+def _to_attach(endpoint: pb.Endpoint, prefix: str = "") -> AttachRequest:
+    spec = endpoint.spec
+    if not spec.network:
+        raise InvalidArgument(f"{prefix}spec.network", "", "the name or id of a network")
+    for name, value in (("ipv6_address", spec.ipv6_address), ("options", dict(spec.options))):
+        if value:
+            raise InvalidArgument(f"{prefix}spec.{name}", value, "nothing yet")
+    address = check_address(spec.ipv4_address, f"{prefix}spec.ipv4_address") if spec.ipv4_address else ""
+    return AttachRequest(
+        network=spec.network,
+        sandbox=_to_sandbox(spec.sandbox, f"{prefix}spec.sandbox"),
+        labels=check_labels(endpoint.labels),
+        spec=EndpointSpec(
+            name=check_name(f"{prefix}spec.name", spec.name) if spec.name else "",
+            aliases=check_aliases(spec.aliases, f"{prefix}spec.aliases"),
+            ipv4_address=address,
+            mac_address=check_mac(spec.mac_address, f"{prefix}spec.mac_address"),
+            interface_name=check_interface(spec.interface_name, f"{prefix}spec.interface_name"),
+            ports=tuple(check_ports(spec.ports, f"{prefix}spec.ports")) if spec.ports else (),
+            gateway_priority=spec.gateway_priority,
+        ),
+    )
+
+
+def _to_sandbox(ref: pb.SandboxRef, field: str) -> SandboxRef:
+    kind = ref.WhichOneof("sandbox")
+    if kind is None or not getattr(ref, kind):
+        raise InvalidArgument(field, "", "one of netns_path, pid and container")
+    if kind == "pid" and ref.pid < 1:
+        raise InvalidArgument(f"{field}.pid", ref.pid, "the pid of a process")
+    return SandboxRef(netns_path=ref.netns_path, pid=ref.pid, container=ref.container)
+
+
+def _matches(filters: Filters, endpoint: Endpoint, network: Network, sandbox: Sandbox) -> bool:
+    return (
+        filters.any("network", lambda value: value == network.name or network.id.startswith(value))
+        and filters.any("container", lambda value: bool(value) and sandbox.container_id.startswith(value))
+        and filters.any("sandbox", lambda value: value == sandbox.path or sandbox.id.startswith(value))
+        and filters.any("id", endpoint.id.startswith)
+        and filters.any("name", lambda value: value in endpoint.name)
+        and filters.labels(endpoint.labels)
+    )
+
+
+def to_port_message(port: PortMapping) -> common_pb2.PortMapping:
+    """Translate a published port."""
+    protocol = common_pb2.PROTOCOL_UDP if port.protocol is Protocol.UDP else common_pb2.PROTOCOL_TCP
+    return common_pb2.PortMapping(
+        host_ip=port.host_ip or "0.0.0.0",
+        host_port=port.host_port,
+        container_port=port.container_port,
+        protocol=protocol,
+    )
+
+
+def to_message(endpoint: Endpoint, network: Network, sandbox: Sandbox) -> pb.Endpoint:
+    """Translate an endpoint, with the network and the sandbox that it joins."""
+    spec, state = endpoint.spec, pb.ENDPOINT_STATE_ACTIVE if endpoint.attached else pb.ENDPOINT_STATE_RESERVED
+    reference = (
+        pb.SandboxRef(container=sandbox.container_id)
+        if sandbox.container_id
+        else pb.SandboxRef(netns_path=sandbox.path)
+    )
+    return pb.Endpoint(
+        id=endpoint.id,
+        name=endpoint.name,
+        labels=endpoint.labels,
+        etag=str(endpoint.revision),
+        create_time=timestamp(endpoint.create_time),
+        spec=pb.EndpointSpec(
+            network=network.name,
+            sandbox=reference,
+            name=spec.name,
+            aliases=spec.aliases,
+            ipv4_address=spec.ipv4_address,
+            mac_address=spec.mac_address,
+            interface_name=spec.interface_name,
+            ports=[to_port_message(port) for port in spec.ports],
+            gateway_priority=spec.gateway_priority,
+        ),
+        status=pb.EndpointStatus(
+            state=state,
+            addresses=[f"{each.address}/{each.prefix}" for each in endpoint.addresses],
+            gateway="" if network.spec.internal else next((each.gateway for each in endpoint.addresses), ""),
+            mac_address=endpoint.mac_address,
+            interface_name=endpoint.interface_name,
+            host_interface_name=endpoint.host_interface if endpoint.addresses else "",
+            ports=[to_port_message(port) for port in endpoint.ports],
+            sandbox_id=sandbox.id,
+            container_id=sandbox.container_id,
+            network_id=network.id,
+            network_name=network.name,
+        ),
+    )

@@ -1,0 +1,180 @@
+"""Checks of request fields that every service has, and lists in pages."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Protocol, TypeVar
+
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from netstore.errors import Immutable, InvalidArgument, NotFound
+
+__all__ = [
+    "Filters",
+    "check_labels",
+    "check_mask",
+    "check_name",
+    "check_request_id",
+    "label_matches",
+    "missing_allowed",
+    "page",
+    "timestamp",
+]
+
+T = TypeVar("T")
+
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
+_REQUEST_ID = re.compile(r"[0-9a-fA-F-]{32,36}")
+_DEFAULT_PAGE, _MAX_PAGE = 50, 1000
+
+
+def check_name(field: str, value: str) -> str:
+    """Return a name that keeps the rule of common.proto.
+
+    Raises:
+        InvalidArgument: it does not.
+    """
+    if not _NAME.fullmatch(value):
+        raise InvalidArgument(field, value, "letters, digits, '_', '.', '-'; the first a letter or digit; at most 128")
+    return value
+
+
+def check_labels(labels: Mapping[str, str], *, field: str = "labels") -> dict[str, str]:
+    """Return labels that keep the limits of common.proto."""
+    if len(labels) > 64:
+        raise InvalidArgument(field, f"{len(labels)} labels", "at most 64")
+    for key, value in labels.items():
+        if not key or len(key) > 128:
+            raise InvalidArgument(f"{field}[{key}]", key, "a key of 1 to 128 characters")
+        if len(value) > 4096:
+            raise InvalidArgument(f"{field}[{key}]", value, "at most 4096 characters")
+    return dict(labels)
+
+
+def check_request_id(value: str) -> str:
+    """Return a request id that is empty or a UUID (RFC 9562)."""
+    if value and not _REQUEST_ID.fullmatch(value):
+        raise InvalidArgument("request_id", value, "a UUID, or nothing")
+    return value
+
+
+def check_mask(mask: FieldMask, *, mutable: Sequence[str], immutable: Sequence[str]) -> set[str]:
+    """Return the paths of an update mask.
+
+    Raises:
+        InvalidArgument: it is empty, or names a field that does not exist.
+        Immutable: it names a field that cannot change.
+    """
+    accepted = f"fields of: {', '.join(mutable)}"
+    if not mask.paths:
+        raise InvalidArgument("update_mask", "", accepted)
+    for path in mask.paths:
+        if path not in mutable:
+            if path.split(".")[0] in immutable or path in immutable:
+                raise Immutable(path, ", ".join(mutable))
+            raise InvalidArgument("update_mask", path, accepted)
+    return set(mask.paths)
+
+
+class Filters:
+    """Parsed `filter` terms: different keys must all hold; of one key one value must, but every label must."""
+
+    def __init__(self, terms: Sequence[str], accepted: Sequence[str]) -> None:
+        self.values: dict[str, list[str]] = {}
+        for term in terms:
+            key, separator, value = term.partition("=")
+            if not separator or key not in accepted:
+                raise InvalidArgument(
+                    "filter", term, f"key=value with a key of: {', '.join(accepted)}", reason="UNKNOWN_FILTER"
+                )
+            self.values.setdefault(key, []).append(value)
+
+    def any(self, key: str, matches: Callable[[str], bool]) -> bool:
+        """Say whether one of the key's values matches, or none was asked for."""
+        return key not in self.values or any(matches(value) for value in self.values[key])
+
+    def labels(self, labels: Mapping[str, str]) -> bool:
+        """Say whether every `label` matches and no `label!` does."""
+        return all(label_matches(labels, wanted) for wanted in self.values.get("label", [])) and not any(
+            label_matches(labels, unwanted) for unwanted in self.values.get("label!", [])
+        )
+
+    def flag(self, key: str) -> bool | None:
+        """Return a true/false filter, None when it was not given."""
+        values = self.values.get(key, [])
+        for value in values:
+            if value.lower() not in ("true", "false", "1", "0"):
+                raise InvalidArgument("filter", f"{key}={value}", "true or false")
+        return values[-1].lower() in ("true", "1") if values else None
+
+
+@contextmanager
+def missing_allowed(*, allow: bool) -> Iterator[None]:
+    """Make NotFound a success where the caller said so (`allow_missing`)."""
+    try:
+        yield
+    except NotFound:
+        if not allow:
+            raise
+
+
+def label_matches(labels: Mapping[str, str], wanted: str) -> bool:
+    """Say whether labels hold `key` or `key=value`."""
+    key, separator, value = wanted.partition("=")
+    return key in labels and (not separator or labels[key] == value)
+
+
+class _Created(Protocol):
+    @property
+    def id(self) -> str: ...
+    @property
+    def create_time(self) -> float: ...
+
+
+def page(items: Sequence[T], page_size: int, page_token: str, resource: Callable[[T], _Created]) -> tuple[list[T], str]:
+    """Return one page of items, oldest resource first, and the token of the next page.
+
+    The token names the last item returned, so that what is created or removed in between neither repeats nor hides
+    others.
+
+    Raises:
+        InvalidArgument: the size is negative, or the token is not one of ours.
+    """
+    if page_size < 0:
+        raise InvalidArgument("page_size", page_size, f"0 (means {_DEFAULT_PAGE}) to {_MAX_PAGE}")
+
+    def age(item: T) -> tuple[float, str]:
+        return resource(item).create_time, resource(item).id
+
+    after = _decode(page_token) if page_token else (0.0, "")
+    size = min(page_size or _DEFAULT_PAGE, _MAX_PAGE)
+    rest = sorted((item for item in items if age(item) > after), key=age)
+    return rest[:size], _encode(age(rest[size - 1])) if len(rest) > size else ""
+
+
+def _encode(age: tuple[float, str]) -> str:
+    return base64.urlsafe_b64encode(f"v1:{age[0]!r}:{age[1]}".encode()).decode()
+
+
+def _decode(token: str) -> tuple[float, str]:
+    try:
+        version, moment, resource_id = base64.urlsafe_b64decode(token.encode()).decode().split(":")
+        if version == "v1":
+            return float(moment), resource_id
+    except ValueError:
+        pass
+    raise InvalidArgument("page_token", token, "a next_page_token of the same list")
+
+
+def timestamp(seconds: float) -> Timestamp | None:
+    """Return seconds since the epoch as a Timestamp, None for 0."""
+    if not seconds:
+        return None
+    stamp = Timestamp()
+    stamp.FromDatetime(datetime.fromtimestamp(seconds, UTC))
+    return stamp

@@ -1,0 +1,155 @@
+"""NetworkService: messages in, manager calls, messages out."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from netstore.api.v1 import network_pb2 as pb
+from netstore.api.v1 import network_pb2_grpc
+from netstore.errors import InvalidArgument
+from netstore.model import Network, NetworkSpec, Pool
+from netstore.networks.manager import NetworkManager
+from netstore.rpc.fields import (
+    Filters,
+    check_labels,
+    check_mask,
+    check_name,
+    check_request_id,
+    missing_allowed,
+    page,
+    timestamp,
+)
+
+__all__ = ["NetworkServicer"]
+
+_FILTERS = ("driver", "id", "name", "label", "type", "dangling")
+_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+
+
+class NetworkServicer(network_pb2_grpc.NetworkServiceServicer):
+    """Implements `netstore.v1.NetworkService`."""
+
+    def __init__(self, manager: NetworkManager) -> None:
+        self._networks = manager.networks
+
+    async def GetNetwork(self, request: pb.GetNetworkRequest, context: Any) -> pb.GetNetworkResponse:
+        network, count = await self._networks.get(request.network)
+        return pb.GetNetworkResponse(network=to_message(network, count))
+
+    async def ListNetworks(self, request: pb.ListNetworksRequest, context: Any) -> pb.ListNetworksResponse:
+        filters = Filters(request.filter, _FILTERS)
+        dangling = filters.flag("dangling")
+        found = [pair for pair in await self._networks.all() if _matches(filters, dangling, *pair)]
+        shown, token = page(found, request.page_size, request.page_token, lambda pair: pair[0])
+        return pb.ListNetworksResponse(networks=[to_message(*pair) for pair in shown], next_page_token=token)
+
+    async def CreateNetwork(self, request: pb.CreateNetworkRequest, context: Any) -> pb.CreateNetworkResponse:
+        network, warnings = await self._networks.create(
+            check_name("name", request.network.name),
+            to_spec(request.network.spec),
+            labels=check_labels(request.network.labels),
+            request_id=check_request_id(request.request_id),
+        )
+        _, count = await self._networks.get(network.id)
+        return pb.CreateNetworkResponse(network=to_message(network, count), warnings=warnings)
+
+    async def UpdateNetwork(self, request: pb.UpdateNetworkRequest, context: Any) -> pb.UpdateNetworkResponse:
+        check_mask(request.update_mask, mutable=["labels"], immutable=["name", "spec"])
+        wanted = request.network
+        network, count = await self._networks.update_labels(
+            wanted.id or wanted.name, check_labels(wanted.labels), wanted.etag
+        )
+        return pb.UpdateNetworkResponse(network=to_message(network, count))
+
+    async def DeleteNetwork(self, request: pb.DeleteNetworkRequest, context: Any) -> pb.DeleteNetworkResponse:
+        with missing_allowed(allow=request.allow_missing):
+            await self._networks.delete(request.network)
+        return pb.DeleteNetworkResponse()
+
+    async def PruneNetworks(self, request: pb.PruneNetworksRequest, context: Any) -> pb.PruneNetworksResponse:
+        filters = Filters(request.filter, ("label", "label!", "until"))
+        older = _until(filters)
+        removed = await self._networks.prune(
+            lambda network: filters.labels(network.labels) and older(network), dry_run=request.dry_run
+        )
+        return pb.PruneNetworksResponse(networks=removed)
+
+
+def to_spec(spec: pb.NetworkSpec) -> NetworkSpec:
+    """Translate a spec; what is not accepted yet is refused here."""
+    if spec.HasField("enable_ipv4") and not spec.enable_ipv4:
+        raise InvalidArgument("spec.enable_ipv4", False, "true: this version makes IPv4 networks only")
+    if spec.enable_ipv6:
+        raise InvalidArgument("spec.enable_ipv6", True, "false: this version makes IPv4 networks only")
+    if spec.ipam_driver not in ("", "default"):
+        raise InvalidArgument("spec.ipam_driver", spec.ipam_driver, "default")
+    if len(spec.ipam) > 16:
+        raise InvalidArgument("spec.ipam", f"{len(spec.ipam)} pools", "at most 16")
+    pools = tuple(
+        Pool(subnet=each.subnet, gateway=each.gateway, ip_range=each.ip_range, aux_addresses=dict(each.aux_addresses))
+        for each in spec.ipam
+    )
+    return NetworkSpec(driver=spec.driver or "bridge", internal=spec.internal, pools=pools, options=dict(spec.options))
+
+
+def to_message(network: Network, endpoint_count: int) -> pb.Network:
+    """Translate a network."""
+    spec = network.spec
+    return pb.Network(
+        id=network.id,
+        name=network.name,
+        labels=network.labels,
+        etag=str(network.revision),
+        create_time=timestamp(network.create_time),
+        spec=pb.NetworkSpec(
+            driver=spec.driver, internal=spec.internal, enable_ipv4=True, ipam=_pools(spec.pools), options=spec.options
+        ),
+        status=pb.NetworkStatus(
+            state=pb.NETWORK_STATE_ACTIVE,
+            ipam=_pools(network.pools),
+            interface=network.interface,
+            mtu=network.mtu,
+            endpoint_count=endpoint_count,
+            predefined=network.predefined,
+        ),
+    )
+
+
+def _pools(pools: tuple[Pool, ...]) -> list[pb.IpamConfig]:
+    return [
+        pb.IpamConfig(subnet=p.subnet, gateway=p.gateway, ip_range=p.ip_range, aux_addresses=p.aux_addresses)
+        for p in pools
+    ]
+
+
+def _matches(filters: Filters, dangling: bool | None, network: Network, count: int) -> bool:  # noqa: FBT001
+    kind = "builtin" if network.predefined else "custom"
+    return (
+        filters.any("driver", lambda value: value == network.spec.driver)
+        and filters.any("id", network.id.startswith)
+        and filters.any("name", lambda value: value in network.name)
+        and filters.any("type", lambda value: value == kind)
+        and filters.labels(network.labels)
+        and dangling in (None, count == 0 and not network.predefined)
+    )
+
+
+def _until(filters: Filters) -> Callable[[Network], bool]:
+    limits = [_moment(value) for value in filters.values.get("until", [])]
+    return lambda network: all(network.create_time < limit for limit in limits)
+
+
+def _moment(text: str) -> float:
+    match = _DURATION.fullmatch(text)
+    if match and text:
+        hours, minutes, seconds = (int(part or 0) for part in match.groups())
+        return time.time() - (hours * 3600 + minutes * 60 + seconds)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise InvalidArgument("filter", f"until={text}", "a duration such as 24h, or a time as RFC 3339") from error
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
