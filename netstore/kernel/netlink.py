@@ -284,7 +284,7 @@ def link_set(
 
 
 def port_set(name: str, *, alias: str, hairpin: bool, isolated: bool) -> Request:
-    """Set a bridge port's alias and flags: hairpin (send back where it came from), isolated (only to ports that are not)."""
+    """Set a bridge port's alias and flags: hairpin (may send back), isolated (not to others)."""
     slave = {"attrs": [("IFLA_BRPORT_MODE", int(hairpin)), ("IFLA_BRPORT_ISOLATED", int(isolated))]}
     info = {"attrs": [("IFLA_INFO_SLAVE_KIND", "bridge"), ("IFLA_INFO_SLAVE_DATA", slave)]}
     attrs: _ATTRS = [("IFLA_IFNAME", name), ("IFLA_IFALIAS", alias), ("IFLA_LINKINFO", info), _no_ipv6_addresses()]

@@ -265,7 +265,7 @@ class _Plan:
 
 def reserve(
     tx: Transaction, network: Network, sandbox: Sandbox, spec: EndpointSpec, *, taken: frozenset[str] = frozenset(),
-    name: str = "", labels: Mapping[str, str] | None = None, attached: bool, index: int = 0,
+    name: str = "", labels: Mapping[str, str] | None = None, attached: bool,
 ) -> Endpoint:  # fmt: skip
     """Add an endpoint's row and take its addresses; ports too when it is to be attached at once.
 
@@ -339,13 +339,20 @@ def _plan_one(tx: Transaction, request: AttachRequest, opened: OpenSandbox) -> _
                 hint="detach it first (`netstore network disconnect`)", difference=difference,
             )  # fmt: skip
         return _Plan(present, network, opened, fresh=False)
-    name = ""
+    name, live = "", True
     if sandbox.container_id:
-        name = tx.containers.require(sandbox.container_id).name
+        container = tx.containers.require(sandbox.container_id)
+        name, live = container.name, _is_live(tx, sandbox)
     endpoint = reserve(
-        tx, network, sandbox, request.spec, taken=opened.interfaces, name=name, labels=request.labels, attached=True
+        tx, network, sandbox, request.spec, taken=opened.interfaces, name=name, labels=request.labels, attached=live
     )
-    return _Plan(endpoint, network, opened)
+    return _Plan(endpoint, network, opened, fresh=live)
+
+
+def _is_live(tx: Transaction, sandbox: Sandbox) -> bool:
+    """Say whether a container runs in the sandbox: until then its endpoints are reservations."""
+    condition = "sandbox_id = ? AND json_extract(body, '$.state') = 'running'"
+    return bool(tx.containers.count(condition, sandbox.id))
 
 
 def _replace_stale(tx: Transaction, sandbox: Sandbox) -> None:

@@ -1,0 +1,127 @@
+"""Mounts by descriptor (fsopen(2), fsmount(2), open_tree(2), move_mount(2)): nothing is reachable until it is whole.
+
+This is the one place where their errors become `KernelError`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from netstore.errors import KernelError
+from netstore.kernel.paths import closing, syscall
+
+__all__ = ["attach", "bind_file", "mounts_below", "open_tree", "overlay", "sync_file_system", "unmount"]
+
+SYS_open_tree, SYS_move_mount, SYS_fsopen, SYS_fsconfig, SYS_fsmount = 428, 429, 430, 431, 432
+FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC = 1, 1
+FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 1, 6
+OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
+MOVE_MOUNT_F_EMPTY_PATH = 0x4
+AT_FDCWD = -100
+MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _checked(result: int, doing: str, to: str) -> int:
+    if result < 0:
+        raise KernelError(-result, doing, to)
+    return result
+
+
+def overlay(lower: Sequence[Path], upper: Path, work: Path) -> int:
+    """Make an overlay (kernel doc: filesystems/overlayfs) of read-only layers, top first; returns a detached mount.
+
+    Layers are given one by one (`lowerdir+`, Linux 6.8), so that no page limits their number; an older kernel gets
+    them in the one page of mount(2).
+
+    Raises:
+        KernelError: the kernel refused.
+    """
+    to = str(upper.parent)
+    with closing(
+        _checked(syscall(SYS_fsopen, ctypes.c_char_p(b"overlay"), FSOPEN_CLOEXEC), "opening", "overlay")
+    ) as fs:
+        for layer in lower:
+            result = _set(fs, "lowerdir+", str(layer))
+            if result == -errno.EINVAL and layer == lower[0]:
+                return _overlay_by_page(lower, upper, work)
+            _checked(result, "stacking layers of", to)
+        _checked(_set(fs, "upperdir", str(upper)), "stacking layers of", to)
+        _checked(_set(fs, "workdir", str(work)), "stacking layers of", to)
+        _checked(syscall(SYS_fsconfig, fs, FSCONFIG_CMD_CREATE, None, None, 0), "making the overlay of", to)
+        return _checked(syscall(SYS_fsmount, fs, FSMOUNT_CLOEXEC, 0), "mounting the overlay of", to)
+
+
+def _overlay_by_page(lower: Sequence[Path], upper: Path, work: Path) -> int:
+    """Mount at the work directory's neighbour, take a detached copy, and unmount there."""
+    data = f"lowerdir={':'.join(map(str, lower))},upperdir={upper},workdir={work}"
+    if len(data) >= os.sysconf("SC_PAGESIZE"):
+        raise KernelError(errno.E2BIG, "stacking layers of", str(upper.parent), hint="Linux 6.8 has no such limit")
+    place = upper.parent / "mounting"
+    place.mkdir(exist_ok=True)
+    try:
+        if _libc.mount(b"overlay", os.fsencode(place), b"overlay", 0, os.fsencode(data)) != 0:
+            raise KernelError(ctypes.get_errno(), "making the overlay of", str(upper.parent))
+        try:
+            return open_tree(place)
+        finally:
+            unmount(place, lazy=True)
+    finally:
+        place.rmdir()
+
+
+def open_tree(source: str | Path) -> int:
+    """Return a detached copy of what is mounted at a path, or of the file or directory that it is."""
+    path = ctypes.c_char_p(os.fsencode(source))
+    return _checked(syscall(SYS_open_tree, AT_FDCWD, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC), "reading", str(source))
+
+
+def _set(fs: int, key: str, value: str) -> int:
+    key_bytes, value_bytes = ctypes.c_char_p(key.encode()), ctypes.c_char_p(os.fsencode(value))
+    return syscall(SYS_fsconfig, fs, FSCONFIG_SET_STRING, key_bytes, value_bytes, 0)
+
+
+def attach(mount: int, target: Path) -> None:
+    """Attach a detached mount at a directory."""
+    empty, path = ctypes.c_char_p(b""), ctypes.c_char_p(os.fsencode(target))
+    _checked(syscall(SYS_move_mount, mount, empty, AT_FDCWD, path, MOVE_MOUNT_F_EMPTY_PATH), "mounting at", str(target))
+
+
+def bind_file(source: str, target: Path) -> None:
+    """Bind a file, such as a namespace, onto another."""
+    with closing(open_tree(source)) as tree:
+        attach(tree, target)
+
+
+def unmount(target: Path, *, lazy: bool = False) -> None:
+    """Unmount what is at a path, never through a link; what is not mounted is a success.
+
+    Raises:
+        KernelError: EBUSY when it is in use and `lazy` is not set.
+    """
+    flags = UMOUNT_NOFOLLOW | (MNT_DETACH if lazy else 0)
+    if _libc.umount2(os.fsencode(target), flags) != 0:
+        code = ctypes.get_errno()
+        if code not in (errno.EINVAL, errno.ENOENT):
+            raise KernelError(code, "unmounting", str(target))
+
+
+def mounts_below(directory: Path) -> list[Path]:
+    """Return mount points at or below a directory, deepest first (proc_pid_mountinfo(5))."""
+    found = []
+    for line in Path("/proc/thread-self/mountinfo").read_text().splitlines():
+        path = Path(line.split()[4].encode().decode("unicode_escape"))
+        if path == directory or directory in path.parents:
+            found.append(path)
+    return sorted(found, key=lambda path: len(path.parts), reverse=True)
+
+
+def sync_file_system(descriptor: int) -> None:
+    """Write out the whole file system that a descriptor is on (syncfs(2)): one flush for many files."""
+    if _libc.syncfs(descriptor) != 0:
+        raise KernelError(ctypes.get_errno(), "writing out", "the file system")

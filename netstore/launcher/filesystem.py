@@ -1,0 +1,133 @@
+"""A container's directory: its writable layer, its root filesystem, and the three files that it has of its own.
+
+containers/<id>/diff     what it wrote, kept over restarts
+containers/<id>/work     overlayfs's own
+containers/<id>/rootfs   where the root filesystem is mounted while it runs
+containers/<id>/…        config.json, hosts, hostname, resolv.conf, pid files, container.log
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from netstore.errors import KernelError
+from netstore.kernel.mounts import attach, mounts_below, overlay, unmount
+from netstore.kernel.paths import closing, open_in_root
+from netstore.kernel.sandboxes import RESOLVER_ADDRESS
+from netstore.launcher.images.layers import Layers
+
+__all__ = ["Directories", "make_working_directory"]
+
+_HOST_RESOLV_CONF = Path("/etc/resolv.conf")
+
+
+class Directories:
+    """The containers' directories below one root. Blocking."""
+
+    def __init__(self, root: Path, layers: Layers) -> None:
+        self._root = root
+        self._trash = root.with_name("containers-removed")
+        self._layers = layers
+
+    def path(self, container_id: str) -> Path:
+        """Return a container's directory."""
+        return self._root / container_id
+
+    def log(self, container_id: str) -> Path:
+        """Return a container's log."""
+        return self.path(container_id) / "container.log"
+
+    def make(self, container_id: str) -> None:
+        """Make a container's directory."""
+        for name in ("diff", "work", "rootfs"):
+            (self.path(container_id) / name).mkdir(parents=True, mode=0o755)
+        self.path(container_id).chmod(0o710)
+
+    def overlay(self, container_id: str, layers: Sequence[str]) -> int:
+        """Return a detached mount of a container's root filesystem; the caller closes it."""
+        place = self.path(container_id)
+        return overlay([self._layers.path(layer) for layer in reversed(layers)], place / "diff", place / "work")
+
+    def mount(self, container_id: str, layers: Sequence[str]) -> Path:
+        """Mount a container's root filesystem and return where."""
+        target = self.path(container_id) / "rootfs"
+        if not mounts_below(target):
+            with closing(self.overlay(container_id, layers)) as mount:
+                attach(mount, target)
+        return target
+
+    def unmount(self, container_id: str) -> None:
+        """Unmount a container's root filesystem; one that is not mounted is a success."""
+        for target in mounts_below(self.path(container_id)):
+            unmount(target, lazy=True)
+
+    def remove(self, container_id: str) -> None:
+        """Remove a container's directory: out of sight at once, then file by file."""
+        self.unmount(container_id)
+        self._trash.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            self.path(container_id).rename(self._trash / container_id)
+        except FileNotFoundError:
+            return
+        shutil.rmtree(self._trash / container_id, ignore_errors=True)
+
+    def clean(self, known: Iterable[str]) -> list[str]:
+        """Remove what belongs to no container and return its names."""
+        self._root.mkdir(parents=True, exist_ok=True, mode=0o710)
+        shutil.rmtree(self._trash, ignore_errors=True)
+        orphans = sorted({path.name for path in self._root.iterdir()} - set(known))
+        for name in orphans:
+            self.remove(name)
+        return orphans
+
+    def write_files(
+        self, container_id: str, *, hostname: str, addresses: Sequence[str], named: bool, host: bool
+    ) -> None:
+        """Write hosts, hostname and resolv.conf as Docker's are.
+
+        `named` says that names are answered inside; `host` that the network is the host's, whose files then serve.
+        """
+        place = self.path(container_id)
+        (place / "hostname").write_text(f"{hostname}\n")
+        lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback", "fe00::\tip6-localnet"]
+        lines += ["ff00::\tip6-mcastprefix", "ff02::1\tip6-allnodes", "ff02::2\tip6-allrouters"]
+        lines += [f"{address}\t{hostname}" for address in addresses]
+        hosts = Path("/etc/hosts").read_text() if host else "\n".join(lines) + "\n"
+        (place / "hosts").write_text(hosts)
+        (place / "resolv.conf").write_text(_resolv_conf(named=named, host=host))
+
+
+def _resolv_conf(*, named: bool, host: bool) -> str:
+    try:
+        lines = _HOST_RESOLV_CONF.read_text().splitlines()
+    except FileNotFoundError:
+        lines = []
+    if host:
+        return "".join(f"{line}\n" for line in lines)
+    words = [line.split() for line in lines if line.strip() and line[0] not in "#;"]
+    kept = [" ".join(each) for each in words if each[0] in ("search", "domain", "options")]
+    if not named:  # the default network: the host's servers, without those that only the host reaches
+        servers = [each[1] for each in words if each[0] == "nameserver" and not each[1].startswith(("127.", "::1"))]
+        return "".join(f"{line}\n" for line in [*(f"nameserver {server}" for server in servers), *kept])
+    if not any("ndots:" in line for line in kept):
+        kept.append("options ndots:0")
+    return "".join(f"{line}\n" for line in [f"nameserver {RESOLVER_ADDRESS}", *kept])
+
+
+def make_working_directory(rootfs: int, path: str, uid: int, gid: int) -> None:
+    """Make a container's working directory where the image lacks it, as Docker does; links stay inside the root."""
+    made = ""
+    for part in [part for part in path.split("/") if part]:
+        parent, made = made or "/", f"{made}/{part}"
+        try:
+            os.close(open_in_root(rootfs, made, os.O_PATH | os.O_DIRECTORY))
+        except KernelError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            with closing(open_in_root(rootfs, parent, os.O_RDONLY | os.O_DIRECTORY)) as directory:
+                os.mkdir(part, 0o755, dir_fd=directory)
+                os.chown(part, uid, gid, dir_fd=directory)

@@ -1,0 +1,251 @@
+"""The volume manager: named storage that outlives containers.
+
+A container's mounts become volumes inside the launcher's own transaction (`claim`), so that a volume cannot be removed
+between the check and the use; their storage is made afterwards (`apply`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from netstore.errors import AlreadyExists, Conflict, InUse, InvalidArgument, NetstoreError
+from netstore.model import Finding, Kind, MountSpec, Volume, VolumeSpec, new_id
+from netstore.store import Store, Transaction
+from netstore.volumes.drivers.base import VolumeDriver, load_drivers
+
+__all__ = ["ANONYMOUS_LABEL", "VolumeManager"]
+
+ANONYMOUS_LABEL = "com.docker.volume.anonymous"
+
+
+class VolumeManager:
+    """The volumes of a node."""
+
+    def __init__(self, store: Store, state_dir: Path) -> None:
+        self._store = store
+        self._drivers = load_drivers(state_dir)
+
+    @property
+    def drivers(self) -> list[str]:
+        """Names of the volume drivers."""
+        return sorted(self._drivers)
+
+    async def start(self) -> None:
+        """Make the storage of volumes whose creation a crash cut short; remove what no volume owns."""
+        await self.check(repair=True)
+
+    async def check(self, *, repair: bool) -> list[Finding]:
+        """Compare storage and store, and repair what differs when `repair` is set."""
+        findings = []
+        volumes = await self.all()
+        for name, driver in self._drivers.items():
+            present = await asyncio.to_thread(driver.observe)
+            owned = {volume.name: volume for volume, _ in volumes if volume.spec.driver == name}
+            for volume in (volume for key, volume in owned.items() if key not in present):
+                finding = Finding(
+                    kind=Kind.VOLUME, resource_id=volume.id, name=volume.name, detail="its data is missing"
+                )
+                findings.append(await _repaired(finding, driver.apply, volume, repair=repair))
+            for leftover in sorted(present - set(owned)):
+                finding = Finding(name=leftover, detail="a directory that no volume owns")
+                orphan = Volume(id=new_id(), name=leftover, spec=VolumeSpec(driver=name))
+                findings.append(await _repaired(finding, driver.remove, orphan, repair=repair))
+        return findings
+
+    async def create(
+        self, name: str, spec: VolumeSpec, *, labels: Mapping[str, str], request_id: str = ""
+    ) -> tuple[Volume, list[str]]:
+        """Make a volume, or return the one of the same name and spec; an empty name makes an anonymous one.
+
+        Raises:
+            AlreadyExists: the name is taken by another spec.
+            InvalidArgument: naming the field.
+        """
+        self._validate(spec)
+
+        def insert(tx: Transaction) -> tuple[Volume, bool]:
+            for made in tx.answered(request_id, "CreateVolume"):
+                return tx.volumes.require(made), False
+            present = _by_name(tx, name)
+            if present:
+                _refuse_difference(present, spec, labels)
+                return present, False
+            volume = self._insert(tx, name, spec, labels)
+            tx.answer(request_id, "CreateVolume", [volume.id])
+            return volume, True
+
+        volume, made = await self._store.write(insert)
+        if made:
+            await self.apply([volume])
+        return await self.get(volume.id)
+
+    def claim(self, tx: Transaction, mount: MountSpec, container_id: str) -> tuple[Volume, bool]:
+        """Take the volume of a container's mount, made when there is none; True says that it was made.
+
+        For the launcher's transaction, after the container's row. What was made needs `apply` after the commit.
+
+        Raises:
+            AlreadyExists: the mount asks for another driver or options than the volume has.
+        """
+        spec = VolumeSpec(driver=mount.volume_driver or "local", options=dict(mount.volume_options))
+        volume = _by_name(tx, mount.source)
+        made = volume is None
+        if volume is None:
+            self._validate(spec)
+            volume = self._insert(tx, mount.source, spec, mount.volume_labels)
+        elif mount.volume_driver or mount.volume_options:
+            _refuse_difference(volume, spec, volume.labels)
+        tx.execute("INSERT OR IGNORE INTO volume_uses VALUES (?, ?)", volume.id, container_id)
+        return volume, made
+
+    async def apply(self, volumes: list[Volume]) -> None:
+        """Make the storage of new volumes; when it cannot be made, the rows go too."""
+        try:
+            for volume in volumes:
+                await asyncio.to_thread(self._drivers[volume.spec.driver].apply, volume)
+        except BaseException:
+            await self.discard(volumes)
+            raise
+
+    async def discard(self, volumes: list[Volume]) -> None:
+        """Remove volumes that were made for something that failed, unless somebody uses them by now."""
+        for volume in volumes:
+            try:
+                await self.delete(volume.id)
+            except NetstoreError:
+                continue
+
+    async def get(self, reference: str) -> tuple[Volume, list[str]]:
+        """Return a volume and the names of the containers that mount it."""
+        return await self._store.read(lambda tx: _used(tx, tx.volumes.find(reference)))
+
+    async def all(self) -> list[tuple[Volume, list[str]]]:
+        """Return every volume, oldest first, and the names of the containers that mount each."""
+        return await self._store.read(lambda tx: [_used(tx, volume) for volume in tx.volumes.all()])
+
+    async def usage(self, volume: Volume) -> int:
+        """Return the bytes that a volume holds."""
+        return await asyncio.to_thread(self._drivers[volume.spec.driver].usage, volume)
+
+    async def update_labels(self, reference: str, labels: Mapping[str, str], etag: str) -> tuple[Volume, list[str]]:
+        """Replace a volume's labels.
+
+        Raises:
+            Conflict: the etag is not the current one.
+        """
+
+        def update(tx: Transaction) -> tuple[Volume, list[str]]:
+            volume = tx.volumes.find(reference)
+            if etag and etag != str(volume.revision):
+                raise Conflict(f"volume {volume.name} has changed", hint="read it again, then apply the change again")
+            revision = tx.event(Kind.VOLUME, "update", volume.id, volume.name)
+            volume = replace(volume, labels=dict(labels), revision=revision)
+            tx.volumes.update(volume)
+            return _used(tx, volume)
+
+        return await self._store.write(update)
+
+    async def delete(self, reference: str) -> None:
+        """Remove a volume and its data.
+
+        Raises:
+            NotFound: there is none.
+            InUse: a container mounts it, running or not.
+        """
+
+        def remove(tx: Transaction) -> Volume:
+            volume, containers = _used(tx, tx.volumes.find(reference))
+            if containers:
+                names = ", ".join(containers)
+                raise InUse(
+                    f"volume {volume.name} is in use by {names}", hint="remove the containers first", containers=names
+                )
+            tx.event(Kind.VOLUME, "remove", volume.id, volume.name)
+            tx.volumes.delete(volume.id)
+            return volume
+
+        volume = await self._store.write(remove)
+        await asyncio.to_thread(self._drivers[volume.spec.driver].remove, volume)
+
+    async def prune(self, wanted: Callable[[Volume], bool], *, all_: bool, dry_run: bool) -> tuple[list[str], int]:
+        """Remove volumes that no container mounts and that are wanted; returns their names and the bytes given back."""
+        names, reclaimed = [], 0
+        for volume, containers in await self.all():
+            if containers or not (volume.anonymous or all_) or not wanted(volume):
+                continue
+            size = await self.usage(volume)
+            if not dry_run:
+                try:
+                    await self.delete(volume.id)
+                except InUse:  # mounted in between
+                    continue
+            names.append(volume.name)
+            reclaimed += size
+        return names, reclaimed
+
+    def _validate(self, spec: VolumeSpec) -> None:
+        self._driver(spec.driver).validate(spec)
+
+    def _driver(self, name: str) -> VolumeDriver:
+        if name not in self._drivers:
+            raise InvalidArgument("spec.driver", name, f"one of {', '.join(self.drivers)}", reason="UNKNOWN_DRIVER")
+        return self._drivers[name]
+
+    def _insert(self, tx: Transaction, name: str, spec: VolumeSpec, labels: Mapping[str, str]) -> Volume:
+        volume_id = new_id()
+        labels = dict(labels) if name else {ANONYMOUS_LABEL: "", **labels}
+        volume = Volume(
+            id=volume_id, name=name or volume_id, spec=spec, labels=labels, anonymous=not name, create_time=time.time()
+        )
+        mountpoint = str(self._driver(spec.driver).mountpoint(volume))
+        revision = tx.event(Kind.VOLUME, "create", volume_id, volume.name, driver=spec.driver)
+        volume = replace(volume, mountpoint=mountpoint, revision=revision)
+        tx.volumes.insert(volume)
+        return volume
+
+
+async def _repaired(finding: Finding, work: Callable[[Volume], None], volume: Volume, *, repair: bool) -> Finding:
+    if not repair:
+        return finding
+    try:
+        await asyncio.to_thread(work, volume)
+    except NetstoreError as error:
+        return replace(finding, error=str(error))
+    return replace(finding, repaired=True)
+
+
+def _by_name(tx: Transaction, name: str) -> Volume | None:
+    return next(iter(tx.volumes.all("name = ?", name)), None) if name else None
+
+
+def _used(tx: Transaction, volume: Volume) -> tuple[Volume, list[str]]:
+    rows = tx.rows(
+        "SELECT name FROM containers JOIN volume_uses ON container_id = containers.id WHERE volume_id = ?"
+        " ORDER BY created", volume.id,
+    )  # fmt: skip
+    return volume, [row[0] for row in rows]
+
+
+def _refuse_difference(present: Volume, spec: VolumeSpec, labels: Mapping[str, str]) -> None:
+    asked = {
+        "driver": spec.driver,
+        "options": dict(spec.options),
+        "size_bytes": spec.size_bytes,
+        "labels": dict(labels),
+    }
+    there = {
+        "driver": present.spec.driver, "options": dict(present.spec.options), "size_bytes": present.spec.size_bytes,
+        "labels": dict(present.labels),
+    }  # fmt: skip
+    difference = ", ".join(
+        f"{key} is {there[key]!r}, asked for {asked[key]!r}" for key in asked if there[key] != asked[key]
+    )
+    if difference:
+        raise AlreadyExists(
+            f"volume {present.name} exists and differs: {difference}",
+            hint="choose another name, or remove the volume first", difference=difference,
+        )  # fmt: skip
