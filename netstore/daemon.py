@@ -102,7 +102,7 @@ class Daemon:
                 self._store, self._networks, self._volumes, self._state_dir, self._run_dir
             )
             stack.push_async_callback(self._containers.close)
-            await self._containers.start()
+            await self._containers.start_up()
             stack.enter_context(Drift(self._networks))
             server, checks = self._build()
             await self._listen(server)

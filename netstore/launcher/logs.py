@@ -48,8 +48,9 @@ async def follow(
     lines, offset = await asyncio.to_thread(read, path, tail=tail, since=since)
     for start in range(0, len(lines), _AT_ONCE):
         yield lines[start : start + _AT_ONCE]
-    if ended is None or not path.exists():
+    if ended is None:
         return
+    path.touch()  # noqa: ASYNC240 (conmon makes it when the container starts)
     finished = asyncio.ensure_future(ended)
     try:
         with Watch(str(path)) as watch:

@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import signal
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -108,9 +108,15 @@ class SystemServicer(system_pb2_grpc.SystemServiceServicer):
         with tempfile.TemporaryDirectory(prefix="backup-", dir=self._store.path.parent) as directory:
             copy = Path(directory, "netstore.db")
             await self._store.backup(copy)
-            with copy.open("rb") as source:
-                while chunk := await asyncio.to_thread(source.read, _CHUNK):
-                    yield pb.BackupStoreResponse(chunk=chunk)
+            size = copy.stat().st_size  # noqa: ASYNC240 (in the cache, just written)
+            for offset in range(0, size, _CHUNK):
+                yield pb.BackupStoreResponse(chunk=await asyncio.to_thread(_read_part, copy, offset))
+
+
+def _read_part(path: Path, offset: int) -> bytes:
+    with path.open("rb") as source:
+        source.seek(offset)
+        return source.read(_CHUNK)
 
 
 def _matches(filters: Filters, event: Event) -> bool:

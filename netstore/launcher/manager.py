@@ -1,0 +1,531 @@
+"""Containers: create, start, stop, remove; and the tasks that watch over those that run.
+
+A container outlives the daemon: conmon holds its log and exit status, its sandbox is pinned, its root filesystem stays
+mounted. After a restart the daemon takes up its supervisors again by pidfd.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from netstore.errors import FailedPrecondition, InUse, InvalidArgument, NetstoreError, Unavailable
+from netstore.kernel.paths import closing, open_in_root
+from netstore.launcher.bundle import Bundle, process, specification
+from netstore.launcher.creation import Reserved, draft, reserve_container
+from netstore.launcher.execution import Execution
+from netstore.launcher.filesystem import Directories, make_working_directory
+from netstore.launcher.images.catalogue import Images
+from netstore.launcher.logs import Line, follow
+from netstore.launcher.runtime import Runtime, is_alive, wait_for_exit
+from netstore.launcher.users import Identity, resolve
+from netstore.model import (
+    Container,
+    ContainerSpec,
+    ContainerState,
+    Endpoint,
+    Finding,
+    Image,
+    Kind,
+    MountType,
+    Network,
+    Sandbox,
+)
+from netstore.networks.context import KeyedLocks
+from netstore.networks.manager import NetworkManager
+from netstore.store import Store, Transaction
+from netstore.volumes.copyup import copy_up
+from netstore.volumes.manager import VolumeManager
+
+__all__ = ["ContainerManager", "Joined", "parse_signal"]
+
+log = structlog.get_logger(__name__)
+
+_LOST = 255
+"""Exit code of a container whose supervisor did not write one, such as after a power cut."""
+
+Joined = tuple[Container, Image, Sandbox, list[tuple[Endpoint, Network, Sandbox]]]
+
+
+class ContainerManager:
+    """The containers of a node. Asks networks and volumes as any engine would."""
+
+    def __init__(
+        self, store: Store, networks: NetworkManager, volumes: VolumeManager, state_dir: Path, run_dir: Path
+    ) -> None:
+        self._store = store
+        self._networks = networks
+        self._volumes = volumes
+        self._run_dir = run_dir
+        self.images = Images(store, state_dir / "images")
+        self._directories = Directories(state_dir / "containers", self.images.layers)
+        self._runtime: Runtime | None = None
+        self._locks = KeyedLocks()
+        self._watchers: dict[str, asyncio.Task[None]] = {}
+
+    @property
+    def runtime_version(self) -> str:
+        """The OCI runtime and its version, "" when there is none."""
+        return self._runtime.version if self._runtime else ""
+
+    async def start_up(self) -> None:
+        """Take up what runs, finish what ended while nobody looked, remove what a crash left."""
+        self._runtime = await Runtime.detect(self._run_dir)
+        await self.images.start()
+        containers = await self._store.read(lambda tx: tx.containers.all())
+        await asyncio.to_thread(self._directories.clean, [container.id for container in containers])
+        for container in containers:
+            if container.state is not ContainerState.RUNNING:
+                await self._clear(container)
+            elif is_alive(container.supervisor_pid, container.supervisor_start):
+                self._watch(container)
+            else:
+                await self._ended(container.id)
+
+    async def close(self) -> None:
+        """Stop watching; containers go on."""
+        for task in self._watchers.values():
+            task.cancel()
+        await asyncio.gather(*self._watchers.values(), return_exceptions=True)
+
+    async def check(self, *, repair: bool) -> list[Finding]:
+        """Find containers that are said to run and do not."""
+        findings = []
+        for container in await self._store.read(lambda tx: tx.containers.all()):
+            alive = is_alive(container.supervisor_pid, container.supervisor_start)
+            if container.state is ContainerState.RUNNING and not alive and container.id not in self._watchers:
+                if repair:
+                    await self._ended(container.id)
+                findings.append(
+                    Finding(kind=Kind.CONTAINER, resource_id=container.id, name=container.name, repaired=repair,
+                            detail="its process is gone")
+                )  # fmt: skip
+        return findings
+
+    async def create(
+        self, name: str, spec: ContainerSpec, *, labels: Mapping[str, str], request_id: str = ""
+    ) -> tuple[Joined, list[str]]:
+        """Make a container, its volumes, sandbox and reservations; with warnings.
+
+        Raises:
+            NotFound, AlreadyExists, AddressTaken, InvalidArgument, FailedPrecondition: see the contract.
+        """
+        plan = await self._store.read(lambda tx: draft(tx, name, spec, labels))
+        sandbox = plan.joined or (
+            Sandbox(id=plan.container.id, path="", container_id=plan.container.id, resolver=False)
+            if plan.on_host
+            else await self._networks.sandboxes.create(plan.container.id)
+        )
+        async with contextlib.AsyncExitStack() as undo:
+            if plan.joined is None:
+                undo.push_async_callback(self._networks.sandboxes.discard, sandbox)
+            reserved = await self._store.write(
+                lambda tx: reserve_container(tx, plan, sandbox, self._volumes, request_id)
+            )
+            if reserved.fresh:
+                undo.push_async_callback(self._undo, reserved)
+                await self._volumes.apply(list(reserved.made))
+                await asyncio.to_thread(self._prepare, reserved)
+                undo.pop_all()
+        return await self.get(reserved.container.id), list(plan.warnings)
+
+    async def _undo(self, reserved: Reserved) -> None:
+        await self._store.write(lambda tx: _forget(tx, reserved.container))
+        await self._volumes.discard(list(reserved.made))
+        await asyncio.to_thread(self._directories.remove, reserved.container.id)
+
+    def _prepare(self, reserved: Reserved) -> None:
+        """Make the container's directory, check its user, fill its empty volumes. Blocking."""
+        container, image = reserved.container, reserved.image
+        self._directories.make(container.id)
+        with closing(self._directories.overlay(container.id, image.layers)) as rootfs:
+            resolve(rootfs, container.spec.user or image.config.user)
+            for mount in container.mounts:
+                if mount.spec.type is MountType.BIND and mount.spec.create_source:
+                    Path(mount.source).mkdir(parents=True, exist_ok=True)
+                if not mount.volume_id or mount.spec.no_copy:
+                    continue
+                try:
+                    source = open_in_root(rootfs, mount.spec.target, os.O_RDONLY | os.O_DIRECTORY)
+                except NetstoreError:  # the image has nothing there
+                    continue
+                with closing(source):
+                    copy_up(source, Path(mount.source))
+
+    async def get(self, reference: str) -> Joined:
+        """Return a container by name, id or id prefix, with its image, sandbox and endpoints."""
+        return await self._store.read(lambda tx: _joined(tx, tx.containers.find(reference)))
+
+    async def all(self) -> list[Joined]:
+        """Return every container, oldest first."""
+        return await self._store.read(lambda tx: [_joined(tx, each) for each in tx.containers.all()])
+
+    async def start(self, reference: str) -> Joined:
+        """Start a container; one that runs is left as it is.
+
+        Raises:
+            FailedPrecondition: the command cannot be run; metadata exit_code is 126 or 127.
+            AddressTaken: a host port has a holder.
+        """
+        found = (await self.get(reference))[0]
+        async with self._locks.hold(found.id):
+            container, image, sandbox, endpoints = await self.get(found.id)
+            if container.state is not ContainerState.RUNNING:
+                await self._start(container, image, sandbox, endpoints)
+        return await self.get(found.id)
+
+    async def _start(
+        self, container: Container, image: Image, sandbox: Sandbox, endpoints: list[tuple[Endpoint, Network, Sandbox]]
+    ) -> None:
+        runtime = self._required_runtime()
+        try:
+            await asyncio.to_thread(self._write_bundle, container, image, sandbox, endpoints)
+            if sandbox.container_id == container.id:
+                await self._connect(container, sandbox, endpoints)
+            directory = self._directories.path(container.id)
+            started = await runtime.create(container.id, directory, self._directories.log(container.id))
+            await runtime.start(container.id)
+        except BaseException:
+            await self._clear(container)
+            await self._store.write(lambda tx: _record_failure(tx, container.id, error))
+            raise
+
+        def record(tx: Transaction) -> Container:
+            present = tx.containers.require(container.id)
+            revision = tx.event(Kind.CONTAINER, "start", container.id, container.name)
+            running = replace(
+                present, state=ContainerState.RUNNING, pid=started.pid, supervisor_pid=started.supervisor_pid,
+                supervisor_start=started.supervisor_start, exit_code=0, message="", start_time=time.time(),
+                revision=revision,
+            )  # fmt: skip
+            tx.containers.update(running)
+            return running
+
+        self._watch(await self._store.write(record))
+
+    async def _connect(
+        self, container: Container, sandbox: Sandbox, endpoints: list[tuple[Endpoint, Network, Sandbox]]
+    ) -> None:
+        publisher = next((e for e, n, _ in endpoints if n.pools and not n.spec.internal), None)
+        wanted = {publisher.id: container.spec.ports} if publisher else {}
+        if not any(network.pools for _, network, _ in endpoints):
+            await self._networks.sandboxes.raise_loopback(sandbox)
+        await self._networks.endpoints.activate(sandbox, wanted)
+
+    def _write_bundle(
+        self, container: Container, image: Image, sandbox: Sandbox, endpoints: list[tuple[Endpoint, Network, Sandbox]]
+    ) -> None:
+        """Mount the root filesystem and write the bundle. Blocking."""
+        spec, config = container.spec, image.config
+        rootfs = self._directories.mount(container.id, image.layers)
+        with closing(os.open(rootfs, os.O_RDONLY | os.O_DIRECTORY)) as root:
+            identity = resolve(root, spec.user or config.user)
+            working_dir = spec.working_dir or config.working_dir or "/"
+            make_working_directory(root, working_dir, identity.uid, identity.gid)
+        named = any(not network.predefined for _, network, _ in endpoints)
+        hostname = spec.hostname or (os.uname().nodename if not sandbox.path else sandbox.container_id[:12])
+        addresses = [address.address for endpoint, _, _ in endpoints for address in endpoint.addresses]
+        self._directories.write_files(
+            container.id, hostname=hostname, addresses=addresses, named=named, host=not sandbox.path
+        )
+        document = specification(
+            Bundle(
+                container_id=container.id,
+                rootfs=rootfs,
+                directory=self._directories.path(container.id),
+                args=container.args,
+                env=(*config.env, *spec.env),
+                working_dir=working_dir,
+                identity=identity,
+                hostname=hostname,
+                namespace=sandbox.path,
+                mounts=container.mounts,
+                read_only=spec.read_only,
+            )  # fmt: skip
+        )
+        (self._directories.path(container.id) / "config.json").write_bytes(msgspec.json.encode(document))
+
+    def _watch(self, container: Container) -> None:
+        async def watch() -> None:
+            await wait_for_exit(container.supervisor_pid, container.supervisor_start)
+            try:
+                await self._ended(container.id)
+            except NetstoreError as error:
+                log.error("cleaning up after a container failed", container=container.name, error=str(error))
+
+        task = asyncio.create_task(watch(), name=f"container {container.name}")
+        self._watchers[container.id] = task
+        task.add_done_callback(lambda _: self._watchers.pop(container.id, None))
+
+    async def _ended(self, container_id: str) -> None:
+        """Record how a container ended, after what it held was given back; remove it where that was asked for."""
+        async with self._locks.hold(container_id):
+            container = await self._store.read(lambda tx: tx.containers.get(container_id))
+            if container is None or container.state is not ContainerState.RUNNING:
+                return
+            code = self._runtime.exit_code(container_id) if self._runtime else None
+            await self._clear(container)
+
+            def record(tx: Transaction) -> None:
+                present = tx.containers.require(container_id)
+                status = _LOST if code is None else code
+                revision = tx.event(Kind.CONTAINER, "die", container_id, present.name, exit_code=status)
+                message = "its supervisor ended without an exit status" if code is None else ""
+                tx.containers.update(
+                    replace(present, state=ContainerState.EXITED, pid=0, exit_code=status, message=message,
+                            finish_time=time.time(), revision=revision)
+                )  # fmt: skip
+
+            await self._store.write(record)
+        if container.spec.auto_remove:
+            await self.delete(container_id, force=False, volumes=True)
+
+    async def _clear(self, container: Container) -> None:
+        """Give back what only a running container holds: runtime state, root filesystem, interfaces, ports."""
+        if self._runtime:
+            await self._runtime.delete(container.id)
+        await asyncio.to_thread(self._directories.unmount, container.id)
+        sandbox, others = await self._store.read(lambda tx: _sharing(tx, container))
+        if not others:
+            await self._networks.endpoints.deactivate(sandbox)
+
+    async def stop(self, reference: str, *, timeout: float | None, signal_: signal.Signals | None) -> Joined:
+        """Ask a container to stop, and kill it when it does not in `timeout` seconds. One that does not run is left."""
+        container, image, _, _ = await self.get(reference)
+        name = container.spec.stop_signal or image.config.stop_signal or "SIGTERM"
+        await self._end(
+            container, signal_ or parse_signal(name), container.spec.stop_timeout if timeout is None else timeout
+        )
+        return (
+            await self.get(container.id)
+            if not container.spec.auto_remove
+            else (container, image, Sandbox(id="", path=""), [])
+        )
+
+    async def _end(self, container: Container, number: signal.Signals, timeout: float) -> None:
+        watcher = self._watchers.get(container.id)
+        if watcher is None or container.state is not ContainerState.RUNNING:
+            return
+        for each, patience in ((number, timeout), (signal.SIGKILL, None)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(container.pid, each)
+            done, _ = await asyncio.wait([watcher], timeout=patience)
+            if done:
+                return
+
+    async def kill(self, reference: str, number: signal.Signals) -> None:
+        """Send a signal to a container's main process.
+
+        Raises:
+            FailedPrecondition: it does not run.
+        """
+        container = (await self.get(reference))[0]
+        _require_running(container)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(container.pid, number)
+
+    async def wait(self, reference: str) -> int:
+        """Return a container's exit code once it does not run."""
+        container = (await self.get(reference))[0]
+        while container.state is ContainerState.RUNNING:
+            changed = self._store.changed()
+            found = await self._store.read(lambda tx: tx.containers.get(container.id))
+            if found is None or found.state is not ContainerState.RUNNING:
+                return found.exit_code if found else await self._exit_of_removed(container.id)
+            await asyncio.shield(changed)
+        return container.exit_code
+
+    async def _exit_of_removed(self, container_id: str) -> int:
+        """Return how a container ended that is gone by now, from the event that told it."""
+        query = (
+            "SELECT json_extract(attributes, '$.exit_code') FROM events WHERE resource_id = ? AND action = 'die'"
+            " ORDER BY revision DESC"
+        )
+        row = await self._store.read(lambda tx: tx.row(query, container_id))
+        return int(row[0]) if row else _LOST
+
+    async def delete(self, reference: str, *, force: bool, volumes: bool) -> None:
+        """Remove a container, its sandbox and reservations; its anonymous volumes too when asked for.
+
+        Raises:
+            FailedPrecondition: it runs and `force` is not set.
+            InUse: other containers have joined its sandbox.
+        """
+        container, _, sandbox, _ = await self.get(reference)
+        if container.state is ContainerState.RUNNING:
+            if not force:
+                raise FailedPrecondition(
+                    f"container {container.name} is running", hint="stop it first, or remove it with --force",
+                    reason="CONTAINER_RUNNING",
+                )  # fmt: skip
+            await self._store.read(lambda tx: _refuse_joined(tx, container))
+            await self._end(container, signal.SIGKILL, 0)
+        async with self._locks.hold(container.id):
+            anonymous = await self._store.write(lambda tx: _remove(tx, container.id))
+            await asyncio.to_thread(self._directories.remove, container.id)
+            if sandbox.container_id == container.id:
+                await self._networks.sandboxes.discard(sandbox)
+        if volumes:
+            for volume_id in anonymous:
+                with contextlib.suppress(InUse):
+                    await self._volumes.delete(volume_id)
+
+    async def logs(self, reference: str, *, follow_: bool, tail: int | None, since: float) -> AsyncIterator[list[Line]]:
+        """Yield what a container printed, then, with `follow_`, what it prints until it ends."""
+        container = (await self.get(reference))[0]
+        ended = self.wait(container.id) if follow_ else None
+        async for lines in follow(self._directories.log(container.id), tail=tail, since=since, ended=ended):
+            yield lines
+
+    async def exec(
+        self, reference: str, command: list[str], *, env: list[str], working_dir: str, user: str
+    ) -> Execution:
+        """Prepare a further process in a running container.
+
+        Raises:
+            FailedPrecondition: it does not run.
+        """
+        container, image, _, _ = await self.get(reference)
+        _require_running(container)
+        directory = self._directories.path(container.id)
+
+        def identity() -> Identity:
+            with closing(os.open(directory / "rootfs", os.O_RDONLY | os.O_DIRECTORY)) as root:
+                return resolve(root, user or container.spec.user or image.config.user)
+
+        document = process(
+            command, (*image.config.env, *container.spec.env, *env),
+            working_dir or container.spec.working_dir or image.config.working_dir,
+            await asyncio.to_thread(identity), hostname=container.spec.hostname or container.id[:12],
+        )  # fmt: skip
+        return Execution(self._required_runtime(), container.id, directory, document)
+
+    async def usage(self) -> list[tuple[Kind, int, int, int, int]]:
+        """Return for images, containers, volumes: kind, how many, how many in use, bytes, bytes of the unused."""
+        joined = await self.all()
+        images = await self.images.all()
+        used = {image.id for _, image, _, _ in joined}
+        rows = [_sum(Kind.IMAGE, [(image.size_bytes, image.id in used) for image in images])]
+        sizes = [
+            (await asyncio.to_thread(_tree_size, self._directories.path(each.id) / "diff"), bool(each.pid))
+            for each, _, _, _ in joined
+        ]
+        rows.append(_sum(Kind.CONTAINER, sizes))
+        volumes = [(await self._volumes.usage(volume), bool(names)) for volume, names in await self._volumes.all()]
+        return [*rows, _sum(Kind.VOLUME, volumes)]
+
+    def log_path(self, container: Container) -> str:
+        """Return where a container's log is."""
+        return str(self._directories.log(container.id))
+
+    def _required_runtime(self) -> Runtime:
+        if self._runtime is None:
+            raise Unavailable(
+                "no OCI runtime on this node", hint="install conmon and crun (or runc), restart netstored"
+            )
+        return self._runtime
+
+
+def parse_signal(text: str) -> signal.Signals:
+    """Return the signal that "SIGHUP", "HUP" or "1" means.
+
+    Raises:
+        InvalidArgument: none.
+    """
+
+    try:
+        if text.isdecimal():
+            return signal.Signals(int(text))
+        return signal.Signals[text.upper() if text.upper().startswith("SIG") else f"SIG{text.upper()}"]
+    except (ValueError, KeyError) as error:
+        raise InvalidArgument("signal", text, "a signal such as SIGTERM, TERM or 15") from error
+
+
+def _require_running(container: Container) -> None:
+    if container.state is not ContainerState.RUNNING:
+        raise FailedPrecondition(
+            f"container {container.name} is not running",
+            hint=f"`netstore start {container.name}`",
+            reason="NOT_RUNNING",
+        )
+
+
+def _joined(tx: Transaction, container: Container) -> Joined:
+    sandbox = tx.sandboxes.require(container.sandbox_id)
+    endpoints = [
+        (each, tx.networks.require(each.network_id), sandbox) for each in tx.endpoints.all("sandbox_id = ?", sandbox.id)
+    ]
+    return container, tx.images.require(container.image_id), sandbox, endpoints
+
+
+def _sharing(tx: Transaction, container: Container) -> tuple[Sandbox, list[str]]:
+    """Return a container's sandbox, and the names of the other containers that run in it."""
+    others = tx.containers.all("sandbox_id = ? AND id != ?", container.sandbox_id, container.id)
+    running = [other.name for other in others if other.state is ContainerState.RUNNING]
+    return tx.sandboxes.require(container.sandbox_id), running
+
+
+def _refuse_joined(tx: Transaction, container: Container) -> None:
+    sandbox = tx.sandboxes.require(container.sandbox_id)
+    if sandbox.container_id != container.id:
+        return
+    others = [each.name for each in tx.containers.all("sandbox_id = ? AND id != ?", sandbox.id, container.id)]
+    if others:
+        raise InUse(
+            f"{', '.join(others)} joined the network of container {container.name}",
+            hint="remove them first", containers=", ".join(others),
+        )  # fmt: skip
+
+
+def _remove(tx: Transaction, container_id: str) -> list[str]:
+    """Remove a container's rows; returns the ids of its anonymous volumes."""
+    container = tx.containers.require(container_id)
+    if container.state is ContainerState.RUNNING:
+        raise FailedPrecondition(
+            f"container {container.name} is running", hint="stop it first", reason="CONTAINER_RUNNING"
+        )
+    _refuse_joined(tx, container)
+    mounted = [mount.volume_id for mount in container.mounts if mount.volume_id]
+    volumes = [volume for volume_id in mounted if (volume := tx.volumes.get(volume_id))]
+    _forget(tx, container)
+    return [volume.id for volume in volumes if volume.anonymous]
+
+
+def _forget(tx: Transaction, container: Container) -> None:
+    present = tx.containers.get(container.id)
+    if present is None:
+        return
+    tx.event(Kind.CONTAINER, "remove", present.id, present.name)
+    tx.containers.delete(present.id)
+    sandbox = tx.sandboxes.require(present.sandbox_id)
+    if sandbox.container_id == present.id:
+        for endpoint in tx.endpoints.all("sandbox_id = ?", sandbox.id):
+            tx.endpoints.delete(endpoint.id)
+        tx.sandboxes.delete(sandbox.id)
+
+
+def _record_failure(tx: Transaction, container_id: str, error: BaseException) -> None:
+    container = tx.containers.get(container_id)
+    if container and isinstance(error, NetstoreError):
+        code = int(error.metadata.get("exit_code", "125"))
+        tx.containers.update(replace(container, message=error.what, exit_code=code))
+
+
+def _tree_size(root: Path) -> int:
+    return sum(
+        os.lstat(os.path.join(directory, name)).st_size for directory, _, names in os.walk(root) for name in names
+    )
+
+
+def _sum(kind: Kind, sizes: list[tuple[int, bool]]) -> tuple[Kind, int, int, int, int]:
+    unused = sum(size for size, active in sizes if not active)
+    return kind, len(sizes), sum(active for _, active in sizes), sum(size for size, _ in sizes), unused

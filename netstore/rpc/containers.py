@@ -1,0 +1,264 @@
+"""ContainerService: messages in, manager calls, messages out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+
+from netstore.api.v1 import container_pb2 as pb
+from netstore.api.v1 import container_pb2_grpc
+from netstore.errors import InvalidArgument
+from netstore.launcher.manager import ContainerManager, Joined, parse_signal
+from netstore.model import Attachment, Container, ContainerSpec, ContainerState, Endpoint, Image, Network, Sandbox
+from netstore.rpc import endpoints as endpoint_messages
+from netstore.rpc.endpoints import check_address, check_aliases, check_interface, check_mac, check_ports
+from netstore.rpc.fields import Filters, check_labels, check_name, check_request_id, missing_allowed, page, timestamp
+from netstore.rpc.mounts import to_mount, to_mount_message, to_status_message
+
+__all__ = ["ContainerServicer"]
+
+_FILTERS = ("id", "name", "label", "status", "network", "volume", "ancestor")
+_STATES = {
+    ContainerState.CREATED: pb.CONTAINER_STATE_CREATED,
+    ContainerState.RUNNING: pb.CONTAINER_STATE_RUNNING,
+    ContainerState.EXITED: pb.CONTAINER_STATE_EXITED,
+}
+_STREAMS = {"stdout": pb.LOG_STREAM_STDOUT, "stderr": pb.LOG_STREAM_STDERR}
+_HOSTNAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?(\.[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?)*")
+_MAX_STOP_SECONDS = 24 * 3600.0
+
+
+class ContainerServicer(container_pb2_grpc.ContainerServiceServicer):
+    """Implements `netstore.v1.ContainerService`."""
+
+    def __init__(self, manager: ContainerManager) -> None:
+        self._containers = manager
+
+    async def GetContainer(self, request: pb.GetContainerRequest, context: Any) -> pb.GetContainerResponse:
+        return pb.GetContainerResponse(container=self._message(await self._containers.get(request.container)))
+
+    async def ListContainers(self, request: pb.ListContainersRequest, context: Any) -> pb.ListContainersResponse:
+        filters = Filters(request.filter, _FILTERS)
+        for value in filters.values.get("status", []):
+            if value not in list(ContainerState):
+                raise InvalidArgument("filter", f"status={value}", "created, running or exited")
+        every = request.all or "status" in filters.values
+        found = [
+            joined
+            for joined in await self._containers.all()
+            if (every or joined[0].state is ContainerState.RUNNING) and _matches(filters, joined)
+        ]
+        shown, token = page(found, request.page_size, request.page_token, lambda joined: joined[0])
+        return pb.ListContainersResponse(containers=[self._message(each) for each in shown], next_page_token=token)
+
+    async def CreateContainer(self, request: pb.CreateContainerRequest, context: Any) -> pb.CreateContainerResponse:
+        wanted = request.container
+        made, warnings = await self._containers.create(
+            check_name("name", wanted.name) if wanted.name else "",
+            _to_spec(wanted.spec),
+            labels=check_labels(wanted.labels),
+            request_id=check_request_id(request.request_id),
+        )
+        return pb.CreateContainerResponse(container=self._message(made), warnings=warnings)
+
+    async def StartContainer(self, request: pb.StartContainerRequest, context: Any) -> pb.StartContainerResponse:
+        return pb.StartContainerResponse(container=self._message(await self._containers.start(request.container)))
+
+    async def StopContainer(self, request: pb.StopContainerRequest, context: Any) -> pb.StopContainerResponse:
+        timeout = _seconds(request.timeout, "timeout") if request.HasField("timeout") else None
+        number = parse_signal(request.signal) if request.signal else None
+        stopped = await self._containers.stop(request.container, timeout=timeout, signal_=number)
+        return pb.StopContainerResponse(container=self._message(stopped))
+
+    async def KillContainer(self, request: pb.KillContainerRequest, context: Any) -> pb.KillContainerResponse:
+        await self._containers.kill(request.container, parse_signal(request.signal or "SIGKILL"))
+        return pb.KillContainerResponse()
+
+    async def DeleteContainer(self, request: pb.DeleteContainerRequest, context: Any) -> pb.DeleteContainerResponse:
+        with missing_allowed(allow=request.allow_missing):
+            await self._containers.delete(request.container, force=request.force, volumes=request.volumes)
+        return pb.DeleteContainerResponse()
+
+    async def WaitContainer(self, request: pb.WaitContainerRequest, context: Any) -> pb.WaitContainerResponse:
+        return pb.WaitContainerResponse(exit_code=await self._containers.wait(request.container))
+
+    async def ReadLogs(self, request: pb.ReadLogsRequest, context: Any) -> AsyncIterator[pb.ReadLogsResponse]:
+        tail = request.tail if request.HasField("tail") else None
+        if tail is not None and tail < 0:
+            raise InvalidArgument("tail", tail, "a number of lines, or nothing for all")
+        since = request.since.ToNanoseconds() / 1e9 if request.HasField("since") else 0.0
+        async for lines in self._containers.logs(request.container, follow_=request.follow, tail=tail, since=since):
+            for line in lines:
+                yield pb.ReadLogsResponse(stream=_STREAMS[line.stream], time=timestamp(line.time), data=line.data)
+
+    async def ExecContainer(
+        self, request: AsyncIterator[pb.ExecContainerRequest], context: Any
+    ) -> AsyncIterator[pb.ExecContainerResponse]:
+        requests = aiter(request)
+        first = await anext(requests, None)
+        if first is None or first.WhichOneof("request") != "start":
+            raise InvalidArgument("start", "", "a first request that says what to run")
+        start = first.start
+        if not start.command or not start.command[0]:
+            raise InvalidArgument("command", list(start.command), "a program and its arguments")
+        execution = await self._containers.exec(
+            start.container,
+            list(start.command),
+            env=_check_env(start.env, "env"),
+            working_dir=_check_directory(start.working_dir, "working_dir"),
+            user=start.user,
+        )
+        async for stream, data in execution.run(_stdin(requests) if start.stdin else None):
+            yield pb.ExecContainerResponse(**{stream: data})  # type: ignore[arg-type]
+        yield pb.ExecContainerResponse(exit_code=execution.exit_code)
+
+    def _message(self, joined: Joined) -> pb.Container:
+        return _to_message(*joined, log_path=self._containers.log_path(joined[0]))
+
+
+async def _stdin(requests: AsyncIterator[pb.ExecContainerRequest]) -> AsyncIterator[bytes]:
+    async for request in requests:
+        if request.WhichOneof("request") != "stdin":
+            raise InvalidArgument("request", "start", "input, after the first request")
+        yield request.stdin
+
+
+def _to_spec(spec: pb.ContainerSpec) -> ContainerSpec:
+    if not spec.image:
+        raise InvalidArgument("spec.image", "", "the name or id of an image")
+    if spec.hostname and (not _HOSTNAME.fullmatch(spec.hostname) or len(spec.hostname) > 64):
+        raise InvalidArgument("spec.hostname", spec.hostname, "a host name (RFC 1123), at most 64 characters")
+    if spec.entrypoint and not spec.override_entrypoint:
+        raise InvalidArgument("spec.override_entrypoint", False, "true, when an entrypoint is given")
+    if spec.stop_signal:
+        parse_signal(spec.stop_signal)
+    return ContainerSpec(
+        image=spec.image,
+        command=tuple(spec.command),
+        entrypoint=tuple(spec.entrypoint) if spec.override_entrypoint else None,
+        env=tuple(_check_env(spec.env, "spec.env")),
+        working_dir=_check_directory(spec.working_dir, "spec.working_dir"),
+        user=spec.user,
+        hostname=spec.hostname,
+        networks=tuple(_to_attachment(each, f"spec.networks[{i}]") for i, each in enumerate(spec.networks)),
+        sandbox_container=spec.sandbox_container,
+        ports=tuple(check_ports(spec.ports, "spec.ports")) if spec.ports else (),
+        mounts=tuple(to_mount(mount, f"spec.mounts[{index}]") for index, mount in enumerate(spec.mounts)),
+        auto_remove=spec.auto_remove,
+        read_only=spec.read_only,
+        stop_signal=spec.stop_signal,
+        stop_timeout=_seconds(spec.stop_timeout, "spec.stop_timeout") if spec.HasField("stop_timeout") else 10.0,
+    )
+
+
+def _to_attachment(attachment: pb.NetworkAttachment, field: str) -> Attachment:
+    if not attachment.network:
+        raise InvalidArgument(f"{field}.network", "", "the name or id of a network")
+    address = attachment.ipv4_address
+    return Attachment(
+        network=attachment.network,
+        aliases=check_aliases(attachment.aliases, f"{field}.aliases"),
+        ipv4_address=check_address(address, f"{field}.ipv4_address") if address else "",
+        mac_address=check_mac(attachment.mac_address, f"{field}.mac_address"),
+        interface_name=check_interface(attachment.interface_name, f"{field}.interface_name"),
+        gateway_priority=attachment.gateway_priority,
+    )
+
+
+def _check_env(pairs: Sequence[str], field: str) -> list[str]:
+    for index, pair in enumerate(pairs):
+        if pair.startswith("=") or not pair or "\0" in pair:
+            raise InvalidArgument(f"{field}[{index}]", pair, "KEY=value, or KEY to leave it out")
+    return list(pairs)
+
+
+def _check_directory(path: str, field: str) -> str:
+    if path and (not path.startswith("/") or ".." in path.split("/")):
+        raise InvalidArgument(field, path, "an absolute path without '..'")
+    return path
+
+
+def _seconds(duration: Duration, field: str) -> float:
+    seconds = duration.ToNanoseconds() / 1e9
+    if not 0 <= seconds <= _MAX_STOP_SECONDS:
+        raise InvalidArgument(field, seconds, "0 s to 24 h")
+    return seconds
+
+
+def _matches(filters: Filters, joined: Joined) -> bool:
+    container, image, _, endpoints = joined
+    networks = [network for _, network, _ in endpoints]
+    return (
+        filters.any("id", container.id.startswith)
+        and filters.any("name", lambda value: value in container.name)
+        and filters.any("status", lambda value: value == container.state)
+        and filters.any("network", lambda value: any(value in (n.name, n.id) for n in networks))
+        and filters.any("volume", lambda value: any(value in (m.volume, m.spec.target) for m in container.mounts))
+        and filters.any("ancestor", lambda value: value in (image.name, image.name.split(":")[0], image.id))
+        and filters.labels(container.labels)
+    )
+
+
+def _to_message(
+    container: Container, image: Image, sandbox: Sandbox, endpoints: list[tuple[Endpoint, Network, Sandbox]], *,
+    log_path: str,
+) -> pb.Container:  # fmt: skip
+    running = container.state is ContainerState.RUNNING
+    return pb.Container(
+        id=container.id,
+        name=container.name,
+        labels=container.labels,
+        etag=str(container.revision),
+        create_time=timestamp(container.create_time),
+        spec=_to_spec_message(container.spec),
+        status=pb.ContainerStatus(
+            state=_STATES[container.state],
+            pid=container.pid if running else 0,
+            exit_code=container.exit_code,
+            message=container.message,
+            start_time=timestamp(container.start_time),
+            finish_time=timestamp(container.finish_time),
+            image_id=image.id,
+            sandbox_path=sandbox.path,
+            endpoints=[endpoint_messages.to_message(*each) for each in endpoints],
+            mounts=[to_status_message(mount) for mount in container.mounts],
+            args=container.args,
+            log_path=log_path,
+        ),
+    )
+
+
+def _to_spec_message(spec: ContainerSpec) -> pb.ContainerSpec:
+    timeout = Duration()
+    timeout.FromNanoseconds(int(spec.stop_timeout * 1e9))
+    return pb.ContainerSpec(
+        image=spec.image,
+        command=spec.command,
+        entrypoint=spec.entrypoint or (),
+        override_entrypoint=spec.entrypoint is not None,
+        env=spec.env,
+        working_dir=spec.working_dir,
+        user=spec.user,
+        hostname=spec.hostname,
+        networks=[
+            pb.NetworkAttachment(
+                network=each.network,
+                aliases=each.aliases,
+                ipv4_address=each.ipv4_address,
+                mac_address=each.mac_address,
+                interface_name=each.interface_name,
+                gateway_priority=each.gateway_priority,
+            )
+            for each in spec.networks
+        ],
+        sandbox_container=spec.sandbox_container,
+        ports=[endpoint_messages.to_port_message(port) for port in spec.ports],
+        mounts=[to_mount_message(mount) for mount in spec.mounts],
+        auto_remove=spec.auto_remove,
+        read_only=spec.read_only,
+        stop_signal=spec.stop_signal,
+        stop_timeout=timeout,
+    )
