@@ -110,9 +110,9 @@ class Daemon:
             log.info(
                 "netstored is ready", version=__version__, listen=self._addresses(), state_dir=str(self._state_dir)
             )
-            _notify("READY=1")
+            logs.notify("READY=1")
             await self._stopping.wait()
-            _notify("STOPPING=1")
+            logs.notify("STOPPING=1")
             log.info("netstored stops; containers and their traffic go on")
             await checks.enter_graceful_shutdown()
             await server.stop(_GRACE_SECONDS)
@@ -235,14 +235,6 @@ def _listen_unix(server: grpc.aio.Server, path: Path, group: str) -> None:
     except KeyError:
         log.info("no such group: only root may use the socket", group=group, socket=str(path))
     os.chmod(path, 0o660)
-
-
-def _notify(message: str) -> None:
-    """Tell the service manager (sd_notify(3)), where there is one."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if address:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            sender.sendto(message.encode(), "\0" + address[1:] if address[0] == "@" else address)
 
 
 @click.command(context_settings={"max_content_width": 100})

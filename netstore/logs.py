@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import sys
 
 import structlog
 
-__all__ = ["configure"]
+__all__ = ["configure", "notify"]
 
 
 def configure(format: str, level: str) -> None:
@@ -32,3 +34,11 @@ def configure(format: str, level: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+def notify(message: str) -> None:
+    """Tell the service manager (sd_notify(3)), where there is one."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.sendto(message.encode(), "\0" + address[1:] if address[0] == "@" else address)

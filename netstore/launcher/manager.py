@@ -13,6 +13,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -194,9 +195,10 @@ class ContainerManager:
             directory = self._directories.path(container.id)
             started = await runtime.create(container.id, directory, self._directories.log(container.id))
             await runtime.start(container.id)
-        except BaseException:
+        except BaseException as error:
             await self._clear(container)
-            await self._store.write(lambda tx: _record_failure(tx, container.id, error))
+            if isinstance(error, NetstoreError):
+                await self._store.write(partial(_record_failure, container_id=container.id, error=error))
             raise
 
         def record(tx: Transaction) -> Container:
@@ -250,7 +252,7 @@ class ContainerManager:
                 namespace=sandbox.path,
                 mounts=container.mounts,
                 read_only=spec.read_only,
-            )  # fmt: skip
+            )
         )
         (self._directories.path(container.id) / "config.json").write_bytes(msgspec.json.encode(document))
 
@@ -513,9 +515,9 @@ def _forget(tx: Transaction, container: Container) -> None:
         tx.sandboxes.delete(sandbox.id)
 
 
-def _record_failure(tx: Transaction, container_id: str, error: BaseException) -> None:
+def _record_failure(tx: Transaction, *, container_id: str, error: NetstoreError) -> None:
     container = tx.containers.get(container_id)
-    if container and isinstance(error, NetstoreError):
+    if container:
         code = int(error.metadata.get("exit_code", "125"))
         tx.containers.update(replace(container, message=error.what, exit_code=code))
 

@@ -98,9 +98,10 @@ class SystemServicer(system_pb2_grpc.SystemServiceServicer):
         return request.revision
 
     async def _wait(self, changed: asyncio.Future[None]) -> None:
-        stopping = asyncio.ensure_future(self._node.stopping.wait())
+        stopping: asyncio.Future[Any] = asyncio.ensure_future(self._node.stopping.wait())
+        waiting: list[asyncio.Future[Any]] = [changed, stopping]
         try:
-            await asyncio.wait([changed, stopping], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         finally:
             stopping.cancel()
 

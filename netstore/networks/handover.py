@@ -1,0 +1,148 @@
+"""Hands the resolver's sockets of each sandbox to netstore-resolver, and keeps duplicates.
+
+One SOCK_SEQPACKET connection to RUN_DIR/resolver.sock; a message is JSON, with descriptors beside it (SCM_RIGHTS):
+
+    resolver -> netstored   {"held": "<sandbox id>"} + UDP, TCP     for each one that it serves, when we connect
+                            {"held": ""}                            the end of them
+    netstored -> resolver   {"add": "<sandbox id>"} + UDP, TCP
+                            {"remove": "<sandbox id>"}
+
+So whichever of the two is restarted gets the sockets back from the other, and a query that waits in one is not lost.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import json
+import socket
+from pathlib import Path
+
+import structlog
+
+__all__ = ["ResolverLink", "receive", "send"]
+
+log = structlog.get_logger(__name__)
+
+_RETRY_SECONDS = 0.2
+_ADOPT_SECONDS = 0.5
+Pair = tuple[socket.socket, socket.socket]
+
+
+def send(connection: socket.socket, message: dict[str, str], pair: Pair | None = None) -> None:
+    """Send one message and, with it, duplicates of two sockets."""
+    rights = array.array("i", [each.fileno() for each in pair] if pair else [])
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if pair else []
+    connection.sendmsg([json.dumps(message).encode()], ancillary)
+
+
+def receive(connection: socket.socket) -> tuple[dict[str, str], Pair | None]:
+    """Return one message and the sockets that came with it; an empty one at the end of the connection."""
+    data, rights, _, _ = socket.recv_fds(connection, 4096, 2)
+    pair = (socket.socket(fileno=rights[0]), socket.socket(fileno=rights[1])) if len(rights) == 2 else None
+    return (json.loads(data) if data else {}), pair
+
+
+class ResolverLink:
+    """Our end. What is added while the resolver is away is sent when it is back; nothing here waits for it."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._path = run_dir / "resolver.sock"
+        self._pairs: dict[str, Pair] = {}
+        self._connection: socket.socket | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether the resolver is there."""
+        return self._connection is not None
+
+    def held(self) -> set[str]:
+        """Return the ids of sandboxes whose sockets there are."""
+        return set(self._pairs)
+
+    async def start(self) -> None:
+        """Connect, waiting a moment for a resolver that runs already: it may hold sockets that we need."""
+        first = asyncio.Event()
+        self._task = asyncio.create_task(self._stay_connected(first), name="resolver link")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_ADOPT_SECONDS):
+                await first.wait()
+
+    async def close(self) -> None:
+        """Disconnect; the resolver goes on with the sockets that it has."""
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        for pair in self._pairs.values():
+            _close(pair)
+        self._pairs.clear()
+
+    async def add(self, sandbox_id: str, udp: socket.socket, tcp: socket.socket) -> None:
+        """Take a sandbox's sockets over and hand duplicates to the resolver."""
+        await self.remove(sandbox_id)
+        self._pairs[sandbox_id] = (udp, tcp)
+        self._send({"add": sandbox_id}, self._pairs[sandbox_id])
+
+    async def remove(self, sandbox_id: str) -> None:
+        """Close a sandbox's sockets, here and there; one that has none is a success."""
+        pair = self._pairs.pop(sandbox_id, None)
+        if pair:
+            _close(pair)
+            self._send({"remove": sandbox_id})
+
+    def _send(self, message: dict[str, str], pair: Pair | None = None) -> None:
+        if self._connection:
+            try:
+                send(self._connection, message, pair)
+            except OSError as error:
+                log.warning("the resolver does not take messages", reason=str(error))
+
+    async def _stay_connected(self, first: asyncio.Event) -> None:
+        while True:
+            with contextlib.suppress(OSError):
+                await self._session(first)
+            first.set()
+            self._connection = None
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _session(self, first: asyncio.Event) -> None:
+        """Take back what the resolver holds, give it what it lacks, and wait for the connection's end."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as connection:
+            connection.setblocking(False)
+            connection.connect(str(self._path))
+            held: set[str] = set()
+            while True:
+                await _readable(connection)
+                message, pair = receive(connection)
+                if not message.get("held"):
+                    break
+                held.add(message["held"])
+                if pair and message["held"] in self._pairs:
+                    _close(pair)
+                elif pair:
+                    self._pairs[message["held"]] = pair
+            self._connection = connection
+            first.set()
+            for sandbox_id in self._pairs.keys() - held:
+                send(connection, {"add": sandbox_id}, self._pairs[sandbox_id])
+            log.info("the resolver is connected", adopted=len(held))
+            await _readable(connection)
+            connection.recv(1)
+            log.warning("the resolver went away; names wait until it is back")
+            self._connection = None
+
+
+async def _readable(connection: socket.socket) -> None:
+    loop, ready = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(connection, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(connection)
+
+
+def _close(pair: Pair) -> None:
+    for each in pair:
+        each.close()

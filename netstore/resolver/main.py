@@ -1,0 +1,235 @@
+"""netstore-resolver: answers DNS inside every sandbox, on sockets that netstored opened there.
+
+A process of its own, without privileges: names go on resolving while netstored is stopped, killed or upgraded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import pwd
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import click
+import structlog
+
+from netstore import __version__, logs
+from netstore.networks.handover import receive, send
+from netstore.resolver.answers import Answers, Forward, refusal
+from netstore.resolver.names import Names
+from netstore.resolver.upstream import REFUSED, SERVFAIL, Upstreams
+
+__all__ = ["Resolver", "main"]
+
+_BURST = 64
+_TCP_SECONDS = 10.0
+
+log = structlog.get_logger(__name__)
+
+
+class Resolver:
+    """Serves the sockets of every sandbox that netstored hands over."""
+
+    def __init__(self, names: Names, upstreams: Upstreams) -> None:
+        self._answers = Answers(names)
+        self._upstreams = upstreams
+        self._pairs: dict[str, tuple[socket.socket, socket.socket]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def accept(self, listener: socket.socket) -> None:
+        """Take connections of netstored, one after the other."""
+        loop = asyncio.get_running_loop()
+        while True:
+            connection, _ = await loop.sock_accept(listener)
+            self._spawn(self._session(connection))
+
+    async def _session(self, connection: socket.socket) -> None:
+        with connection:
+            connection.setblocking(False)
+            for sandbox_id, pair in self._pairs.items():
+                send(connection, {"held": sandbox_id}, pair)
+            send(connection, {"held": ""})
+            while True:
+                await _readable(connection)
+                message, pair = receive(connection)
+                if not message:
+                    return
+                if "add" in message and pair:
+                    self.add(message["add"], *pair)
+                elif "remove" in message:
+                    self.remove(message["remove"])
+
+    def add(self, sandbox_id: str, udp: socket.socket, tcp: socket.socket) -> None:
+        """Serve a sandbox."""
+        self.remove(sandbox_id)
+        loop = asyncio.get_running_loop()
+        for each in (udp, tcp):
+            each.setblocking(False)
+        self._pairs[sandbox_id] = (udp, tcp)
+        loop.add_reader(udp, self._datagrams, sandbox_id, udp)
+        loop.add_reader(tcp, self._connections, sandbox_id, tcp)
+
+    def remove(self, sandbox_id: str) -> None:
+        """Serve a sandbox no longer."""
+        for each in self._pairs.pop(sandbox_id, ()):
+            asyncio.get_running_loop().remove_reader(each)
+            each.close()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) and not isinstance(error, OSError):
+            log.error("a question failed", error=repr(error))
+
+    def _datagrams(self, sandbox_id: str, udp: socket.socket) -> None:
+        for _ in range(_BURST):
+            try:
+                question, client = udp.recvfrom(4096)
+            except OSError:
+                return
+            try:
+                answer = self._answers.answer(sandbox_id, question, tcp=False)
+            except Forward:
+                self._spawn(self._forward_datagram(sandbox_id, udp, question, client))
+                continue
+            except Exception as error:
+                log.error("a question failed", error=repr(error))
+                answer = refusal(question, SERVFAIL)
+            if answer:
+                with contextlib.suppress(OSError):
+                    udp.sendto(answer, client)
+
+    async def _forward_datagram(
+        self, sandbox_id: str, udp: socket.socket, question: bytes, client: tuple[str, int]
+    ) -> None:
+        answer = await self._forward(sandbox_id, question, tcp=False)
+        with contextlib.suppress(OSError):
+            udp.sendto(answer, client)
+
+    async def _forward(self, sandbox_id: str, question: bytes, *, tcp: bool) -> bytes:
+        if not self._answers.may_forward(sandbox_id):
+            return refusal(question, REFUSED)
+        return await self._upstreams.ask(question, tcp=tcp) or refusal(question, SERVFAIL)
+
+    def _connections(self, sandbox_id: str, tcp: socket.socket) -> None:
+        try:
+            connection, _ = tcp.accept()
+        except OSError:
+            return
+        self._spawn(self._converse(sandbox_id, connection))
+
+    async def _converse(self, sandbox_id: str, connection: socket.socket) -> None:
+        """Answer questions of one TCP connection (RFC 7766)."""
+        reader, writer = await asyncio.open_connection(sock=connection)
+        try:
+            while True:
+                async with asyncio.timeout(_TCP_SECONDS):
+                    question = await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big"))
+                try:
+                    answer = self._answers.answer(sandbox_id, question, tcp=True)
+                except Forward:
+                    answer = await self._forward(sandbox_id, question, tcp=True)
+                if answer is None:
+                    return
+                writer.write(len(answer).to_bytes(2, "big") + answer)
+                await writer.drain()
+        except (asyncio.IncompleteReadError, TimeoutError, ConnectionError):
+            return
+        finally:
+            writer.close()
+
+
+async def _readable(connection: socket.socket) -> None:
+    loop, ready = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(connection, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(connection)
+
+
+def _listen(run_dir: Path) -> socket.socket:
+    run_dir.mkdir(parents=True, exist_ok=True, mode=0o755)
+    path = run_dir / "resolver.sock"
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    mask = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(mask)
+    listener.listen(8)
+    listener.setblocking(False)
+    return listener
+
+
+def _drop_privileges(user: str, database: Path) -> None:
+    """Become `user`, keeping only the group that may read the database."""
+    if os.getuid() != 0:
+        return
+    entry = pwd.getpwnam(user)
+    try:
+        group = database.stat().st_gid
+    except FileNotFoundError:
+        group = entry.pw_gid
+    os.setgroups([group])
+    os.setgid(entry.pw_gid)
+    os.setuid(entry.pw_uid)
+
+
+async def _serve(listener: socket.socket, database: Path, upstreams: Upstreams) -> None:
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    names = Names(database)
+    names.open()
+    resolver = Resolver(names, upstreams)
+    accepting = asyncio.create_task(resolver.accept(listener))
+    log.info("netstore-resolver is ready", version=__version__, user=os.getuid())
+    logs.notify("READY=1")
+    await stopping.wait()
+    accepting.cancel()
+
+
+@click.command()
+@click.option("--state-dir", type=click.Path(path_type=Path), default="/var/lib/netstore", show_default=True)
+@click.option("--run-dir", type=click.Path(path_type=Path), default="/run/netstore", show_default=True)
+@click.option("--user", default="nobody", show_default=True, help="Who to be once the socket is bound.")
+@click.option("--upstream", multiple=True, help="ADDRESS[:PORT] instead of the host's name servers; repeatable.")
+@click.option("--resolv-conf", type=click.Path(path_type=Path), default="/etc/resolv.conf", show_default=True)
+@click.option("--log-format", type=click.Choice(["json", "console"]), default="console", show_default=True)
+@click.version_option(__version__)
+def main(
+    state_dir: Path, run_dir: Path, user: str, upstream: tuple[str, ...], resolv_conf: Path, log_format: str
+) -> None:
+    """Answer names inside the sandboxes of a node."""
+    logs.configure(log_format, "info")
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    run_dir.mkdir(parents=True, exist_ok=True, mode=0o755)
+    with (run_dir / "resolver.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            click.echo(f"netstore-resolver: another one serves {run_dir}\n  hint: stop it first", err=True)
+            sys.exit(1)
+        try:
+            upstreams = Upstreams(list(upstream), resolv_conf)
+            listener = _listen(run_dir)
+            _drop_privileges(user, state_dir / "netstore.db")
+        except (OSError, KeyError, ValueError) as error:
+            click.echo(f"netstore-resolver: {error}", err=True)
+            sys.exit(1)
+        asyncio.run(_serve(listener, state_dir / "netstore.db", upstreams))
