@@ -44,7 +44,7 @@ class Execution:
                     errors = (errors + data)[-4096:] if stream == "stderr" else errors
                     yield stream, data
                 self.exit_code = await process.wait()
-                if not pid_file.exists():  # the runtime never started the command: its own words say why
+                if not pid_file.exists():  # noqa: ASYNC240 (the runtime never started the command)
                     self.exit_code = failure(errors.decode(errors="replace")) or self.exit_code
             finally:
                 if feeding:

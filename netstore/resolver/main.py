@@ -54,8 +54,8 @@ class Resolver:
     async def _session(self, connection: socket.socket) -> None:
         with connection:
             connection.setblocking(False)
-            for sandbox_id, pair in self._pairs.items():
-                send(connection, {"held": sandbox_id}, pair)
+            for sandbox_id, held in self._pairs.items():
+                send(connection, {"held": sandbox_id}, held)
             send(connection, {"held": ""})
             while True:
                 await _readable(connection)

@@ -1,0 +1,54 @@
+"""netstore completion: shell completion, and names completed by asking the daemon."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+__all__ = ["command", "names"]
+
+
+def names(kind: str) -> Any:
+    """Return a completer of the names of networks, volumes, containers or images; silent when nobody answers."""
+
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+        from netstore.cli.client import Client
+
+        root = ctx.find_root()
+        client = root.obj or Client(root.params.get("host") or "unix:///run/netstore/netstore.sock")
+        try:
+            found = _ask(client, kind)
+        except Exception:
+            return []
+        return [name for name in found if name.startswith(incomplete)]
+
+    return complete
+
+
+def _ask(client: Any, kind: str) -> list[str]:
+    from netstore.api.v1 import container_pb2, image_pb2, network_pb2, volume_pb2
+
+    match kind:
+        case "network":
+            return [n.name for n in client.networks.ListNetworks(network_pb2.ListNetworksRequest(), timeout=1).networks]
+        case "volume":
+            return [v.name for v in client.volumes.ListVolumes(volume_pb2.ListVolumesRequest(), timeout=1).volumes]
+        case "image":
+            return [i.name for i in client.images.ListImages(image_pb2.ListImagesRequest(), timeout=1).images]
+        case _:
+            request = container_pb2.ListContainersRequest(all=True)
+            return [c.name for c in client.containers.ListContainers(request, timeout=1).containers]
+
+
+@click.command("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def command(shell: str) -> None:
+    """Print a completion script: `source <(netstore completion bash)`."""
+    from click.shell_completion import get_completion_class
+
+    from netstore.cli.main import cli
+
+    found = get_completion_class(shell)
+    assert found is not None
+    click.echo(found(cli, {}, "netstore", "_NETSTORE_COMPLETE").source())

@@ -1,0 +1,44 @@
+"""netstore endpoint: ls, inspect."""
+
+from __future__ import annotations
+
+import click
+
+from netstore.api.v1 import endpoint_pb2
+from netstore.cli.client import Client, pages, pass_client
+from netstore.cli.format import listing, shapes, short_id, show_objects
+
+__all__ = ["group"]
+
+
+@click.group("endpoint")
+def group() -> None:
+    """Attachments of sandboxes to networks."""
+
+
+@group.command("ls")
+@click.option("-f", "--filter", "filters", multiple=True, help="network=, container=, sandbox=, id=, name=, label=.")
+@shapes
+@pass_client
+def ls(client: Client, filters: tuple[str, ...], template: str | None, quiet: bool, no_trunc: bool) -> None:
+    """List endpoints."""
+    request = endpoint_pb2.ListEndpointsRequest(filter=filters)
+    found = pages(client.endpoints.ListEndpoints, request, "endpoints")
+    ids = [short_id(endpoint.id, full=no_trunc) for endpoint in found]
+    rows = [
+        (shown, e.name, e.status.network_name, ", ".join(e.status.addresses), e.status.interface_name,
+         e.spec.sandbox.container[:12] or e.spec.sandbox.netns_path)
+        for shown, e in zip(ids, found, strict=True)
+    ]  # fmt: skip
+    headers = ("ENDPOINT ID", "NAME", "NETWORK", "ADDRESSES", "INTERFACE", "SANDBOX")
+    listing(found, headers, rows, template, quiet=quiet, ids=ids)
+
+
+@group.command()
+@click.argument("endpoints", nargs=-1, required=True)
+@click.option("-f", "--format", "template", default="json", help="'json' (default), or a template.")
+@pass_client
+def inspect(client: Client, endpoints: tuple[str, ...], template: str) -> None:
+    """Show endpoints in full."""
+    requests = [endpoint_pb2.GetEndpointRequest(endpoint=each) for each in endpoints]
+    show_objects([client.endpoints.GetEndpoint(request).endpoint for request in requests], template)

@@ -1,0 +1,140 @@
+"""How results are shown: tables, one stable JSON shape, and fields picked by `{{.Name}}`.
+
+JSON is protobuf's own mapping with the contract's field names and every field present, one object a resource.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+__all__ = [
+    "age",
+    "duration",
+    "listing",
+    "name_of",
+    "one_line",
+    "pairs",
+    "shapes",
+    "short_id",
+    "show_objects",
+    "size",
+    "to_dict",
+]
+
+_FIELD = re.compile(r"\{\{\s*(json\s+)?\.([A-Za-z_][\w.]*)?\s*\}\}")
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+
+
+def to_dict(message: Any) -> dict[str, Any]:
+    """Return the JSON mapping of a message."""
+    from google.protobuf.json_format import MessageToDict
+
+    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+
+
+def shapes(command: Any) -> Any:
+    """Add --format, -q and --no-trunc to a list command."""
+    command = click.option("--no-trunc", is_flag=True, help="Show ids in full.")(command)
+    command = click.option("-q", "--quiet", is_flag=True, help="Show ids only.")(command)
+    return click.option("--format", "template", help="'json', or a template: '{{.Name}} {{json .Labels}}'.")(command)
+
+
+def listing(
+    messages: Sequence[Any], headers: Sequence[str], rows: Sequence[Sequence[str]], template: str | None, *,
+    quiet: bool, ids: Sequence[str],
+) -> None:  # fmt: skip
+    """Show a list: ids with `quiet`, else as the template says, else a table."""
+    if quiet:
+        for each in ids:
+            click.echo(each)
+    elif template and template != "table":
+        show_objects(messages, template)
+    else:
+        _table(headers, rows)
+
+
+def show_objects(messages: Sequence[Any], template: str) -> None:
+    """Show each message by a template, or all as a JSON array for `json`."""
+    if template == "json":
+        click.echo(json.dumps([to_dict(message) for message in messages], indent=2))
+        return
+    if not _FIELD.search(template):
+        raise click.UsageError(f"--format: {template!r} is neither json nor a template with {{{{.Field}}}}")
+    for message in messages:
+        document = to_dict(message)
+        click.echo(_FIELD.sub(lambda match, d=document: _pick(d, match), template.replace("\\t", "\t")))  # type: ignore[misc]
+
+
+def _pick(document: dict[str, Any], match: re.Match[str]) -> str:
+    value: Any = document
+    for part in (match[2] or "").split("."):
+        if not part:
+            continue
+        name = _CAMEL.sub("_", part).lower()
+        name = "id" if part == "ID" else name
+        if not isinstance(value, dict) or (name not in value and part not in value):
+            known = ", ".join(value) if isinstance(value, dict) else "none"
+            raise click.UsageError(f"--format: no field {part!r}; there are: {known}")
+        value = value[part] if part in value else value[name]
+    if match[1] or isinstance(value, (dict, list)):
+        return json.dumps(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print columns three spaces apart, as Docker does: for eyes, and for awk."""
+    widths = [max(len(row[i]) for row in (headers, *rows)) for i in range(len(headers))]
+    for row in (headers, *rows):
+        click.echo("   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def short_id(text: str, *, full: bool) -> str:
+    """Return an id, or its first 12 digits."""
+    return text if full else text[:12]
+
+
+def one_line(items: Sequence[str], width: int, *, full: bool) -> str:
+    """Return a command line, shortened to a width."""
+    text = " ".join(items)
+    return text if full or len(text) <= width else f"{text[: width - 1]}…"
+
+
+def name_of(enum: Any, value: int, prefix: str) -> str:
+    """Return an enum value's name in lower case, without the enum's own."""
+    return str(enum.Name(value)).removeprefix(f"{prefix}_").lower()
+
+
+def pairs(mapping: Any) -> str:
+    """Return labels as k=v, comma-separated."""
+    return ",".join(f"{key}={value}" for key, value in sorted(mapping.items()))
+
+
+def age(timestamp: Any) -> str:
+    """Say how long ago a time was, in Docker's words."""
+    return f"{duration(time.time() - timestamp.ToNanoseconds() / 1e9)} ago"
+
+
+def duration(seconds: float) -> str:
+    """Say how long, in Docker's words."""
+    for limit, unit, length in ((60, "second", 1), (3600, "minute", 60), (172800, "hour", 3600), (1e12, "day", 86400)):
+        if seconds < limit:
+            count = max(int(seconds // length), 0)
+            if unit == "second" and count < 1:
+                return "Less than a second"
+            return f"{count} {unit}{'' if count == 1 else 's'}"
+    return ""
+
+
+def size(count: float) -> str:
+    """Say how many bytes, in units of 1000 as Docker does."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.4g}{unit}"
+        count /= 1000
+    return ""

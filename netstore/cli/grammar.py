@@ -1,0 +1,225 @@
+"""Docker's grammar of flags: -p, -v, --mount, --tmpfs, --network, -e, and sizes."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from netstore.api.v1 import common_pb2, container_pb2, mount_pb2
+
+__all__ = [
+    "key_values",
+    "parse_bytes",
+    "parse_env",
+    "parse_mount",
+    "parse_network",
+    "parse_port",
+    "parse_tmpfs",
+    "parse_volume",
+]
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)i?b?", re.I)
+_PROPAGATIONS = ("private", "rprivate", "shared", "rshared", "slave", "rslave")
+
+
+def key_values(items: Sequence[str], flag: str) -> dict[str, str]:
+    """Parse KEY=VALUE items; KEY alone has an empty value."""
+    found = {}
+    for item in items:
+        key, _, value = item.partition("=")
+        if not key:
+            raise click.UsageError(f"{flag}: {item!r} has no key: write KEY=VALUE")
+        found[key] = value
+    return found
+
+
+def parse_bytes(text: str, flag: str) -> int:
+    """Parse a size such as 64m or 10G, in units of 1024 as Docker (RAMInBytes)."""
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        raise click.UsageError(f"{flag}: {text!r} is no size: write a number with b, k, m, g or t")
+    return int(float(match[1]) * 1024 ** " kmgtp".index(match[2].lower() or " "))
+
+
+def parse_env(items: Sequence[str], files: Sequence[str]) -> list[str]:
+    """Return KEY=value of files and items; KEY alone takes our own environment's value, or is left out."""
+    lines = [
+        line.strip() for name in files for line in Path(name).read_text().splitlines()
+        if line.strip() and not line.startswith("#")
+    ]  # fmt: skip
+    found = []
+    for item in (*lines, *items):
+        if "=" in item:
+            found.append(item)
+        elif item in os.environ:
+            found.append(f"{item}={os.environ[item]}")
+    return found
+
+
+def parse_port(text: str) -> list[common_pb2.PortMapping]:
+    """Parse `[[IP:][HOSTPORT]:]PORT[/PROTOCOL]`; ranges of equal length give one mapping for each port."""
+    rest, _, protocol = text.partition("/")
+    if rest.startswith("["):
+        address, _, rest = rest[1:].partition("]:")
+        parts = [address, *rest.split(":")]
+    else:
+        parts = rest.rsplit(":", 2)
+    container = _range(parts[-1], text)
+    host = _range(parts[-2], text) if len(parts) > 1 and parts[-2] else [0] * len(container)
+    if len(host) != len(container):
+        raise click.UsageError(f"-p: {text!r}: both ranges must have the same length")
+    names = {"": "TCP", "tcp": "TCP", "udp": "UDP", "sctp": "SCTP"}
+    if protocol.lower() not in names:
+        raise click.UsageError(f"-p: {text!r}: the protocol is tcp, udp or sctp")
+    kind = common_pb2.Protocol.Value(f"PROTOCOL_{names[protocol.lower()]}")
+    ip = parts[0] if len(parts) == 3 else ""
+    return [
+        common_pb2.PortMapping(host_ip=ip, host_port=outer, container_port=inner, protocol=kind)
+        for outer, inner in zip(host, container, strict=True)
+    ]
+
+
+def _range(text: str, whole: str) -> list[int]:
+    first, _, last = text.partition("-")
+    if not first.isdecimal() or (last and not last.isdecimal()):
+        raise click.UsageError(f"-p: {whole!r}: write [[IP:][HOSTPORT]:]PORT[/tcp|udp]")
+    numbers = list(range(int(first), int(last or first) + 1))
+    if not numbers or numbers[-1] > 65535:
+        raise click.UsageError(f"-p: {whole!r}: ports are 1 to 65535, a range the smaller first")
+    return numbers
+
+
+def parse_volume(text: str) -> mount_pb2.MountSpec:
+    """Parse `[SOURCE:]TARGET[:OPTIONS]` of -v."""
+    parts = text.split(":")
+    if not 1 <= len(parts) <= 3 or not all(parts):
+        raise click.UsageError(f"-v: {text!r}: write [SOURCE:]TARGET[:OPTIONS]")
+    source, target = ("", parts[0]) if len(parts) == 1 else (parts[0], parts[1])
+    if source.startswith((".", "~")):
+        source = str(Path(source).expanduser().absolute())
+    bind = source.startswith("/")
+    mount = mount_pb2.MountSpec(
+        type=mount_pb2.MOUNT_TYPE_BIND if bind else mount_pb2.MOUNT_TYPE_VOLUME, source=source, target=target,
+        create_source=bind,
+    )  # fmt: skip
+    for option in parts[2].split(",") if len(parts) == 3 else ():
+        if option in ("ro", "rw"):
+            mount.read_only = option == "ro"
+        elif option == "nocopy" and not bind:
+            mount.no_copy = True
+        elif option in _PROPAGATIONS and bind:
+            mount.propagation = option
+        elif option not in ("z", "Z", "consistent", "cached", "delegated"):
+            raise click.UsageError(
+                f"-v: {text!r}: option {option!r} is none of ro, rw, nocopy, {', '.join(_PROPAGATIONS)}"
+            )
+    return mount
+
+
+def parse_tmpfs(text: str) -> mount_pb2.MountSpec:
+    """Parse `TARGET[:OPTIONS]` of --tmpfs."""
+    target, _, options = text.partition(":")
+    mount = mount_pb2.MountSpec(type=mount_pb2.MOUNT_TYPE_TMPFS, target=target)
+    for option in options.split(",") if options else ():
+        key, _, value = option.partition("=")
+        if key == "size":
+            mount.tmpfs_size_bytes = parse_bytes(value, "--tmpfs")
+        elif key == "mode":
+            mount.tmpfs_mode = _octal(value, "--tmpfs")
+        elif option in ("ro", "rw"):
+            mount.read_only = option == "ro"
+        else:
+            mount.tmpfs_options.append(option)
+    return mount
+
+
+def parse_mount(text: str) -> mount_pb2.MountSpec:
+    """Parse the comma-separated `key=value` of --mount."""
+    mount = mount_pb2.MountSpec(type=mount_pb2.MOUNT_TYPE_VOLUME)
+    for part in next(csv.reader([text])):
+        key, separator, value = part.partition("=")
+        if key != key.strip() or value != value.strip():
+            raise click.UsageError(f"--mount: {part!r}: no spaces around key and value")
+        _set_mount(mount, key.lower(), value, flag=not separator)
+    if mount.source.startswith(".") and mount.type == mount_pb2.MOUNT_TYPE_BIND:
+        mount.source = str(Path(mount.source).absolute())
+    return mount
+
+
+def _set_mount(mount: mount_pb2.MountSpec, key: str, value: str, *, flag: bool) -> None:
+    match key:
+        case "type":
+            kinds = {"volume": "VOLUME", "bind": "BIND", "tmpfs": "TMPFS"}
+            if value not in kinds:
+                raise click.UsageError(f"--mount: type {value!r} is none of {', '.join(kinds)}")
+            mount.type = mount_pb2.MountType.Value(f"MOUNT_TYPE_{kinds[value]}")
+        case "source" | "src":
+            mount.source = value
+        case "target" | "dst" | "destination":
+            mount.target = value
+        case "readonly" | "ro":
+            mount.read_only = _truth(value, key, flag=flag)
+        case "volume-nocopy":
+            mount.no_copy = _truth(value, key, flag=flag)
+        case "bind-create-src":
+            mount.create_source = _truth(value, key, flag=flag)
+        case "bind-propagation":
+            mount.propagation = value
+        case "tmpfs-size":
+            mount.tmpfs_size_bytes = parse_bytes(value, "--mount tmpfs-size")
+        case "tmpfs-mode":
+            mount.tmpfs_mode = _octal(value, "--mount tmpfs-mode")
+        case "volume-driver":
+            mount.volume_driver = value
+        case "volume-opt" | "volume-label":
+            name, _, text = value.partition("=")
+            (mount.volume_options if key == "volume-opt" else mount.volume_labels)[name] = text
+        case _:
+            raise click.UsageError(
+                f"--mount: key {key!r} is none of type, source, target, readonly, volume-nocopy, volume-driver, "
+                "volume-opt, volume-label, bind-propagation, bind-create-src, tmpfs-size, tmpfs-mode"
+            )
+
+
+def _truth(value: str, key: str, *, flag: bool) -> bool:
+    if flag or value.lower() in ("true", "1"):
+        return True
+    if value.lower() in ("false", "0"):
+        return False
+    raise click.UsageError(f"--mount: {key}={value!r}: true or false")
+
+
+def _octal(value: str, flag: str) -> int:
+    try:
+        return int(value, 8)
+    except ValueError as error:
+        raise click.UsageError(f"{flag}: mode {value!r} is not octal") from error
+
+
+def parse_network(text: str) -> container_pb2.NetworkAttachment:
+    """Parse `NAME`, or `name=NAME,alias=…,ip=…,mac-address=…,gw-priority=…`. Values keep their case."""
+    if "=" not in text:
+        return container_pb2.NetworkAttachment(network=text)
+    attachment = container_pb2.NetworkAttachment()
+    for part in next(csv.reader([text])):
+        key, _, value = part.partition("=")
+        fields: dict[str, Any] = {"name": "network", "ip": "ipv4_address", "mac-address": "mac_address"}
+        if key in fields:
+            setattr(attachment, fields[key], value)
+        elif key == "alias":
+            attachment.aliases.append(value)
+        elif key == "gw-priority" and value.lstrip("-").isdecimal():
+            attachment.gateway_priority = int(value)
+        else:
+            raise click.UsageError(
+                f"--network: {part!r}: keys are name, alias, ip, mac-address, gw-priority (a number)"
+            )
+    if not attachment.network:
+        raise click.UsageError(f"--network: {text!r} names no network: add name=…")
+    return attachment

@@ -1,0 +1,99 @@
+"""netstore: networks, volumes and containers of a node, in docker's words.
+
+Nouns are modules, imported when they are used: most of a command's time is imports.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import click
+
+from netstore import __version__
+
+__all__ = ["main"]
+
+DEFAULT_HOST = "unix:///run/netstore/netstore.sock"
+
+_GROUPS = {
+    "network": "Networks.",
+    "endpoint": "Attachments of sandboxes to networks.",
+    "volume": "Volumes.",
+    "image": "Images.",
+    "container": "Containers.",
+    "system": "The node.",
+}
+_TOP = {
+    "run": "container", "create": "container", "start": "container", "stop": "container", "kill": "container",
+    "rm": "container", "ps": "container", "logs": "container", "exec": "container", "wait": "container",
+    "port": "container", "inspect": "inspect", "completion": "completion",
+}  # fmt: skip
+
+
+class _Lazy(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*_GROUPS, *sorted(_TOP)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _GROUPS:
+            found = import_module(f"netstore.cli.{cmd_name}").group
+        elif cmd_name == "images":
+            found = import_module("netstore.cli.image").group.commands["ls"]
+        elif cmd_name in _TOP:
+            module = import_module(f"netstore.cli.{_TOP[cmd_name]}")
+            found = module.group.commands[cmd_name] if hasattr(module, "group") else module.command
+        else:
+            return None
+        assert isinstance(found, click.Command)
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List names without importing their modules."""
+        with formatter.section("Nouns"):
+            formatter.write_dl(list(_GROUPS.items()))
+        with formatter.section("Commands"):
+            formatter.write_text(", ".join(sorted(_TOP)))
+
+
+@click.group(
+    cls=_Lazy,
+    context_settings={"help_option_names": ["--help"], "max_content_width": 100},
+    epilog="Exit status: 0 success; 1 netstored refused or failed; 2 usage; 3 netstored is not reachable; run and exec: "
+    "125 netstore failed, 126 the command cannot be run, 127 it is not found, else the command's own.",
+)
+@click.option(
+    "-H", "--host", envvar="NETSTORE_HOST", default=DEFAULT_HOST, show_default=True, help="Where netstored is."
+)
+@click.version_option(__version__)
+@click.pass_context
+def cli(ctx: click.Context, host: str) -> None:
+    """Networks, volumes and containers of a node."""
+    from netstore.cli.client import Client
+
+    ctx.obj = Client(host)
+
+
+def main() -> None:
+    """Run the command line; errors of netstored are shown with their hint."""
+    import grpc
+
+    from netstore.cli.client import Client, fail
+
+    try:
+        cli.main(standalone_mode=True, prog_name="netstore")
+    except grpc.RpcError as error:
+        context = click.get_current_context(silent=True)
+        address = context.obj.address if context and context.obj else _host_of(sys.argv)
+        fail(error, Client(address))
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+def _host_of(arguments: list[str]) -> str:
+    import os
+
+    for flag, value in zip(arguments, arguments[1:], strict=False):
+        if flag in ("-H", "--host"):
+            return value
+    return os.environ.get("NETSTORE_HOST", DEFAULT_HOST)

@@ -1,0 +1,202 @@
+"""netstore network: create, ls, inspect, connect, disconnect, update, rm, prune."""
+
+from __future__ import annotations
+
+import ipaddress
+import uuid
+
+import click
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from netstore.api.v1 import endpoint_pb2, network_pb2
+from netstore.cli.client import Client, pages, pass_client, tolerant
+from netstore.cli.completion import names
+from netstore.cli.format import listing, shapes, short_id, show_objects
+from netstore.cli.grammar import key_values, parse_port
+
+__all__ = ["group"]
+
+_NETWORK = names("network")
+_CONTAINER = names("container")
+
+
+@click.group("network")
+def group() -> None:
+    """Networks."""
+
+
+@group.command()
+@click.argument("name")
+@click.option("-d", "--driver", default="bridge", show_default=True, help="Driver.")
+@click.option("--subnet", multiple=True, help="Subnet (CIDR).")
+@click.option("--gateway", multiple=True, help="Gateway inside one of the subnets.")
+@click.option("--ip-range", multiple=True, help="Dynamic addresses come from this part of a subnet (CIDR).")
+@click.option("--aux-address", multiple=True, help="NAME=ADDRESS that no endpoint gets.")
+@click.option("--internal", is_flag=True, help="No way to other networks or the outside.")
+@click.option("--ipv6", is_flag=True, help="Give IPv6 addresses too.")
+@click.option("--attachable", is_flag=True, help="Every network is: no effect.")
+@click.option("--ipam-driver", default="default", show_default=True, help="Address management.")
+@click.option("--label", multiple=True, help="KEY=VALUE.")
+@click.option("-o", "--opt", multiple=True, help="Driver option KEY=VALUE.")
+@pass_client
+def create(client: Client, name: str, driver: str, internal: bool, ipv6: bool, attachable: bool, ipam_driver: str,
+           label: tuple[str, ...], opt: tuple[str, ...], **addresses: tuple[str, ...]) -> None:  # fmt: skip
+    """Create a network."""
+    spec = network_pb2.NetworkSpec(
+        driver=driver, internal=internal, enable_ipv6=ipv6, ipam_driver=ipam_driver, options=key_values(opt, "--opt"),
+        ipam=_pools(addresses),
+    )  # fmt: skip
+    network = network_pb2.Network(name=name, labels=key_values(label, "--label"), spec=spec)
+    request = network_pb2.CreateNetworkRequest(network=network, request_id=str(uuid.uuid4()))
+    response = client.networks.CreateNetwork(request)
+    for warning in response.warnings:
+        click.echo(f"WARNING: {warning}", err=True)
+    click.echo(response.network.id)
+
+
+def _pools(addresses: dict[str, tuple[str, ...]]) -> list[network_pb2.IpamConfig]:
+    """Match gateways, ranges and auxiliary addresses with the subnet that holds them, as docker does."""
+    pools = [network_pb2.IpamConfig(subnet=subnet) for subnet in addresses["subnet"]]
+    for flag, field in (("gateway", "gateway"), ("ip_range", "ip_range")):
+        for value in addresses[flag]:
+            setattr(_holder(pools, value, f"--{flag.replace('_', '-')}"), field, value)
+    for item in addresses["aux_address"]:
+        name, _, value = item.partition("=")
+        _holder(pools, value, "--aux-address").aux_addresses[name] = value
+    return pools
+
+
+def _holder(pools: list[network_pb2.IpamConfig], value: str, flag: str) -> network_pb2.IpamConfig:
+    for pool in pools:
+        try:
+            if ipaddress.ip_interface(value).ip in ipaddress.ip_network(pool.subnet, strict=False):
+                return pool
+        except ValueError:
+            continue
+    if len(pools) == 1:  # let netstored say what is wrong with it
+        return pools[0]
+    raise click.UsageError(f"{flag}: {value!r} is in none of the subnets given with --subnet")
+
+
+@group.command("ls")
+@click.option("-f", "--filter", "filters", multiple=True, help="driver=, id=, name=, label=, type=, dangling=.")
+@shapes
+@pass_client
+def ls(client: Client, filters: tuple[str, ...], template: str | None, quiet: bool, no_trunc: bool) -> None:
+    """List networks."""
+    request = network_pb2.ListNetworksRequest(filter=filters)
+    found = pages(client.networks.ListNetworks, request, "networks")
+    ids = [short_id(network.id, full=no_trunc) for network in found]
+    rows = [(shown, n.name, n.spec.driver, "local") for shown, n in zip(ids, found, strict=True)]
+    listing(found, ("NETWORK ID", "NAME", "DRIVER", "SCOPE"), rows, template, quiet=quiet, ids=ids)
+
+
+@group.command()
+@click.argument("networks", nargs=-1, required=True, shell_complete=_NETWORK)
+@click.option("-f", "--format", "template", default="json", help="'json' (default), or a template.")
+@pass_client
+def inspect(client: Client, networks: tuple[str, ...], template: str) -> None:
+    """Show networks in full."""
+    with tolerant(client) as attempt:
+        found: list[network_pb2.Network] = []
+        for name in networks:
+            request = network_pb2.GetNetworkRequest(network=name)
+            attempt(lambda r=request: found.append(client.networks.GetNetwork(r).network))  # type: ignore[misc]
+        show_objects(found, template)
+
+
+def _sandbox(container: str | None, netns: str | None, pid: int | None) -> endpoint_pb2.SandboxRef:
+    if sum(each is not None for each in (container, netns, pid)) != 1:
+        raise click.UsageError("name one of: CONTAINER, --netns PATH, --pid PID")
+    if netns is not None:
+        return endpoint_pb2.SandboxRef(netns_path=netns)
+    return endpoint_pb2.SandboxRef(pid=pid) if pid is not None else endpoint_pb2.SandboxRef(container=container or "")
+
+
+@group.command()
+@click.argument("network", shell_complete=_NETWORK)
+@click.argument("container", required=False, shell_complete=_CONTAINER)
+@click.option("--netns", help="A network namespace instead of a container.")
+@click.option("--pid", type=int, help="The network namespace of a process instead of a container.")
+@click.option("--name", help="Name that others resolve; a container's own by default.")
+@click.option("--alias", multiple=True, help="A further name on this network.")
+@click.option("--ip", help="Static IPv4 address.")
+@click.option("--mac-address", help="MAC address.")
+@click.option("--ifname", help="Name of the interface inside.")
+@click.option("--gw-priority", type=int, default=0, help="The highest gives the default route.")
+@click.option("-p", "--publish", multiple=True, help="Publish a port: [[IP:]HOSTPORT:]PORT[/tcp|udp].")
+@pass_client
+def connect(client: Client, network: str, container: str | None, netns: str | None, pid: int | None,
+            name: str | None, alias: tuple[str, ...], ip: str | None, mac_address: str | None, ifname: str | None,
+            gw_priority: int, publish: tuple[str, ...]) -> None:  # fmt: skip
+    """Connect a container, or any network namespace, to a network."""
+    spec = endpoint_pb2.EndpointSpec(
+        network=network, sandbox=_sandbox(container, netns, pid), name=name or "", aliases=alias,
+        ipv4_address=ip or "", mac_address=mac_address or "", interface_name=ifname or "",
+        gateway_priority=gw_priority, ports=[port for each in publish for port in parse_port(each)],
+    )  # fmt: skip
+    client.endpoints.AttachEndpoint(endpoint_pb2.AttachEndpointRequest(endpoint=endpoint_pb2.Endpoint(spec=spec)))
+
+
+@group.command()
+@click.argument("network", shell_complete=_NETWORK)
+@click.argument("container", required=False, shell_complete=_CONTAINER)
+@click.option("--netns", help="A network namespace instead of a container.")
+@click.option("--pid", type=int, help="The network namespace of a process instead of a container.")
+@click.option("-f", "--force", is_flag=True, help="Not connected is a success.")
+@pass_client
+def disconnect(client: Client, network: str, container: str | None, netns: str | None, pid: int | None,
+               force: bool) -> None:  # fmt: skip
+    """Disconnect a container, or a network namespace, from a network."""
+    client.endpoints.DetachEndpoint(
+        endpoint_pb2.DetachEndpointRequest(
+            network=network, sandbox=_sandbox(container, netns, pid), allow_missing=force
+        )
+    )
+
+
+@group.command()
+@click.argument("network", shell_complete=_NETWORK)
+@click.option("--label-add", multiple=True, help="KEY=VALUE to set.")
+@click.option("--label-rm", multiple=True, help="KEY to remove.")
+@pass_client
+def update(client: Client, network: str, label_add: tuple[str, ...], label_rm: tuple[str, ...]) -> None:
+    """Change a network's labels."""
+    found = client.networks.GetNetwork(network_pb2.GetNetworkRequest(network=network)).network
+    labels = {key: value for key, value in found.labels.items() if key not in label_rm}
+    labels |= key_values(label_add, "--label-add")
+    changed = network_pb2.Network(id=found.id, etag=found.etag, labels=labels)
+    request = network_pb2.UpdateNetworkRequest(network=changed, update_mask=FieldMask(paths=["labels"]))
+    client.networks.UpdateNetwork(request)
+    click.echo(network)
+
+
+@group.command("rm")
+@click.argument("networks", nargs=-1, required=True, shell_complete=_NETWORK)
+@click.option("-f", "--force", is_flag=True, help="A missing one is a success.")
+@pass_client
+def rm(client: Client, networks: tuple[str, ...], force: bool) -> None:
+    """Remove networks."""
+    with tolerant(client) as attempt:
+        for name in networks:
+            request = network_pb2.DeleteNetworkRequest(network=name, allow_missing=force)
+            if attempt(lambda r=request: client.networks.DeleteNetwork(r)):  # type: ignore[misc]
+                click.echo(name)
+
+
+@group.command()
+@click.option("-f", "--force", is_flag=True, help="Do not ask.")
+@click.option("--filter", "filters", multiple=True, help="until=, label=, label!=.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
+@pass_client
+def prune(client: Client, force: bool, filters: tuple[str, ...], dry_run: bool) -> None:
+    """Remove networks that nothing is connected to."""
+    request = network_pb2.PruneNetworksRequest(filter=filters, dry_run=True)
+    unused = list(client.networks.PruneNetworks(request).networks)
+    for name in unused:
+        click.echo(name)
+    if dry_run or not unused or not (force or click.confirm("Remove these networks?", default=False)):
+        return
+    request.dry_run = False
+    removed = client.networks.PruneNetworks(request).networks
+    click.echo(f"Removed {len(removed)} network(s)")
