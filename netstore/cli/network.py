@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import uuid
+from collections.abc import Sequence
 
 import click
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -40,11 +41,12 @@ def group() -> None:
 @click.option("-o", "--opt", multiple=True, help="Driver option KEY=VALUE.")
 @pass_client
 def create(client: Client, name: str, driver: str, internal: bool, ipv6: bool, attachable: bool, ipam_driver: str,
-           label: tuple[str, ...], opt: tuple[str, ...], **addresses: tuple[str, ...]) -> None:  # fmt: skip
+           label: tuple[str, ...], opt: tuple[str, ...], subnet: tuple[str, ...], gateway: tuple[str, ...], ip_range: tuple[str, ...],
+           aux_address: tuple[str, ...]) -> None:  # fmt: skip
     """Create a network."""
     spec = network_pb2.NetworkSpec(
         driver=driver, internal=internal, enable_ipv6=ipv6, ipam_driver=ipam_driver, options=key_values(opt, "--opt"),
-        ipam=_pools(addresses),
+        ipam=_pools(subnet, gateway, ip_range, aux_address),
     )  # fmt: skip
     network = network_pb2.Network(name=name, labels=key_values(label, "--label"), spec=spec)
     request = network_pb2.CreateNetworkRequest(network=network, request_id=str(uuid.uuid4()))
@@ -54,13 +56,16 @@ def create(client: Client, name: str, driver: str, internal: bool, ipv6: bool, a
     click.echo(response.network.id)
 
 
-def _pools(addresses: dict[str, tuple[str, ...]]) -> list[network_pb2.IpamConfig]:
+def _pools(
+    subnets: Sequence[str], gateways: Sequence[str], ranges: Sequence[str], aux_addresses: Sequence[str]
+) -> list[network_pb2.IpamConfig]:
     """Match gateways, ranges and auxiliary addresses with the subnet that holds them, as docker does."""
-    pools = [network_pb2.IpamConfig(subnet=subnet) for subnet in addresses["subnet"]]
-    for flag, field in (("gateway", "gateway"), ("ip_range", "ip_range")):
-        for value in addresses[flag]:
-            setattr(_holder(pools, value, f"--{flag.replace('_', '-')}"), field, value)
-    for item in addresses["aux_address"]:
+    pools = [network_pb2.IpamConfig(subnet=subnet) for subnet in subnets]
+    for value in gateways:
+        _holder(pools, value, "--gateway").gateway = value
+    for value in ranges:
+        _holder(pools, value, "--ip-range").ip_range = value
+    for item in aux_addresses:
         name, _, value = item.partition("=")
         _holder(pools, value, "--aux-address").aux_addresses[name] = value
     return pools

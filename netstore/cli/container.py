@@ -1,0 +1,231 @@
+"""netstore container, and run ps exec logs create start stop kill rm wait port at the top."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from datetime import datetime
+
+import click
+import grpc
+from google.protobuf.duration_pb2 import Duration
+
+from netstore.api.v1 import common_pb2, container_pb2
+from netstore.cli.client import Client, details, fail, pages, pass_client, tolerant
+from netstore.cli.completion import names
+from netstore.cli.format import age, duration, listing, one_line, shapes, short_id, show_objects
+from netstore.cli.run import create, run
+
+__all__ = ["group"]
+
+_CONTAINER = names("container")
+
+
+@click.group("container")
+def group() -> None:
+    """Containers."""
+
+
+group.add_command(run)
+group.add_command(create)
+
+
+@group.command("ps")
+@click.option("-a", "--all", "all_", is_flag=True, help="Those that do not run, too.")
+@click.option(
+    "-f", "--filter", "filters", multiple=True, help="id=, name=, label=, status=, network=, volume=, ancestor=."
+)
+@shapes
+@pass_client
+def ps(client: Client, all_: bool, filters: tuple[str, ...], template: str | None, quiet: bool, no_trunc: bool) -> None:
+    """List containers, the newest first."""
+    request = container_pb2.ListContainersRequest(filter=filters, all=all_)
+    found = pages(client.containers.ListContainers, request, "containers")[::-1]
+    ids = [short_id(container.id, full=no_trunc) for container in found]
+    rows = [
+        (shown, c.spec.image, f'"{one_line(c.status.args, 20, full=no_trunc)}"', age(c.create_time), _status(c),
+         ", ".join(_ports(c)), c.name)
+        for shown, c in zip(ids, found, strict=True)
+    ]  # fmt: skip
+    headers = ("CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "NAMES")
+    listing(found, headers, rows, template, quiet=quiet, ids=ids)
+
+
+group.add_command(ps, "ls")
+
+
+def _status(container: container_pb2.Container) -> str:
+    status = container.status
+    if status.state == container_pb2.CONTAINER_STATE_RUNNING:
+        return f"Up {duration(time.time() - status.start_time.ToNanoseconds() / 1e9)}"
+    if status.state == container_pb2.CONTAINER_STATE_EXITED:
+        return f"Exited ({status.exit_code}) {age(status.finish_time)}"
+    return "Created"
+
+
+def _ports(container: container_pb2.Container) -> Iterator[str]:
+    for endpoint in container.status.endpoints:
+        for port in endpoint.status.ports:
+            yield f"{port.host_ip}:{port.host_port}->{port.container_port}/{_protocol(port)}"
+
+
+def _protocol(port: common_pb2.PortMapping) -> str:
+    return common_pb2.Protocol.Name(port.protocol).removeprefix("PROTOCOL_").lower()
+
+
+@group.command()
+@click.argument("container", shell_complete=_CONTAINER)
+@pass_client
+def port(client: Client, container: str) -> None:
+    """Show a container's published ports."""
+    found = client.containers.GetContainer(container_pb2.GetContainerRequest(container=container)).container
+    for endpoint in found.status.endpoints:
+        for each in endpoint.status.ports:
+            click.echo(f"{each.container_port}/{_protocol(each)} -> {each.host_ip}:{each.host_port}")
+
+
+@group.command()
+@click.argument("containers", nargs=-1, required=True, shell_complete=_CONTAINER)
+@pass_client
+def start(client: Client, containers: tuple[str, ...]) -> None:
+    """Start containers."""
+    with tolerant(client) as attempt:
+        for name in containers:
+            request = container_pb2.StartContainerRequest(container=name)
+            if attempt(lambda r=request: client.containers.StartContainer(r)):  # type: ignore[misc]
+                click.echo(name)
+
+
+@group.command()
+@click.argument("containers", nargs=-1, required=True, shell_complete=_CONTAINER)
+@click.option("-t", "--time", "--timeout", "timeout", type=float, help="Seconds to wait before killing [default: 10].")
+@click.option("-s", "--signal", "signal_", default="", help="Signal instead of the container's own.")
+@pass_client
+def stop(client: Client, containers: tuple[str, ...], timeout: float | None, signal_: str) -> None:
+    """Stop containers."""
+    with tolerant(client) as attempt:
+        for name in containers:
+            request = container_pb2.StopContainerRequest(container=name, signal=signal_)
+            if timeout is not None:
+                request.timeout.CopyFrom(Duration(seconds=int(timeout), nanos=int(timeout % 1 * 1e9)))
+            if attempt(lambda r=request: client.containers.StopContainer(r)):  # type: ignore[misc]
+                click.echo(name)
+
+
+@group.command()
+@click.argument("containers", nargs=-1, required=True, shell_complete=_CONTAINER)
+@click.option("-s", "--signal", "signal_", default="KILL", show_default=True, help="Signal to send.")
+@pass_client
+def kill(client: Client, containers: tuple[str, ...], signal_: str) -> None:
+    """Send a signal to containers."""
+    with tolerant(client) as attempt:
+        for name in containers:
+            request = container_pb2.KillContainerRequest(container=name, signal=signal_)
+            if attempt(lambda r=request: client.containers.KillContainer(r)):  # type: ignore[misc]
+                click.echo(name)
+
+
+@group.command()
+@click.argument("containers", nargs=-1, required=True, shell_complete=_CONTAINER)
+@click.option("-f", "--force", is_flag=True, help="Kill it when it runs.")
+@click.option("-v", "--volumes", is_flag=True, help="Its anonymous volumes too.")
+@pass_client
+def rm(client: Client, containers: tuple[str, ...], force: bool, volumes: bool) -> None:
+    """Remove containers."""
+    with tolerant(client) as attempt:
+        for name in containers:
+            request = container_pb2.DeleteContainerRequest(container=name, force=force, volumes=volumes)
+            if attempt(lambda r=request: client.containers.DeleteContainer(r)):  # type: ignore[misc]
+                click.echo(name)
+
+
+@group.command()
+@click.argument("containers", nargs=-1, required=True, shell_complete=_CONTAINER)
+@pass_client
+def wait(client: Client, containers: tuple[str, ...]) -> None:
+    """Wait until containers end; prints their exit codes."""
+    for name in containers:
+        request = container_pb2.WaitContainerRequest(container=name)
+        click.echo(client.containers.WaitContainer(request).exit_code)
+
+
+@group.command()
+@click.argument("containers", nargs=-1, required=True, shell_complete=_CONTAINER)
+@click.option("-f", "--format", "template", default="json", help="'json' (default), or a template.")
+@pass_client
+def inspect(client: Client, containers: tuple[str, ...], template: str) -> None:
+    """Show containers in full."""
+    with tolerant(client) as attempt:
+        found: list[container_pb2.Container] = []
+        for name in containers:
+            request = container_pb2.GetContainerRequest(container=name)
+            attempt(lambda r=request: found.append(client.containers.GetContainer(r).container))  # type: ignore[misc]
+        show_objects(found, template)
+
+
+@group.command()
+@click.argument("container", shell_complete=_CONTAINER)
+@click.option("-f", "--follow", is_flag=True, help="Go on as more is printed.")
+@click.option("-n", "--tail", default="all", show_default=True, help="Only this many last lines.")
+@click.option("--since", help="Only from this time (RFC 3339), or this long ago in seconds.")
+@click.option("-t", "--timestamps", is_flag=True, help="Show when each line was printed.")
+@pass_client
+def logs(client: Client, container: str, follow: bool, tail: str, since: str | None, timestamps: bool) -> None:
+    """Show what a container printed."""
+    request = container_pb2.ReadLogsRequest(container=container, follow=follow)
+    if tail != "all":
+        if not tail.isdecimal():
+            raise click.UsageError(f"--tail: {tail!r} is neither a number nor 'all'")
+        request.tail = int(tail)
+    if since:
+        request.since.FromNanoseconds(int(_moment(since) * 1e9))
+    for piece in client.containers.ReadLogs(request):
+        target = sys.stderr if piece.stream == container_pb2.LOG_STREAM_STDERR else sys.stdout
+        prefix = f"{piece.time.ToJsonString()} ".encode() if timestamps else b""
+        target.buffer.write(prefix + piece.data)
+        target.buffer.flush()
+
+
+def _moment(text: str) -> float:
+    try:
+        return time.time() - float(text.removesuffix("s"))
+    except ValueError:
+        pass
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError as error:
+        raise click.UsageError(f"--since: {text!r} is neither a time (RFC 3339) nor seconds") from error
+
+
+@group.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("container", shell_complete=_CONTAINER)
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option("-i", "--interactive", is_flag=True, help="Give it our standard input.")
+@click.option("-e", "--env", multiple=True, help="KEY=VALUE.")
+@click.option("-w", "--workdir", default="", help="Working directory.")
+@click.option("-u", "--user", default="", help="USER[:GROUP].")
+@pass_client
+def exec_(client: Client, container: str, command: tuple[str, ...], interactive: bool, env: tuple[str, ...],
+          workdir: str, user: str) -> None:  # fmt: skip
+    """Run a command in a running container; its exit code is ours."""
+    start = container_pb2.ExecStart(
+        container=container, command=command, env=env, working_dir=workdir, user=user, stdin=interactive
+    )
+
+    def requests() -> Iterator[container_pb2.ExecContainerRequest]:
+        yield container_pb2.ExecContainerRequest(start=start)
+        while interactive and (data := sys.stdin.buffer.read1(1 << 15)):
+            yield container_pb2.ExecContainerRequest(stdin=data)
+
+    try:
+        for response in client.containers.ExecContainer(requests()):
+            kind = response.WhichOneof("response")
+            if kind == "exit_code":
+                sys.exit(response.exit_code)
+            target = sys.stderr if kind == "stderr" else sys.stdout
+            target.buffer.write(getattr(response, kind))
+            target.buffer.flush()
+    except grpc.RpcError as error:
+        code = int(details(error)[1].get("exit_code", "125"))
+        fail(error, client, status=code)

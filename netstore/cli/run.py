@@ -1,0 +1,188 @@
+"""netstore run and create."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import click
+import grpc
+from google.protobuf.duration_pb2 import Duration
+
+from netstore.api.v1 import container_pb2
+from netstore.cli.client import Client, details, fail, pass_client
+from netstore.cli.completion import names
+from netstore.cli.grammar import (
+    key_values,
+    parse_env,
+    parse_mount,
+    parse_network,
+    parse_port,
+    parse_tmpfs,
+    parse_volume,
+)
+
+__all__ = ["create", "run"]
+
+_FAILED = 125
+
+
+def _container_options(command: Any) -> Any:
+    """Add what run and create have in common."""
+    options: list[Callable[[Any], Any]] = [
+        click.argument("image", shell_complete=names("image")),
+        click.argument("command", nargs=-1, type=click.UNPROCESSED),
+        click.option("--rm", "auto_remove", is_flag=True, help="Remove it when it ends."),
+        click.option("--name", default="", help="Name."),
+        click.option("-e", "--env", multiple=True, help="KEY=VALUE, or KEY from our environment."),
+        click.option("--env-file", multiple=True, type=click.Path(exists=True), help="File of KEY=VALUE lines."),
+        click.option("-w", "--workdir", default="", help="Working directory."),
+        click.option("-u", "--user", default="", help="USER[:GROUP]."),
+        click.option("-h", "--hostname", default="", help="Host name."),
+        click.option(
+            "--network", "--net", multiple=True, help="NAME, host, none, container:NAME, or name=…,alias=…,ip=…."
+        ),
+        click.option("--network-alias", multiple=True, help="A further name on the first network."),
+        click.option("--ip", default="", help="Static IPv4 address on the first network."),
+        click.option("--mac-address", default="", help="MAC address on the first network."),
+        click.option("-p", "--publish", multiple=True, help="[[IP:][HOSTPORT]:]PORT[/tcp|udp]."),
+        click.option("-v", "--volume", multiple=True, help="[SOURCE:]TARGET[:OPTIONS]."),
+        click.option("--mount", multiple=True, help="type=volume|bind|tmpfs,source=…,target=…."),
+        click.option("--tmpfs", multiple=True, help="TARGET[:OPTIONS]."),
+        click.option("--entrypoint", help="Instead of the image's; '' for none."),
+        click.option("-l", "--label", multiple=True, help="KEY=VALUE."),
+        click.option("--read-only", is_flag=True, help="The root filesystem cannot be written."),
+        click.option("--stop-signal", default="", help="Signal that asks it to stop."),
+        click.option("--stop-timeout", type=float, help="Seconds before stop kills [default: 10]."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+_SETTINGS = {"ignore_unknown_options": False, "allow_interspersed_args": False}
+
+
+@click.command("run", context_settings=_SETTINGS)
+@click.option("-d", "--detach", is_flag=True, help="Print its id and return.")
+@_container_options
+@pass_client
+def run(client: Client, detach: bool, **options: Any) -> None:
+    """Create a container and start it."""
+    try:
+        made = _create(client, options)
+        _start(client, made, auto_remove=options["auto_remove"])
+        if detach:
+            click.echo(made.id)
+            return
+        code = _attend(client, made.id)
+    except grpc.RpcError as error:
+        fail(error, client, status=int(details(error)[1].get("exit_code", _FAILED)))
+    sys.exit(code)
+
+
+@click.command("create", context_settings=_SETTINGS)
+@_container_options
+@pass_client
+def create(client: Client, **options: Any) -> None:
+    """Create a container and start nothing."""
+    click.echo(_create(client, options).id)
+
+
+def _create(client: Client, options: dict[str, Any]) -> container_pb2.Container:
+    container = container_pb2.Container(
+        name=options["name"], labels=key_values(options["label"], "--label"), spec=_spec(options)
+    )
+    request = container_pb2.CreateContainerRequest(container=container, request_id=str(uuid.uuid4()))
+    response = client.containers.CreateContainer(request)
+    for warning in response.warnings:
+        click.echo(f"WARNING: {warning}", err=True)
+    made: container_pb2.Container = response.container
+    return made
+
+
+def _start(client: Client, made: container_pb2.Container, *, auto_remove: bool) -> None:
+    try:
+        client.containers.StartContainer(container_pb2.StartContainerRequest(container=made.id))
+    except grpc.RpcError:
+        if auto_remove:
+            with contextlib.suppress(grpc.RpcError):
+                request = container_pb2.DeleteContainerRequest(container=made.id, volumes=True)
+                client.containers.DeleteContainer(request)
+        raise
+
+
+def _spec(options: dict[str, Any]) -> container_pb2.ContainerSpec:
+    spec = container_pb2.ContainerSpec(
+        image=options["image"],
+        command=options["command"],
+        env=parse_env(options["env"], options["env_file"]),
+        working_dir=options["workdir"],
+        user=options["user"],
+        hostname=options["hostname"],
+        ports=[port for each in options["publish"] for port in parse_port(each)],
+        mounts=[
+            *(parse_volume(each) for each in options["volume"]),
+            *(parse_mount(each) for each in options["mount"]),
+            *(parse_tmpfs(each) for each in options["tmpfs"]),
+        ],
+        auto_remove=options["auto_remove"],
+        read_only=options["read_only"],
+        stop_signal=options["stop_signal"],
+    )
+    if options["entrypoint"] is not None:
+        spec.override_entrypoint = True
+        spec.entrypoint.extend([options["entrypoint"]] if options["entrypoint"] else [])
+    if options["stop_timeout"] is not None:
+        spec.stop_timeout.CopyFrom(Duration(seconds=int(options["stop_timeout"])))
+    _add_networks(spec, options)
+    return spec
+
+
+def _add_networks(spec: container_pb2.ContainerSpec, options: dict[str, Any]) -> None:
+    joined = [each for each in options["network"] if each.startswith("container:")]
+    if joined:
+        if len(options["network"]) > 1:
+            raise click.UsageError("--network container:NAME goes with no other network")
+        spec.sandbox_container = joined[0].removeprefix("container:")
+        return
+    spec.networks.extend(parse_network(each) for each in options["network"])
+    flags = {"ipv4_address": options["ip"], "mac_address": options["mac_address"]}
+    if not any((*flags.values(), *options["network_alias"])):
+        return
+    if not spec.networks:
+        spec.networks.add(network="bridge")
+    first = spec.networks[0]
+    for field, value in flags.items():
+        if value and getattr(first, field):
+            raise click.UsageError(f"--network gives {field} already: give it once")
+        if value:
+            setattr(first, field, value)
+    first.aliases.extend(options["network_alias"])
+
+
+def _attend(client: Client, container_id: str) -> int:
+    """Show a container's output until it ends, pass signals on, and return its exit code."""
+
+    def forward(number: int, _: object) -> None:
+        with contextlib.suppress(grpc.RpcError):
+            request = container_pb2.KillContainerRequest(container=container_id, signal=str(number))
+            client.containers.KillContainer(request)
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, forward)
+    ending = client.containers.WaitContainer.future(container_pb2.WaitContainerRequest(container=container_id))
+    request = container_pb2.ReadLogsRequest(container=container_id, follow=True)
+    try:
+        for piece in client.containers.ReadLogs(request):
+            target = sys.stderr if piece.stream == container_pb2.LOG_STREAM_STDERR else sys.stdout
+            target.buffer.write(piece.data)
+            target.buffer.flush()
+    except grpc.RpcError as error:
+        if error.code() is not grpc.StatusCode.NOT_FOUND:  # with --rm it may be gone already
+            raise
+    return int(ending.result().exit_code)
