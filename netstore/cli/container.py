@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -215,7 +216,7 @@ def exec_(client: Client, container: str, command: tuple[str, ...], interactive:
 
     def requests() -> Iterator[container_pb2.ExecContainerRequest]:
         yield container_pb2.ExecContainerRequest(start=start)
-        while interactive and (data := sys.stdin.buffer.read1(1 << 15)):
+        while interactive and (data := os.read(sys.stdin.fileno(), 1 << 15)):
             yield container_pb2.ExecContainerRequest(stdin=data)
 
     try:

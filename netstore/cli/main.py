@@ -5,8 +5,10 @@ Nouns are modules, imported when they are used: most of a command's time is impo
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
+from itertools import pairwise
 
 import click
 
@@ -91,9 +93,7 @@ def main() -> None:
 
 
 def _host_of(arguments: list[str]) -> str:
-    import os
-
-    for flag, value in zip(arguments, arguments[1:], strict=False):
+    for flag, value in pairwise(arguments):
         if flag in ("-H", "--host"):
             return value
     return os.environ.get("NETSTORE_HOST", DEFAULT_HOST)

@@ -41,8 +41,8 @@ def group() -> None:
 @click.option("-o", "--opt", multiple=True, help="Driver option KEY=VALUE.")
 @pass_client
 def create(client: Client, name: str, driver: str, internal: bool, ipv6: bool, attachable: bool, ipam_driver: str,
-           label: tuple[str, ...], opt: tuple[str, ...], subnet: tuple[str, ...], gateway: tuple[str, ...], ip_range: tuple[str, ...],
-           aux_address: tuple[str, ...]) -> None:  # fmt: skip
+           label: tuple[str, ...], opt: tuple[str, ...], subnet: tuple[str, ...], gateway: tuple[str, ...],
+           ip_range: tuple[str, ...], aux_address: tuple[str, ...]) -> None:  # fmt: skip
     """Create a network."""
     spec = network_pb2.NetworkSpec(
         driver=driver, internal=internal, enable_ipv6=ipv6, ipam_driver=ipam_driver, options=key_values(opt, "--opt"),

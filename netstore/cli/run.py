@@ -71,7 +71,7 @@ _SETTINGS = {"ignore_unknown_options": False, "allow_interspersed_args": False}
 @click.option("-d", "--detach", is_flag=True, help="Print its id and return.")
 @_container_options
 @pass_client
-def run(client: Client, detach: bool, **options: Any) -> None:
+def run(client: Client, /, detach: bool, **options: Any) -> None:
     """Create a container and start it."""
     try:
         made = _create(client, options)
@@ -88,7 +88,7 @@ def run(client: Client, detach: bool, **options: Any) -> None:
 @click.command("create", context_settings=_SETTINGS)
 @_container_options
 @pass_client
-def create(client: Client, **options: Any) -> None:
+def create(client: Client, /, **options: Any) -> None:
     """Create a container and start nothing."""
     click.echo(_create(client, options).id)
 

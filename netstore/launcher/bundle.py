@@ -91,7 +91,6 @@ def specification(bundle: Bundle) -> dict[str, Any]:
         "readonlyPaths": _READ_ONLY,
         "cgroupsPath": f"/netstore/{bundle.container_id}",
         "resources": {"devices": _device_rules()},
-        "rootfsPropagation": "private",
     }
     if private:
         linux["sysctl"] = {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}
@@ -104,6 +103,9 @@ def specification(bundle: Bundle) -> dict[str, Any]:
         ),
         "root": {"path": str(bundle.rootfs), "readonly": bundle.read_only},
         "mounts": [
+            *_system_mounts(private=private),
+            *_files(bundle),
+            *(_mount(mount) for mount in _ordered(bundle.mounts)),
         ],
         "linux": linux,
     }  # fmt: skip

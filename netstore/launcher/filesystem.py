@@ -20,7 +20,7 @@ from netstore.kernel.paths import closing, open_in_root
 from netstore.kernel.sandboxes import RESOLVER_ADDRESS
 from netstore.launcher.images.layers import Layers
 
-__all__ = ["Directories", "make_working_directory"]
+__all__ = ["Directories", "make_directory"]
 
 _HOST_RESOLV_CONF = Path("/etc/resolv.conf")
 
@@ -118,8 +118,8 @@ def _resolv_conf(*, named: bool, host: bool) -> str:
     return "".join(f"{line}\n" for line in [f"nameserver {RESOLVER_ADDRESS}", *kept])
 
 
-def make_working_directory(rootfs: int, path: str, uid: int, gid: int) -> None:
-    """Make a container's working directory where the image lacks it, as Docker does; links stay inside the root."""
+def make_directory(rootfs: int, path: str, uid: int, gid: int) -> None:
+    """Make a directory that the image lacks, such as the working directory; links stay inside the root."""
     made = ""
     for part in [part for part in path.split("/") if part]:
         parent, made = made or "/", f"{made}/{part}"

@@ -24,7 +24,7 @@ from netstore.kernel.paths import closing, open_in_root
 from netstore.launcher.bundle import Bundle, process, specification
 from netstore.launcher.creation import Reserved, draft, reserve_container
 from netstore.launcher.execution import Execution
-from netstore.launcher.filesystem import Directories, make_working_directory
+from netstore.launcher.filesystem import Directories, make_directory
 from netstore.launcher.images.catalogue import Images
 from netstore.launcher.logs import Line, follow
 from netstore.launcher.runtime import Runtime, is_alive, wait_for_exit
@@ -232,7 +232,9 @@ class ContainerManager:
         with closing(os.open(rootfs, os.O_RDONLY | os.O_DIRECTORY)) as root:
             identity = resolve(root, spec.user or config.user)
             working_dir = spec.working_dir or config.working_dir or "/"
-            make_working_directory(root, working_dir, identity.uid, identity.gid)
+            for target in ("/dev", "/proc", "/sys", "/etc"):  # where the runtime mounts, whatever the image has
+                make_directory(root, target, 0, 0)
+            make_directory(root, working_dir, identity.uid, identity.gid)
         named = any(not network.predefined for _, network, _ in endpoints)
         hostname = spec.hostname or (os.uname().nodename if not sandbox.path else sandbox.container_id[:12])
         addresses = [address.address for endpoint, _, _ in endpoints for address in endpoint.addresses]

@@ -25,8 +25,8 @@ __all__ = ["Process", "Runtime", "is_alive", "start_time", "wait_for_exit"]
 log = structlog.get_logger(__name__)
 
 _CREATE_SECONDS = 30.0
-_NOT_FOUND = re.compile(r"no such file or directory|not found in \$PATH|executable file .* not found", re.I)
-_NOT_EXECUTABLE = re.compile(r"permission denied|exec format error|is a directory", re.I)
+_NOT_FOUND = re.compile(r"executable file|exec: \".*no such file|open executable: No such file", re.I)
+_NOT_EXECUTABLE = re.compile(r"exec.*(permission denied|format error|is a directory)", re.I)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +149,9 @@ def _remove_empty_cgroups() -> None:
 
 def failure(text: str) -> int:
     """Return the exit status that docker run gives a command that cannot be run, 0 for another failure."""
-    if _NOT_FOUND.search(text):
-        return 127
-    return 126 if _NOT_EXECUTABLE.search(text) else 0
+    if _NOT_EXECUTABLE.search(text):
+        return 126
+    return 127 if _NOT_FOUND.search(text) else 0
 
 
 def _mapped(text: str, doing: str, container_id: str) -> NetstoreError:
