@@ -90,7 +90,7 @@ class Daemon:
             asyncio.get_running_loop().add_signal_handler(number, self._stopping.set)
         async with AsyncExitStack() as stack:
             self._prepare(stack)
-            self._store = Store(self._state_dir / "netstore.db")
+            self._store = Store(self._state_dir / "netstore.db", group=_group(self._config.group))
             stack.push_async_callback(self._store.close)
             self._node_id = await self._store.write(_node_id)
             self._networks = NetworkManager(self._store, self._run_dir)
@@ -230,11 +230,17 @@ def _listen_unix(server: grpc.aio.Server, path: Path, group: str) -> None:
         server.add_insecure_port(f"unix:{path}")
     finally:
         os.umask(mask)
-    try:
-        os.chown(path, 0, grp.getgrnam(group).gr_gid)
-    except KeyError:
-        log.info("no such group: only root may use the socket", group=group, socket=str(path))
+    os.chown(path, 0, _group(group))
     os.chmod(path, 0o660)
+
+
+def _group(name: str) -> int:
+    """Return the number of the group that may use us, root's where there is none."""
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        log.info("no such group: only root may use netstore", group=name)
+        return 0
 
 
 @click.command(context_settings={"max_content_width": 100})

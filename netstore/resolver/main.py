@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import grp
 import os
 import pwd
 import resource
@@ -175,16 +176,15 @@ def _listen(run_dir: Path) -> socket.socket:
     return listener
 
 
-def _drop_privileges(user: str, database: Path) -> None:
-    """Become `user`, keeping only the group that may read the database."""
+def _drop_privileges(user: str, group: str) -> None:
+    """Become `user`, keeping only the group that may read the database: netstored's own, root's where there is none."""
     if os.getuid() != 0:
         return
     entry = pwd.getpwnam(user)
     try:
-        group = database.stat().st_gid
-    except FileNotFoundError:
-        group = entry.pw_gid
-    os.setgroups([group])
+        os.setgroups([grp.getgrnam(group).gr_gid])
+    except KeyError:
+        os.setgroups([0])
     os.setgid(entry.pw_gid)
     os.setuid(entry.pw_uid)
 
@@ -207,12 +207,13 @@ async def _serve(listener: socket.socket, database: Path, upstreams: Upstreams) 
 @click.option("--state-dir", type=click.Path(path_type=Path), default="/var/lib/netstore", show_default=True)
 @click.option("--run-dir", type=click.Path(path_type=Path), default="/run/netstore", show_default=True)
 @click.option("--user", default="nobody", show_default=True, help="Who to be once the socket is bound.")
+@click.option("--group", default="netstore", show_default=True, help="Group that may read netstored's database.")
 @click.option("--upstream", multiple=True, help="ADDRESS[:PORT] instead of the host's name servers; repeatable.")
 @click.option("--resolv-conf", type=click.Path(path_type=Path), default="/etc/resolv.conf", show_default=True)
 @click.option("--log-format", type=click.Choice(["json", "console"]), default="console", show_default=True)
 @click.version_option(__version__)
 def main(
-    state_dir: Path, run_dir: Path, user: str, upstream: tuple[str, ...], resolv_conf: Path, log_format: str
+    state_dir: Path, run_dir: Path, user: str, group: str, upstream: tuple[str, ...], resolv_conf: Path, log_format: str
 ) -> None:
     """Answer names inside the sandboxes of a node."""
     logs.configure(log_format, "info")
@@ -228,7 +229,7 @@ def main(
         try:
             upstreams = Upstreams(list(upstream), resolv_conf)
             listener = _listen(run_dir)
-            _drop_privileges(user, state_dir / "netstore.db")
+            _drop_privileges(user, group)
         except (OSError, KeyError, ValueError) as error:
             click.echo(f"netstore-resolver: {error}", err=True)
             sys.exit(1)

@@ -66,10 +66,12 @@ class _Write:
 class Store:
     """Durable state. `write` and `read` run a function of a `Transaction` in the store's own threads."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, group: int = 0) -> None:
         self.path = path
+        if os.getuid() == 0:  # before SQLite makes -wal and -shm, which take owner and mode of the database
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640))
+            os.chown(path, 0, group)
         self._writer = connect(path)
-        os.chmod(path, 0o640)
         _migrate(self._writer)
         self._reader = connect(path, read_only=True)
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="store-read")
