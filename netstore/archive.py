@@ -101,12 +101,13 @@ class _Gzip:
                 if not following.strip(b"\0"):
                     return b""
                 self._inflate, self._rest = zlib.decompressobj(31), following
-            data = self._inflate.decompress(self._rest or self._source.read(_CHUNK), size)
+            chunk = self._rest or self._source.read(_CHUNK)
+            data = self._inflate.decompress(chunk, size)
             self._rest = self._inflate.unconsumed_tail
-            if data or not (self._rest or self._inflate.eof):
-                if not data and not self._rest:
-                    raise EOFError("the gzip stream ends too early")
+            if data:
                 return data
+            if not chunk and not self._inflate.eof:
+                raise EOFError("the gzip stream ends too early")
 
 
 class Reader:
@@ -350,7 +351,10 @@ class _Writer:
             if error.errno != errno.ENOENT:
                 raise self._escape(path, error) from error
             above, _, name = path.rpartition("/")
-            os.mkdir(name, 0o755, dir_fd=self._enter(above))
+            try:
+                os.mkdir(name, 0o755, dir_fd=self._enter(above))
+            except FileExistsError:  # a link to nowhere inside the root
+                raise self._escape(path, error) from error
             found = open_in_root(self._root, path, flags)
         os.close(self._parent[1])
         self._parent = (path, found)

@@ -1,0 +1,302 @@
+"""Every field of every request, with a bad value: the answer names field and value, and nothing changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from conftest import Node
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from netstore.api.v1 import common_pb2, container_pb2, endpoint_pb2, image_pb2, mount_pb2, network_pb2, system_pb2, volume_pb2
+from netstore.cli.client import Client
+
+INVALID, MISSING = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
+PRECONDITION, EXISTS = grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.ALREADY_EXISTS
+UNIMPLEMENTED, ABORTED = grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.ABORTED
+
+
+def network(name: str = "n", *, labels=None, pool=None, **spec):
+    spec = network_pb2.NetworkSpec(ipam=[network_pb2.IpamConfig(**pool)] if pool else [], **spec)
+    return network_pb2.CreateNetworkRequest(network=network_pb2.Network(name=name, labels=labels, spec=spec))
+
+
+def attach(**spec):
+    spec = {"network": "bridge", "sandbox": endpoint_pb2.SandboxRef(netns_path="/run/netns/c")} | spec
+    return endpoint_pb2.AttachEndpointRequest(endpoint=endpoint_pb2.Endpoint(spec=endpoint_pb2.EndpointSpec(**spec)))
+
+
+def port(**fields):
+    return [common_pb2.PortMapping(**{"container_port": 80, **fields})]
+
+
+def container(name: str = "c", **spec):
+    spec = container_pb2.ContainerSpec(**{"image": "bb", **spec})
+    return container_pb2.CreateContainerRequest(container=container_pb2.Container(name=name, spec=spec))
+
+
+def mount(**fields):
+    return container(mounts=[mount_pb2.MountSpec(**{"target": "/t", **fields})])
+
+
+def joining(**fields):
+    return container(networks=[container_pb2.NetworkAttachment(**{"network": "bridge", **fields})])
+
+
+def mask(*paths: str) -> FieldMask:
+    return FieldMask(paths=paths)
+
+
+BIND, TMPFS = mount_pb2.MOUNT_TYPE_BIND, mount_pb2.MOUNT_TYPE_TMPFS
+NETWORKS = [
+    ("CreateNetwork", network(""), INVALID, "name"),
+    ("CreateNetwork", network("-x"), INVALID, "name"),
+    ("CreateNetwork", network("n" * 129), INVALID, "name"),
+    ("CreateNetwork", network(labels={"": "v"}), INVALID, "labels"),
+    ("CreateNetwork", network(labels={f"k{i}": "" for i in range(65)}), INVALID, "labels"),
+    ("CreateNetwork", network(labels={"k": "v" * 4097}), INVALID, "labels"),
+    ("CreateNetwork", network(driver="nosuch"), INVALID, "spec.driver"),
+    ("CreateNetwork", network(driver="host"), INVALID, "spec.driver"),
+    ("CreateNetwork", network(enable_ipv4=False), INVALID, "spec.enable_ipv4"),
+    ("CreateNetwork", network(enable_ipv6=True), INVALID, "spec.enable_ipv6"),
+    ("CreateNetwork", network(ipam_driver="dhcp"), INVALID, "spec.ipam_driver"),
+    ("CreateNetwork", network(options={"colour": "red"}), INVALID, "spec.options"),
+    ("CreateNetwork", network(options={"com.docker.network.driver.mtu": "12"}), INVALID, "spec.options"),
+    ("CreateNetwork", network(options={"com.docker.network.bridge.name": "a b"}), INVALID, "spec.options"),
+    ("CreateNetwork", network(options={"com.docker.network.bridge.enable_icc": "maybe"}), INVALID, "spec.options"),
+    ("CreateNetwork", network(pool={"subnet": "10.0.0.1/24"}), INVALID, "spec.ipam[0].subnet"),
+    ("CreateNetwork", network(pool={"subnet": "10.0.0.0/24", "gateway": "10.0.1.1"}), INVALID, "spec.ipam[0].gateway"),
+    ("CreateNetwork", network(pool={"subnet": "10.0.0.0/24", "ip_range": "10.9.0.0/25"}), INVALID, "spec.ipam[0].ip_range"),
+    ("CreateNetwork", network(pool={"subnet": "10.0.0.0/24", "aux_addresses": {"r": "x"}}), INVALID, "spec.ipam[0].aux"),
+    ("CreateNetwork", network(pool={"subnet": "172.17.9.0/24"}), PRECONDITION, "overlaps"),
+    ("CreateNetwork", network("bridge", internal=True), EXISTS, "internal"),
+    ("CreateNetwork", network_pb2.CreateNetworkRequest(network=network("n").network, request_id="1"), INVALID, "request_id"),
+    ("GetNetwork", network_pb2.GetNetworkRequest(), INVALID, "network"),
+    ("GetNetwork", network_pb2.GetNetworkRequest(network="nosuch"), MISSING, "nosuch"),
+    ("ListNetworks", network_pb2.ListNetworksRequest(page_size=-1), INVALID, "page_size"),
+    ("ListNetworks", network_pb2.ListNetworksRequest(page_token="x"), INVALID, "page_token"),
+    ("ListNetworks", network_pb2.ListNetworksRequest(filter=["colour=red"]), INVALID, "filter"),
+    ("ListNetworks", network_pb2.ListNetworksRequest(filter=["dangling=maybe"]), INVALID, "filter"),
+    ("UpdateNetwork", network_pb2.UpdateNetworkRequest(network={"name": "bridge"}), INVALID, "update_mask"),
+    ("UpdateNetwork", network_pb2.UpdateNetworkRequest(network={"name": "bridge"}, update_mask=mask("nosuch")), INVALID, "update_mask"),
+    ("UpdateNetwork", network_pb2.UpdateNetworkRequest(network={"name": "bridge"}, update_mask=mask("spec.driver")), PRECONDITION, "spec.driver"),
+    ("UpdateNetwork", network_pb2.UpdateNetworkRequest(network={"name": "bridge", "etag": "0"}, update_mask=mask("labels")), ABORTED, "changed"),
+    ("DeleteNetwork", network_pb2.DeleteNetworkRequest(network="bridge"), PRECONDITION, "predefined"),
+    ("DeleteNetwork", network_pb2.DeleteNetworkRequest(network="nosuch"), MISSING, "nosuch"),
+    ("PruneNetworks", network_pb2.PruneNetworksRequest(filter=["until=soon"]), INVALID, "until"),
+]  # fmt: skip
+ENDPOINTS = [
+    ("AttachEndpoint", attach(network=""), INVALID, "spec.network"),
+    ("AttachEndpoint", attach(network="nosuch"), MISSING, "nosuch"),
+    ("AttachEndpoint", attach(network="host"), PRECONDITION, "host"),
+    ("AttachEndpoint", attach(sandbox=None), INVALID, "spec.sandbox"),
+    ("AttachEndpoint", attach(sandbox={"netns_path": "/run/netns/nosuch"}), INVALID, "netns_path"),
+    ("AttachEndpoint", attach(sandbox={"netns_path": "/etc/passwd"}), INVALID, "netns_path"),
+    ("AttachEndpoint", attach(sandbox={"netns_path": "relative"}), INVALID, "netns_path"),
+    ("AttachEndpoint", attach(sandbox={"netns_path": "/proc/self/ns/mnt"}), INVALID, "netns_path"),
+    ("AttachEndpoint", attach(sandbox={"netns_path": "/proc/self/ns/net"}), INVALID, "host's own"),
+    ("AttachEndpoint", attach(sandbox={"pid": -4}), INVALID, "pid"),
+    ("AttachEndpoint", attach(sandbox={"pid": 2**31 - 1}), INVALID, "pid"),
+    ("AttachEndpoint", attach(sandbox={"container": "nosuch"}), MISSING, "nosuch"),
+    ("AttachEndpoint", attach(name="a b"), INVALID, "spec.name"),
+    ("AttachEndpoint", attach(aliases=["ok", "a/b"]), INVALID, "spec.aliases[1]"),
+    ("AttachEndpoint", attach(ipv4_address="10.0.0"), INVALID, "spec.ipv4_address"),
+    ("AttachEndpoint", attach(ipv4_address="10.0.0.9"), INVALID, "spec.ipv4_address"),
+    ("AttachEndpoint", attach(ipv4_address="172.17.0.1"), PRECONDITION, "taken by the network"),
+    ("AttachEndpoint", attach(ipv6_address="fd00::1"), INVALID, "spec.ipv6_address"),
+    ("AttachEndpoint", attach(mac_address="01:00:00:00:00:01"), INVALID, "spec.mac_address"),
+    ("AttachEndpoint", attach(interface_name="lo"), INVALID, "spec.interface_name"),
+    ("AttachEndpoint", attach(interface_name="x" * 16), INVALID, "spec.interface_name"),
+    ("AttachEndpoint", attach(options={"a": "b"}), INVALID, "spec.options"),
+    ("AttachEndpoint", attach(ports=port(container_port=0)), INVALID, "spec.ports[0].container_port"),
+    ("AttachEndpoint", attach(ports=port(host_port=65536)), INVALID, "spec.ports[0].host_port"),
+    ("AttachEndpoint", attach(ports=port(host_ip="::1")), INVALID, "spec.ports[0].host_ip"),
+    ("AttachEndpoint", attach(ports=port(host_ip="9.9.9.9", host_port=5)), PRECONDITION, "9.9.9.9"),
+    ("AttachEndpoint", attach(ports=port(protocol=3)), INVALID, "spec.ports[0].protocol"),
+    ("AttachEndpoint", attach(ports=[*port(host_port=80), *port(host_port=80)]), PRECONDITION, "80"),
+    ("AttachEndpoints", endpoint_pb2.AttachEndpointsRequest(), INVALID, "endpoints"),
+    ("AttachEndpoints", endpoint_pb2.AttachEndpointsRequest(endpoints=[attach().endpoint, attach(network="x").endpoint]), MISSING, "x"),
+    ("GetEndpoint", endpoint_pb2.GetEndpointRequest(endpoint="zzz"), MISSING, "zzz"),
+    ("ListEndpoints", endpoint_pb2.ListEndpointsRequest(filter=["x=y"]), INVALID, "filter"),
+    ("DetachEndpoint", endpoint_pb2.DetachEndpointRequest(endpoint="ffff"), MISSING, "ffff"),
+    ("DetachEndpoint", endpoint_pb2.DetachEndpointRequest(network="bridge"), INVALID, "sandbox"),
+    ("UpdateEndpoint", endpoint_pb2.UpdateEndpointRequest(endpoint={"id": "f"}, update_mask=mask("spec.network")), PRECONDITION, "spec.network"),
+    ("PublishPorts", endpoint_pb2.PublishPortsRequest(endpoint="ffff", ports=port()), MISSING, "ffff"),
+    ("PublishPorts", endpoint_pb2.PublishPortsRequest(endpoint="ffff"), INVALID, "ports"),
+    ("UnpublishPorts", endpoint_pb2.UnpublishPortsRequest(endpoint="ffff"), INVALID, "ports"),
+]  # fmt: skip
+VOLUMES = [
+    ("CreateVolume", volume_pb2.CreateVolumeRequest(volume={"name": "../x"}), INVALID, "name"),
+    ("CreateVolume", volume_pb2.CreateVolumeRequest(volume={"name": "v", "labels": {"": ""}}), INVALID, "labels"),
+    ("CreateVolume", volume_pb2.CreateVolumeRequest(volume={"name": "v", "spec": {"driver": "x"}}), INVALID, "spec.driver"),
+    ("CreateVolume", volume_pb2.CreateVolumeRequest(volume={"name": "v", "spec": {"options": {"a": "b"}}}), INVALID, "spec.options"),
+    ("CreateVolume", volume_pb2.CreateVolumeRequest(volume={"name": "v", "spec": {"size_bytes": -1}}), INVALID, "spec.size_bytes"),
+    ("CreateVolume", volume_pb2.CreateVolumeRequest(volume={"name": "v", "spec": {"size_bytes": 9}}), UNIMPLEMENTED, "size_bytes"),
+    ("CreateVolume", volume_pb2.CreateVolumeRequest(request_id="x"), INVALID, "request_id"),
+    ("GetVolume", volume_pb2.GetVolumeRequest(volume="nosuch"), MISSING, "nosuch"),
+    ("ListVolumes", volume_pb2.ListVolumesRequest(page_token="@"), INVALID, "page_token"),
+    ("UpdateVolume", volume_pb2.UpdateVolumeRequest(volume={"name": "nosuch"}, update_mask=mask("labels")), MISSING, "nosuch"),
+    ("UpdateVolume", volume_pb2.UpdateVolumeRequest(update_mask=mask("name")), PRECONDITION, "name"),
+    ("DeleteVolume", volume_pb2.DeleteVolumeRequest(volume="nosuch"), MISSING, "nosuch"),
+    ("PruneVolumes", volume_pb2.PruneVolumesRequest(filter=["until=1h"]), INVALID, "filter"),
+]  # fmt: skip
+CONTAINERS = [
+    ("CreateContainer", container("a/b"), INVALID, "name"),
+    ("CreateContainer", container(image=""), INVALID, "spec.image"),
+    ("CreateContainer", container(image="nosuch"), MISSING, "nosuch"),
+    ("CreateContainer", container(entrypoint=["x"]), INVALID, "spec.override_entrypoint"),
+    ("CreateContainer", container(env=["=x"]), INVALID, "spec.env[0]"),
+    ("CreateContainer", container(working_dir="../x"), INVALID, "spec.working_dir"),
+    ("CreateContainer", container(user="nobodyatall"), INVALID, "user"),
+    ("CreateContainer", container(hostname="a_b"), INVALID, "spec.hostname"),
+    ("CreateContainer", container(stop_signal="SIGNO"), INVALID, "signal"),
+    ("CreateContainer", container(stop_timeout={"seconds": -1}), INVALID, "spec.stop_timeout"),
+    ("CreateContainer", container(sandbox_container="nosuch"), MISSING, "nosuch"),
+    ("CreateContainer", container(ports=port(container_port=0)), INVALID, "spec.ports[0]"),
+    ("CreateContainer", joining(network="nosuch"), MISSING, "nosuch"),
+    ("CreateContainer", joining(aliases=["x"]), INVALID, "spec.networks[0].aliases"),
+    ("CreateContainer", joining(ipv4_address="172.17.0.9"), INVALID, "spec.networks[0].ipv4_address"),
+    ("CreateContainer", joining(mac_address="zz"), INVALID, "spec.networks[0].mac_address"),
+    ("CreateContainer", joining(network="host", mac_address="02:00:00:00:00:01"), INVALID, "spec.networks[0].mac_address"),
+    ("CreateContainer", container(networks=[{"network": "host"}, {"network": "bridge"}]), INVALID, "spec.networks"),
+    ("CreateContainer", container(networks=[{"network": "bridge"}, {"network": "bridge"}]), INVALID, "spec.networks"),
+    ("CreateContainer", mount(target="relative"), INVALID, "spec.mounts[0].target"),
+    ("CreateContainer", mount(target="/"), INVALID, "spec.mounts[0].target"),
+    ("CreateContainer", mount(target="/a/../b"), INVALID, "spec.mounts[0].target"),
+    ("CreateContainer", mount(source="../v"), INVALID, "spec.mounts[0].source"),
+    ("CreateContainer", mount(volume_driver="nosuch", source="v"), INVALID, "spec.driver"),
+    ("CreateContainer", mount(type=BIND, source="relative"), INVALID, "spec.mounts[0].source"),
+    ("CreateContainer", mount(type=BIND, source="/nosuch/dir"), PRECONDITION, "/nosuch/dir"),
+    ("CreateContainer", mount(type=BIND, source="/tmp", propagation="x"), INVALID, "spec.mounts[0].propagation"),
+    ("CreateContainer", mount(type=BIND, source="/tmp", no_copy=True), INVALID, "spec.mounts[0].no_copy"),
+    ("CreateContainer", mount(type=TMPFS, source="x"), INVALID, "spec.mounts[0].source"),
+    ("CreateContainer", mount(type=TMPFS, tmpfs_mode=0o70000), INVALID, "spec.mounts[0].tmpfs_mode"),
+    ("CreateContainer", mount(type=TMPFS, tmpfs_size_bytes=-1), INVALID, "spec.mounts[0].tmpfs_size_bytes"),
+    ("CreateContainer", mount(type=TMPFS, tmpfs_options=["evil=1,exec"]), INVALID, "spec.mounts[0].tmpfs_options"),
+    ("CreateContainer", container(mounts=[{"target": "/t"}, {"target": "/t/"}]), INVALID, "spec.mounts[1].target"),
+    ("GetContainer", container_pb2.GetContainerRequest(), INVALID, "container"),
+    ("StartContainer", container_pb2.StartContainerRequest(container="nosuch"), MISSING, "nosuch"),
+    ("StopContainer", container_pb2.StopContainerRequest(container="nosuch", signal="x"), INVALID, "signal"),
+    ("StopContainer", container_pb2.StopContainerRequest(container="nosuch", timeout={"seconds": -1}), INVALID, "timeout"),
+    ("KillContainer", container_pb2.KillContainerRequest(container="nosuch", signal="99"), INVALID, "signal"),
+    ("KillContainer", container_pb2.KillContainerRequest(container="nosuch"), MISSING, "nosuch"),
+    ("DeleteContainer", container_pb2.DeleteContainerRequest(container="nosuch"), MISSING, "nosuch"),
+    ("WaitContainer", container_pb2.WaitContainerRequest(container="nosuch"), MISSING, "nosuch"),
+    ("ListContainers", container_pb2.ListContainersRequest(filter=["status=sad"]), INVALID, "status"),
+    ("ReadLogs", container_pb2.ReadLogsRequest(container="nosuch"), MISSING, "nosuch"),
+    ("ReadLogs", container_pb2.ReadLogsRequest(container="nosuch", tail=-1), INVALID, "tail"),
+    ("ExecContainer", [], INVALID, "start"),
+    ("ExecContainer", [container_pb2.ExecContainerRequest(stdin=b"x")], INVALID, "start"),
+    ("ExecContainer", [container_pb2.ExecContainerRequest(start={"container": "c"})], INVALID, "command"),
+    ("ExecContainer", [container_pb2.ExecContainerRequest(start={"container": "nosuch", "command": ["x"]})], MISSING, "nosuch"),
+]  # fmt: skip
+IMAGES = [
+    ("GetImage", image_pb2.GetImageRequest(image="nosuch"), MISSING, "nosuch"),
+    ("DeleteImage", image_pb2.DeleteImageRequest(image="nosuch"), MISSING, "nosuch"),
+    ("ListImages", image_pb2.ListImagesRequest(filter=["a"]), INVALID, "filter"),
+    ("ImportImage", [], INVALID, "start"),
+    ("ImportImage", [image_pb2.ImportImageRequest(start={"name": "UPPER"})], INVALID, "name"),
+    ("ImportImage", [image_pb2.ImportImageRequest(start={"name": "x", "format": 9})], INVALID, "format"),
+    ("ImportImage", [image_pb2.ImportImageRequest(start={"name": "x", "config": {"working_dir": "x"}})], INVALID, "config.working_dir"),
+    ("ImportImage", [image_pb2.ImportImageRequest(start={"name": "x"}), image_pb2.ImportImageRequest(chunk=b"x" * 700)], INVALID, "archive"),
+]  # fmt: skip
+SYSTEM = [
+    ("WatchEvents", system_pb2.WatchEventsRequest(revision=-1), INVALID, "revision"),
+    ("WatchEvents", system_pb2.WatchEventsRequest(filter=["x=y"]), INVALID, "filter"),
+]
+
+
+def call(stub: object, method: str, request: object) -> None:
+    rpc = getattr(stub, method)
+    answer = rpc(iter(request)) if isinstance(request, list) else rpc(request)
+    if isinstance(answer, Iterator):
+        list(answer)
+
+
+def state(node: Node) -> str:
+    """Everything that a refused request must not change."""
+    kernel = node.host.sh("ip -o link | sed 's/ .*@/ @/'; nft list table inet netstore; ls -R /run/netns")
+    files = [str(path) for name in ("state/volumes", "state/containers", "run/netns") for path in (node.place / name).rglob("*")]
+    newest = node.out("system", "info", "-f", "{{.Revision}}")
+    return "\n".join([kernel, *sorted(files), newest])
+
+
+@pytest.mark.parametrize(
+    ("service", "table"),
+    [("networks", NETWORKS), ("endpoints", ENDPOINTS), ("volumes", VOLUMES), ("containers", CONTAINERS),
+     ("images", IMAGES), ("system", SYSTEM)],
+)  # fmt: skip
+def test_bad_values_are_named_and_change_nothing(node: Node, client: Client, image: str, service: str, table: list) -> None:
+    node.host.netns("c")
+    before = state(node)
+    stub = getattr(client, service)
+    problems = []
+    for method, request, code, named in table:
+        try:
+            call(stub, method, request)
+            problems.append(f"{method} {request}: accepted")
+            continue
+        except grpc.RpcError as error:
+            status = rpc_status.from_call(error)
+            info = error_details_pb2.ErrorInfo()
+            if error.code() is not code or status is None or not status.details[0].Unpack(info):
+                problems.append(f"{method} {request}: {error.code()} {error.details()}")
+            elif named not in f"{error.details()} {dict(info.metadata)}" or info.domain != "netstore":
+                problems.append(f"{method} {request}: does not name {named}: {error.details()}")
+    assert problems == []
+    assert state(node) == before
+
+
+def test_damaged_and_hostile_archives_leave_nothing(node: Node, client: Client, busybox_tar: Path) -> None:
+    whole = busybox_tar.read_bytes()
+    for data in (whole[: len(whole) // 2], b"", b"\x1f\x8b" + whole[:100]):
+        requests = [image_pb2.ImportImageRequest(start={"name": "x"}), image_pb2.ImportImageRequest(chunk=data[: 1 << 20])]
+        with pytest.raises(grpc.RpcError) as caught:
+            client.images.ImportImage(iter(requests))
+        assert caught.value.code() is INVALID
+    assert list((node.place / "state/images/layers").iterdir()) == []
+    assert list((node.place / "state/images/tmp").iterdir()) == []
+
+
+def test_repeats_are_answered_as_the_first(node: Node, client: Client) -> None:
+    first = client.networks.CreateNetwork(network("app")).network
+    assert client.networks.CreateNetwork(network("app")).network.id == first.id
+    node.host.netns("c")
+    one = client.endpoints.AttachEndpoint(attach(network="app")).endpoint
+    assert client.endpoints.AttachEndpoint(attach(network="app")).endpoint.id == one.id
+    with pytest.raises(grpc.RpcError) as caught:
+        client.endpoints.AttachEndpoint(attach(network="app", name="other"))
+    assert caught.value.code() is EXISTS
+    client.networks.DeleteNetwork(network_pb2.DeleteNetworkRequest(network="nosuch", allow_missing=True))
+
+
+def test_a_batch_is_all_or_none(node: Node, client: Client) -> None:
+    for name in ("c", "d"):
+        node.host.netns(name)
+    pair = [attach().endpoint, attach(sandbox={"netns_path": "/run/netns/d"}).endpoint]
+    made = client.endpoints.AttachEndpoints(endpoint_pb2.AttachEndpointsRequest(endpoints=pair)).endpoints
+    assert [each.status.addresses[0] for each in made] == ["172.17.0.2/16", "172.17.0.3/16"]
+    for each in made:
+        client.endpoints.DetachEndpoint(endpoint_pb2.DetachEndpointRequest(endpoint=each.id))
+    before = state(node)
+    pair[1].spec.ipv4_address = "172.17.0.1"
+    with pytest.raises(grpc.RpcError):
+        client.endpoints.AttachEndpoints(endpoint_pb2.AttachEndpointsRequest(endpoints=pair))
+    assert state(node) == before
+
+
+def test_health_and_reflection(client: Client) -> None:
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+    from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+    health = health_pb2_grpc.HealthStub(client.channel)
+    request = health_pb2.HealthCheckRequest(service="netstore.v1.NetworkService")
+    assert health.Check(request).status == health_pb2.HealthCheckResponse.SERVING
+    stub = reflection_pb2_grpc.ServerReflectionStub(client.channel)
+    answer = next(stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")])))
+    names = {service.name for service in answer.list_services_response.service}
+    assert {f"netstore.v1.{name}Service" for name in ("Network", "Endpoint", "Volume", "Container", "Image", "System")} <= names

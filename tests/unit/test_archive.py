@@ -1,0 +1,149 @@
+"""The tar reader: what GNU tar and Python write, and what strangers write."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import stat
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from netstore.archive import unpack
+from netstore.errors import InvalidArgument
+from netstore.kernel.paths import closing
+
+
+def archive(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for info, data in members:
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", data: bytes = b"") -> tuple[tarfile.TarInfo, bytes]:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.mode = kind, link, 0o755
+    return info, data
+
+
+def extract(data: bytes, root: Path, *, whiteouts: bool = False):
+    root.mkdir(exist_ok=True)
+    with closing(os.open(root, os.O_RDONLY | os.O_DIRECTORY)) as descriptor:
+        return unpack(io.BytesIO(data), descriptor, whiteouts=whiteouts)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    root = tmp_path / "tree"
+    (root / "a/b").mkdir(parents=True)
+    (root / "a/file").write_bytes(os.urandom(300_000))
+    os.link(root / "a/file", root / "a/hard")
+    (root / "a/link").symlink_to("/etc/passwd")
+    (root / ("long" * 40)).write_text("long name")
+    (root / "a/b/setuid").write_text("x")
+    (root / "a/b/setuid").chmod(0o4755)
+    os.chown(root / "a/b", 1234, 5678)
+    os.setxattr(root / "a/file", "user.note", b"kept")
+    os.mkfifo(root / "pipe")
+    return root
+
+
+@pytest.mark.parametrize("form", ["gnu", "pax"])
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, lambda data: zstandard.compress(data)])
+def test_round_trip_with_gnu_tar(tree: Path, tmp_path: Path, form: str, compress) -> None:
+    flags = ["--xattrs"] if form == "pax" else []
+    plain = subprocess.run(["tar", "-C", tree, f"--format={form}", *flags, "-c", "."], capture_output=True, check=True)
+    target = tmp_path / "target"
+    result = extract(compress(plain.stdout), target)
+    assert result.digest == hashlib.sha256(plain.stdout).hexdigest()
+    assert (target / "a/file").read_bytes() == (tree / "a/file").read_bytes()
+    assert (target / "a/file").stat().st_ino == (target / "a/hard").stat().st_ino
+    assert os.readlink(target / "a/link") == "/etc/passwd"
+    assert stat.S_IMODE((target / "a/b/setuid").stat().st_mode) == 0o4755
+    assert ((target / "a/b").stat().st_uid, (target / "a/b").stat().st_gid) == (1234, 5678)
+    assert int((target / "a").stat().st_mtime) == int((tree / "a").stat().st_mtime)
+    assert (target / ("long" * 40)).exists()
+    assert stat.S_ISFIFO((target / "pipe").stat().st_mode)
+    if form == "pax":
+        assert os.getxattr(target / "a/file", "user.note") == b"kept"
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [member("../evil", data=b"x")],
+        [member("a/../../evil", data=b"x")],
+        [member("h", tarfile.LNKTYPE, "../../etc/passwd")],
+    ],
+)
+def test_escapes_are_refused(tmp_path: Path, members: list) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        extract(archive(*members), tmp_path / "root")
+    assert caught.value.reason == "ARCHIVE_ESCAPE"
+
+
+@pytest.mark.parametrize("target", ["/outside", "../outside", "../../../../../../outside"])
+def test_nothing_is_written_through_a_link_to_outside(tmp_path: Path, target: str) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    data = archive(member("way", tarfile.SYMTYPE, target), member("way/evil", data=b"x"))
+    with pytest.raises(InvalidArgument) as caught:
+        extract(data, tmp_path / "root")
+    assert caught.value.reason == "ARCHIVE_ESCAPE"
+    assert list(outside.iterdir()) == []
+    assert not Path("/outside").exists()
+
+
+def test_a_file_replaces_a_link_instead_of_following_it(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    extract(archive(member("f", tarfile.SYMTYPE, str(victim)), member("f", data=b"theirs")), tmp_path / "root")
+    assert victim.read_text() == "mine"
+    assert (tmp_path / "root/f").read_bytes() == b"theirs"
+
+
+def test_linked_parents_stay_inside(tmp_path: Path) -> None:
+    data = archive(member("usr/bin", tarfile.DIRTYPE), member("bin", tarfile.SYMTYPE, "/usr/bin"), member("bin/x", data=b"1"))
+    extract(data, tmp_path / "root")
+    assert (tmp_path / "root/usr/bin/x").read_bytes() == b"1"
+
+
+def test_whiteouts_become_overlays(tmp_path: Path) -> None:
+    data = archive(member("d", tarfile.DIRTYPE), member("d/.wh..wh..opq"), member(".wh.gone"))
+    extract(data, tmp_path / "root", whiteouts=True)
+    assert os.getxattr(tmp_path / "root/d", "trusted.overlay.opaque") == b"y"
+    status = (tmp_path / "root/gone").stat()
+    assert stat.S_ISCHR(status.st_mode)
+    assert status.st_rdev == 0
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cut=st.integers(0, 20_000), compress=st.booleans())
+def test_truncated_archives_are_named_with_their_offset(tmp_path_factory, cut: int, compress: bool) -> None:
+    whole = archive(member("a", data=os.urandom(9000)), member("b", data=os.urandom(5000)))
+    data = gzip.compress(whole) if compress else whole
+    if cut >= len(data.rstrip(b"\0")):
+        return
+    with pytest.raises(InvalidArgument) as caught:
+        extract(data[:cut], tmp_path_factory.mktemp("root"))
+    assert caught.value.reason == "ARCHIVE_DAMAGED"
+    assert "offset" in caught.value.metadata
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.binary(max_size=3000))
+def test_noise_is_refused_and_nothing_else(tmp_path_factory, data: bytes) -> None:
+    try:
+        extract(data, tmp_path_factory.mktemp("root"))
+    except InvalidArgument as error:
+        assert error.reason in ("ARCHIVE_DAMAGED", "ARCHIVE_ESCAPE")

@@ -1,0 +1,92 @@
+"""Docker's grammar, and how results are shown."""
+
+from __future__ import annotations
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from netstore.api.v1 import mount_pb2, network_pb2
+from netstore.cli import grammar
+from netstore.cli.format import duration, show_objects, size
+from netstore.cli.main import cli
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("80", [("", 0, 80, 1)]),
+        ("8080:80", [("", 8080, 80, 1)]),
+        ("127.0.0.1:8080:80/udp", [("127.0.0.1", 8080, 80, 2)]),
+        ("127.0.0.1::80", [("127.0.0.1", 0, 80, 1)]),
+        ("8000-8001:80-81", [("", 8000, 80, 1), ("", 8001, 81, 1)]),
+        ("[::1]:80:80", [("::1", 80, 80, 1)]),
+    ],
+)
+def test_ports(text: str, expected: list) -> None:
+    assert [(p.host_ip, p.host_port, p.container_port, p.protocol) for p in grammar.parse_port(text)] == expected
+
+
+@pytest.mark.parametrize("text", ["", "x", "80:", "80-70", "8000-8002:80-81", "80/icmp", "70000"])
+def test_bad_ports(text: str) -> None:
+    with pytest.raises(click.UsageError, match="-p"):
+        grammar.parse_port(text)
+
+
+def test_volumes_and_binds() -> None:
+    volume = grammar.parse_volume("data:/app:ro,nocopy")
+    assert (volume.type, volume.source, volume.target) == (mount_pb2.MOUNT_TYPE_VOLUME, "data", "/app")
+    assert volume.read_only
+    assert volume.no_copy
+    bind = grammar.parse_volume("/srv:/app:rslave")
+    assert (bind.type, bind.propagation, bind.create_source) == (mount_pb2.MOUNT_TYPE_BIND, "rslave", True)
+    assert grammar.parse_volume("/app").source == ""
+
+
+def test_mount_keys() -> None:
+    mount = grammar.parse_mount("type=tmpfs,dst=/t,tmpfs-size=64m,tmpfs-mode=1770")
+    assert (mount.tmpfs_size_bytes, mount.tmpfs_mode) == (64 << 20, 0o1770)
+    with pytest.raises(click.UsageError, match="is none of type, source"):
+        grammar.parse_mount("type=volume,colour=red")
+
+
+def test_network_values_keep_their_case() -> None:
+    attachment = grammar.parse_network("name=App,alias=Web,ip=10.0.0.9")
+    assert (attachment.network, list(attachment.aliases), attachment.ipv4_address) == ("App", ["Web"], "10.0.0.9")
+
+
+@pytest.mark.parametrize(("text", "expected"), [("64m", 64 << 20), ("1.5G", 3 << 29), ("100", 100), ("2kb", 2048)])
+def test_sizes(text: str, expected: int) -> None:
+    assert grammar.parse_bytes(text, "--size") == expected
+
+
+def test_templates(capsys: pytest.CaptureFixture[str]) -> None:
+    network = network_pb2.Network(name="app", labels={"a": "b"}, status=network_pb2.NetworkStatus(mtu=1450))
+    show_objects([network], "{{.Name}} {{.Status.Mtu}} {{json .Labels}} {{.status.predefined}}")
+    assert capsys.readouterr().out == 'app 1450 {"a": "b"} false\n'
+    with pytest.raises(click.UsageError, match="no field 'Nome'"):
+        show_objects([network], "{{.Nome}}")
+
+
+def test_durations_and_sizes() -> None:
+    assert [duration(n) for n in (0.5, 1, 5, 61, 7200, 200_000)] == [
+        "Less than a second", "1 second", "5 seconds", "1 minute", "2 hours", "2 days",
+    ]  # fmt: skip
+    assert size(65_870_000) == "65.87MB"
+
+
+def test_every_command_has_help() -> None:
+    runner = CliRunner()
+    context = click.Context(cli)
+    for name in cli.list_commands(context):
+        command = cli.get_command(context, name)
+        assert command is not None
+        names = [[name, sub] for sub in command.commands] if isinstance(command, click.Group) else [[name]]
+        for words in names:
+            result = runner.invoke(cli, [*words, "--help"])
+            assert result.exit_code == 0, (words, result.output)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(shell: str) -> None:
+    assert "_NETSTORE_COMPLETE" in CliRunner().invoke(cli, ["completion", shell]).output
