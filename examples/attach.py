@@ -1,4 +1,4 @@
-"""What a container engine does: attach a network namespace of its own to a network. Run it: attach.py ADDR NET NETNS."""
+"""What a container engine does: attach a network namespace of its own to a network: attach.py ADDRESS NETWORK NETNS."""
 
 import sys
 

@@ -19,10 +19,10 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from netstore.errors import FailedPrecondition, InUse, InvalidArgument, NetstoreError, Unavailable
+from netstore.errors import FailedPrecondition, InUse, InvalidArgument, KernelError, NetstoreError, Unavailable
 from netstore.kernel.paths import closing, open_in_root
 from netstore.launcher.bundle import Bundle, process, specification
-from netstore.launcher.creation import Reserved, draft, reserve_container
+from netstore.launcher.creation import Draft, Reserved, draft, reserve_container
 from netstore.launcher.execution import Execution
 from netstore.launcher.filesystem import Directories, make_directory
 from netstore.launcher.images.catalogue import Images
@@ -129,35 +129,42 @@ class ContainerManager:
         async with contextlib.AsyncExitStack() as undo:
             if plan.joined is None:
                 undo.push_async_callback(self._networks.sandboxes.discard, sandbox)
+            undo.push_async_callback(asyncio.to_thread, self._directories.remove, plan.container.id)
+            await asyncio.to_thread(self._make_directory, plan)
             reserved = await self._store.write(
                 lambda tx: reserve_container(tx, plan, sandbox, self._volumes, request_id)
             )
             if reserved.fresh:
                 undo.push_async_callback(self._undo, reserved)
                 await self._volumes.apply(list(reserved.made))
-                await asyncio.to_thread(self._prepare, reserved)
+                await asyncio.to_thread(self._fill, reserved)
                 undo.pop_all()
         return await self.get(reserved.container.id), list(plan.warnings)
 
     async def _undo(self, reserved: Reserved) -> None:
         await self._store.write(lambda tx: _forget(tx, reserved.container))
         await self._volumes.discard(list(reserved.made))
-        await asyncio.to_thread(self._directories.remove, reserved.container.id)
 
-    def _prepare(self, reserved: Reserved) -> None:
-        """Make the container's directory, check its user, fill its empty volumes. Blocking."""
-        container, image = reserved.container, reserved.image
-        self._directories.make(container.id)
-        with closing(self._directories.overlay(container.id, image.layers)) as rootfs:
-            resolve(rootfs, container.spec.user or image.config.user)
-            for mount in container.mounts:
-                if mount.spec.type is MountType.BIND and mount.spec.create_source:
-                    Path(mount.source).mkdir(parents=True, exist_ok=True)
-                if not mount.volume_id or mount.spec.no_copy:
-                    continue
+    def _make_directory(self, plan: Draft) -> None:
+        """Make the container's directory and check its user. Blocking."""
+        self._directories.make(plan.container.id)
+        with closing(self._directories.overlay(plan.container.id, plan.image.layers)) as rootfs:
+            resolve(rootfs, plan.container.spec.user or plan.image.config.user)
+
+    def _fill(self, reserved: Reserved) -> None:
+        """Make missing sources of binds, and copy the image's content into empty volumes. Blocking."""
+        container = reserved.container
+        for mount in container.mounts:
+            if mount.spec.type is MountType.BIND and mount.spec.create_source:
+                Path(mount.source).mkdir(parents=True, exist_ok=True)
+        volumes = [mount for mount in container.mounts if mount.volume_id and not mount.spec.no_copy]
+        if not volumes:
+            return
+        with closing(self._directories.overlay(container.id, reserved.image.layers)) as rootfs:
+            for mount in volumes:
                 try:
                     source = open_in_root(rootfs, mount.spec.target, os.O_RDONLY | os.O_DIRECTORY)
-                except NetstoreError:  # the image has nothing there
+                except KernelError:  # the image has nothing there
                     continue
                 with closing(source):
                     copy_up(source, Path(mount.source))

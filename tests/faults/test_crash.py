@@ -9,7 +9,23 @@ from conftest import BIN, Node, wait_until
 
 def test_kill_9_leaves_traffic_names_and_ports(node: Node, image: str) -> None:
     node.cli("network", "create", "app")
-    node.cli("run", "-d", "--name", "web", "--network", "app", "-p", "8080:80", image, "httpd", "-f", "-p", "80", "-h", "/data")
+    node.cli(
+        "run",
+        "-d",
+        "--name",
+        "web",
+        "--network",
+        "app",
+        "-p",
+        "8080:80",
+        image,
+        "httpd",
+        "-f",
+        "-p",
+        "80",
+        "-h",
+        "/data",
+    )
     node.cli("run", "-d", "--name", "b", "--network", "app", image)
     pid = node.out("inspect", "-f", "{{.Status.Pid}}", "b")
     node.kill()
@@ -50,12 +66,30 @@ def test_resolver_restart_loses_no_question(node: Node, image: str) -> None:
 
 def test_a_flushed_firewall_and_a_deleted_bridge_come_back(node: Node, image: str) -> None:
     node.cli("network", "create", "app")
-    node.cli("run", "-d", "--name", "web", "--network", "app", "-p", "8080:80", image, "httpd", "-f", "-p", "80", "-h", "/data")
+    node.cli(
+        "run",
+        "-d",
+        "--name",
+        "web",
+        "--network",
+        "app",
+        "-p",
+        "8080:80",
+        image,
+        "httpd",
+        "-f",
+        "-p",
+        "80",
+        "-h",
+        "/data",
+    )
     bridge = node.out("network", "inspect", "-f", "{{.Status.Interface}}", "app")
     node.host.sh("nft flush ruleset")
     wait_until(lambda: "8080" in node.host.sh("nft list ruleset"), what="the firewall")
     node.host.sh(f"ip link del {bridge}")
-    wait_until(lambda: node.host.sh("curl -sm1 http://127.0.0.1:8080/hello || true") == "from the image\n", what="the bridge")
+    wait_until(
+        lambda: node.host.sh("curl -sm1 http://127.0.0.1:8080/hello || true") == "from the image\n", what="the bridge"
+    )
     wait_until(lambda: "agree" in node.cli("system", "check", check=False).stdout, what="agreement")
 
 

@@ -12,7 +12,16 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from netstore.api.v1 import common_pb2, container_pb2, endpoint_pb2, image_pb2, mount_pb2, network_pb2, system_pb2, volume_pb2
+from netstore.api.v1 import (
+    common_pb2,
+    container_pb2,
+    endpoint_pb2,
+    image_pb2,
+    mount_pb2,
+    network_pb2,
+    system_pb2,
+    volume_pb2,
+)
 from netstore.cli.client import Client
 
 INVALID, MISSING = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
@@ -219,8 +228,14 @@ def call(stub: object, method: str, request: object) -> None:
 
 def state(node: Node) -> str:
     """Everything that a refused request must not change."""
-    kernel = node.host.sh("ip -o link | sed 's/ .*@/ @/'; nft list table inet netstore; ls -R /run/netns")
-    files = [str(path) for name in ("state/volumes", "state/containers", "run/netns") for path in (node.place / name).rglob("*")]
+    kernel = node.host.sh(
+        "ip -o link | sed 's/ <.*//; s/^[0-9]*//; s/@.*//'; nft list table inet netstore; ls -R /run/netns"
+    )
+    files = [
+        str(path)
+        for name in ("state/volumes", "state/containers", "run/netns")
+        for path in (node.place / name).rglob("*")
+    ]
     newest = node.out("system", "info", "-f", "{{.Revision}}")
     return "\n".join([kernel, *sorted(files), newest])
 
@@ -230,7 +245,9 @@ def state(node: Node) -> str:
     [("networks", NETWORKS), ("endpoints", ENDPOINTS), ("volumes", VOLUMES), ("containers", CONTAINERS),
      ("images", IMAGES), ("system", SYSTEM)],
 )  # fmt: skip
-def test_bad_values_are_named_and_change_nothing(node: Node, client: Client, image: str, service: str, table: list) -> None:
+def test_bad_values_are_named_and_change_nothing(
+    node: Node, client: Client, image: str, service: str, table: list
+) -> None:
     node.host.netns("c")
     before = state(node)
     stub = getattr(client, service)
@@ -254,7 +271,10 @@ def test_bad_values_are_named_and_change_nothing(node: Node, client: Client, ima
 def test_damaged_and_hostile_archives_leave_nothing(node: Node, client: Client, busybox_tar: Path) -> None:
     whole = busybox_tar.read_bytes()
     for data in (whole[: len(whole) // 2], b"", b"\x1f\x8b" + whole[:100]):
-        requests = [image_pb2.ImportImageRequest(start={"name": "x"}), image_pb2.ImportImageRequest(chunk=data[: 1 << 20])]
+        requests = [
+            image_pb2.ImportImageRequest(start={"name": "x"}),
+            image_pb2.ImportImageRequest(chunk=data[: 1 << 20]),
+        ]
         with pytest.raises(grpc.RpcError) as caught:
             client.images.ImportImage(iter(requests))
         assert caught.value.code() is INVALID
@@ -299,4 +319,6 @@ def test_health_and_reflection(client: Client) -> None:
     stub = reflection_pb2_grpc.ServerReflectionStub(client.channel)
     answer = next(stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")])))
     names = {service.name for service in answer.list_services_response.service}
-    assert {f"netstore.v1.{name}Service" for name in ("Network", "Endpoint", "Volume", "Container", "Image", "System")} <= names
+    assert {
+        f"netstore.v1.{name}Service" for name in ("Network", "Endpoint", "Volume", "Container", "Image", "System")
+    } <= names

@@ -13,7 +13,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def address(node: Node, network: str, name: str) -> str:
-    found = json.loads(node.out("endpoint", "ls", "--filter", f"network={network}", "--filter", f"name={name}", "--format", "json"))
+    found = json.loads(
+        node.out("endpoint", "ls", "--filter", f"network={network}", "--filter", f"name={name}", "--format", "json")
+    )
     return found[0]["status"]["addresses"][0].split("/")[0]
 
 
@@ -87,15 +89,17 @@ def test_exit_codes_logs_and_exec(node: Node, image: str) -> None:
     assert "netstore:" in missing.stderr
     assert node.cli("run", "--rm", image, "/etc/noexec", check=False).returncode == 126
     assert node.cli("run", "nosuchimage", check=False).returncode == 125
-    node.cli("run", "-d", "--name", "talk", image, "sh", "-c", "for i in 1 2 3; do echo $i; done; echo e >&2; sleep 1000")
+    node.cli(
+        "run", "-d", "--name", "talk", image, "sh", "-c", "for i in 1 2 3; do echo $i; done; echo e >&2; sleep 1000"
+    )
     wait_until(lambda: node.cli("logs", "talk").stderr == "e\n", what="the log")
     assert node.cli("logs", "--tail", "2", "talk").stdout == "3\n"
     assert node.cli("exec", "-i", "talk", "cat", stdin="typed").stdout == "typed"
     assert node.cli("exec", "talk", "sh", "-c", "exit 5", check=False).returncode == 5
     assert node.cli("exec", "talk", "nosuch", check=False).returncode == 127
-    assert node.out("exec", "-u", "app", "-w", "/data", "-e", "A=b", "talk", "sh", "-c", "id -u; id -G; pwd; echo $A") == (
-        "1000\n1000 2000\n/data\nb"
-    )
+    assert node.out(
+        "exec", "-u", "app", "-w", "/data", "-e", "A=b", "talk", "sh", "-c", "id -u; id -G; pwd; echo $A"
+    ) == ("1000\n1000 2000\n/data\nb")
     node.cli("kill", "talk")
     assert node.out("wait", "talk") == "137"
     assert "Exited (137)" in node.out("ps", "-a")
@@ -118,7 +122,9 @@ def test_volumes_copy_up_and_protection(node: Node, image: str) -> None:
     assert node.out("volume", "ls", "-q") == "kept"
     node.cli("volume", "rm", "kept")
     assert not data.exists()
-    assert node.out("run", "--rm", "--tmpfs", "/t:size=1m,mode=700", image, "sh", "-c", "mount | grep ' /t '").startswith("tmpfs on /t")
+    assert node.out(
+        "run", "--rm", "--tmpfs", "/t:size=1m,mode=700", image, "sh", "-c", "mount | grep ' /t '"
+    ).startswith("tmpfs on /t")
 
 
 def test_host_and_none(node: Node, image: str) -> None:

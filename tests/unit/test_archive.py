@@ -30,7 +30,9 @@ def archive(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", data: bytes = b"") -> tuple[tarfile.TarInfo, bytes]:
+def member(
+    name: str, kind: bytes = tarfile.REGTYPE, link: str = "", data: bytes = b""
+) -> tuple[tarfile.TarInfo, bytes]:
     info = tarfile.TarInfo(name)
     info.type, info.linkname, info.mode = kind, link, 0o755
     return info, data
@@ -113,7 +115,9 @@ def test_a_file_replaces_a_link_instead_of_following_it(tmp_path: Path) -> None:
 
 
 def test_linked_parents_stay_inside(tmp_path: Path) -> None:
-    data = archive(member("usr/bin", tarfile.DIRTYPE), member("bin", tarfile.SYMTYPE, "/usr/bin"), member("bin/x", data=b"1"))
+    data = archive(
+        member("usr/bin", tarfile.DIRTYPE), member("bin", tarfile.SYMTYPE, "/usr/bin"), member("bin/x", data=b"1")
+    )
     extract(data, tmp_path / "root")
     assert (tmp_path / "root/usr/bin/x").read_bytes() == b"1"
 

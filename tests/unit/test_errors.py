@@ -30,7 +30,8 @@ def test_status_carries_reason_hint_and_field() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "name"), [(errno.ENOSPC, "RESOURCE_EXHAUSTED"), (errno.EPERM, "PERMISSION_DENIED"), (errno.EIO, "INTERNAL")]
+    ("code", "name"),
+    [(errno.ENOSPC, "RESOURCE_EXHAUSTED"), (errno.EPERM, "PERMISSION_DENIED"), (errno.EIO, "INTERNAL")],
 )
 def test_kernel_errors_map_by_errno(code: int, name: str) -> None:
     error = KernelError(code, "making", "nsbr-1")

@@ -20,7 +20,11 @@ def add_network(tx: Transaction, subnet: str, **pool: str) -> Network:
     name = new_id()[:8]
     resolved = ipam.validate_pool(Pool(subnet=subnet, **pool), 0)
     network = Network(
-        id=new_id(), name=name, spec=NetworkSpec(), pools=(resolved,), revision=tx.event(Kind.NETWORK, "create", name, name)
+        id=new_id(),
+        name=name,
+        spec=NetworkSpec(),
+        pools=(resolved,),
+        revision=tx.event(Kind.NETWORK, "create", name, name),
     )
     tx.networks.insert(network)
     ipam.reserve_pool(tx, network, resolved)
