@@ -284,7 +284,7 @@ def reserve(
         endpoint = replace(
             endpoint,
             mac_address=spec.mac_address or stable_mac(endpoint.id),
-            interface_name=spec.interface_name or _free_interface(taken, others, "eth"),
+            interface_name=spec.interface_name or _free_interface(taken, others, _interface_prefix(network)),
         )
         _refuse_twins(tx, endpoint, network)
         tx.endpoints.insert(endpoint)
@@ -360,6 +360,10 @@ def _replace_stale(tx: Transaction, sandbox: Sandbox) -> None:
     for stale in tx.sandboxes.all("path = ?", sandbox.path):
         for endpoint in tx.endpoints.all("sandbox_id = ?", stale.id):
             _forget(tx, endpoint)
+
+
+def _interface_prefix(network: Network) -> str:
+    return network.spec.options.get("com.docker.network.container_iface_prefix", "eth")
 
 
 def _free_interface(taken: frozenset[str], others: Sequence[Endpoint], prefix: str) -> str:
