@@ -63,5 +63,5 @@ class Deletions:
         if len(names) == 1:
             socket.run([link_delete(names[0])])
             return
-        socket.run([link_set(name, group=_GROUP, tolerate={_ENODEV}) for name in names])
+        socket.run([link_set(name, group=_GROUP, tolerate=frozenset({_ENODEV})) for name in names])
         socket.run([link_delete_group(_GROUP)])
