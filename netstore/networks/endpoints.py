@@ -7,7 +7,6 @@ refuses, the commit is undone and nothing is left.
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -91,17 +90,20 @@ class Endpoints:
             raise
 
     async def _apply(self, plan: _Plan) -> None:
-        """Make one endpoint, and the resolver of its sandbox, in one visit to the kernel's executor."""
-        named = not plan.network.predefined and self._sandboxes.wants_names(plan.opened)
-        driver = self._driver(plan.network)
-
-        def work() -> tuple[socket.socket, socket.socket] | None:
-            driver.apply_endpoint(plan.network, plan.endpoint, plan.opened.namespace)
-            return open_resolver(plan.opened.namespace) if named and plan.opened.namespace is not None else None
-
-        sockets = await self._context.apply(work)
-        if sockets:
-            await self._sandboxes.add_resolver(plan.opened, sockets)
+        """Make one endpoint and, at the same time, the resolver of its sandbox."""
+        driver, namespace = self._driver(plan.network), plan.opened.namespace
+        attaching = self._context.apply(driver.apply_endpoint, plan.network, plan.endpoint, namespace)
+        if plan.network.predefined or namespace is None or not self._sandboxes.wants_names(plan.opened):
+            await attaching
+            return
+        outcomes = await asyncio.gather(
+            attaching, self._context.apply(open_resolver, namespace), return_exceptions=True
+        )
+        if not isinstance(outcomes[1], BaseException):
+            await self._sandboxes.add_resolver(plan.opened, outcomes[1])
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
 
     async def _wait_for(self, network: Network) -> None:
         """Wait while the network itself is being made or repaired."""

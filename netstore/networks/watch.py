@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import socket
 import struct
 from collections.abc import Callable
@@ -20,7 +21,11 @@ RTMGRP_LINK = 0x1
 NFNLGRP_NFTABLES = 7
 RTM_DELLINK = 17
 NFNL_SUBSYS_NFTABLES = 10
-NFT_MSG_DELTABLE, NFT_MSG_DELRULE, NFT_MSG_DELSET = 2, 8, 11
+NFT_MSG_DELTABLE, NFT_MSG_DELCHAIN, NFT_MSG_DELRULE, NFT_MSG_DELSET = 2, 5, 8, 11
+SO_ATTACH_FILTER = 26
+BPF_LD_H_ABS, BPF_JMP_JEQ_K, BPF_RET_K = 0x28, 0x15, 0x06
+
+_NFT_GONE = (NFT_MSG_DELTABLE, NFT_MSG_DELCHAIN, NFT_MSG_DELRULE, NFT_MSG_DELSET)
 
 _SETTLE_SECONDS = 0.3
 
@@ -34,8 +39,10 @@ class Drift:
         self._manager = manager
         self._task: asyncio.Task[None] | None = None
         self._sockets = [
-            _listening(NETLINK_ROUTE, RTMGRP_LINK),
-            _listening(NETLINK_NETFILTER, 1 << NFNLGRP_NFTABLES - 1),
+            _listening(NETLINK_ROUTE, RTMGRP_LINK, [RTM_DELLINK]),
+            _listening(
+                NETLINK_NETFILTER, 1 << NFNLGRP_NFTABLES - 1, [NFNL_SUBSYS_NFTABLES << 8 | k for k in _NFT_GONE]
+            ),
         ]
 
     def __enter__(self) -> Drift:
@@ -76,8 +83,19 @@ class Drift:
             log.error("repair failed", error=str(error))
 
 
-def _listening(protocol: int, groups: int) -> socket.socket:
+def _listening(protocol: int, groups: int, kinds: list[int]) -> socket.socket:
+    """Listen for messages that begin with one of the kinds; the kernel drops the others (classic BPF).
+
+    An attach makes some twenty messages that say nothing to us, and each would wake the loop.
+    """
     opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol)
+    program = [(BPF_LD_H_ABS, 0, 0, 4)]  # nlmsg_type, which is in host order, as BPF reads it
+    for index, kind in enumerate(kinds):
+        program.append((BPF_JMP_JEQ_K, len(kinds) - index, 0, socket.htons(kind)))
+    program += [(BPF_RET_K, 0, 0, 0), (BPF_RET_K, 0, 0, 0xFFFFFFFF)]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in program))
+    filter_ = struct.pack("HP", len(program), ctypes.addressof(code))
+    opened.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, filter_)
     opened.bind((0, groups))
     return opened
 
@@ -97,8 +115,4 @@ def _link_went(kind: int, message: bytes) -> bool:
 
 
 def _table_went(kind: int, message: bytes) -> bool:
-    return (
-        kind >> 8 == NFNL_SUBSYS_NFTABLES
-        and kind & 0xFF in (NFT_MSG_DELTABLE, NFT_MSG_DELRULE, NFT_MSG_DELSET)
-        and b"netstore\0" in message
-    )
+    return kind >> 8 == NFNL_SUBSYS_NFTABLES and kind & 0xFF in _NFT_GONE and b"netstore\0" in message
