@@ -31,11 +31,12 @@ _REFERENCE = re.compile(
 
 
 def normalise(name: str, *, field: str = "name") -> str:
-    """Return "repository:tag", the tag "latest" where none is given.
+    """Return "repository:tag", the tag "latest" where none is given, Docker Hub's own prefixes left out as Docker does.
 
     Raises:
         InvalidArgument: it is no reference.
     """
+    name = name.removeprefix("docker.io/").removeprefix("library/")
     match = _REFERENCE.fullmatch(name)
     if not match or len(name) > 255:
         raise InvalidArgument(field, name, "repository[:tag], the repository in lower case, such as nginx:latest")
