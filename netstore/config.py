@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
 import msgspec
@@ -20,6 +21,13 @@ class TlsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     ca: str
 
 
+class AddressPoolConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
+    """Where networks without a subnet get theirs: `size` is the prefix length of what is cut from `base`, a CIDR."""
+
+    base: str
+    size: int
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename="kebab"):
     """The whole file. Keys are written with hyphens: `state-dir = "/var/lib/netstore"`."""
 
@@ -32,6 +40,28 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     log_format: str = "console"
     log_level: str = "info"
     tls: TlsConfig | None = None
+    address_pool: list[AddressPoolConfig] = []
+    """[[address-pool]] tables; a family without one has Docker's pools (IPv4), or the node's own /48 (IPv6)."""
+
+    def address_pools(self) -> list[tuple[IPv4Network | IPv6Network, int]]:
+        """Return the address pools, checked.
+
+        Raises:
+            NetstoreError: one is no network, or its size does not fit.
+        """
+        pools = []
+        for each in self.address_pool:
+            try:
+                base = ip_network(each.base)
+            except ValueError as error:
+                raise NetstoreError(f"address-pool: base {each.base!r}: {error}", hint="write 10.64.0.0/12") from error
+            widest = 30 if base.version == 4 else 126
+            if not base.prefixlen <= each.size <= widest:
+                raise NetstoreError(
+                    f"address-pool: size {each.size} does not fit {base}", hint=f"{base.prefixlen} to {widest}"
+                )
+            pools.append((base, each.size))
+        return pools
 
 
 def load(path: Path, *, required: bool) -> Config:

@@ -93,7 +93,9 @@ class Daemon:
             self._store = Store(self._state_dir / "netstore.db", group=_group(self._config.group))
             stack.push_async_callback(self._store.close)
             self._node_id = await self._store.write(_node_id)
-            self._networks = NetworkManager(self._store, self._run_dir)
+            self._networks = NetworkManager(
+                self._store, self._run_dir, node_id=self._node_id, pools=self._config.address_pools()
+            )
             stack.push_async_callback(self._networks.close)
             await self._networks.start()
             self._volumes = VolumeManager(self._store, self._state_dir)

@@ -59,6 +59,7 @@ class Protocol(StrEnum):
 
     TCP = "tcp"
     UDP = "udp"
+    SCTP = "sctp"
 
 
 class MountType(StrEnum):
@@ -95,12 +96,19 @@ def stable_mac(resource_id: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PortMapping:
-    """A port of an endpoint made reachable through the node. `host_ip` "" means every address."""
+    """A port of an endpoint, or `count` consecutive ones, made reachable through the node.
+
+    `host_ip` "" means every address, of both families. With `host_port_last` any free port up to it does. `sources` are
+    the CIDRs that may come, () for everybody.
+    """
 
     container_port: int
     host_port: int = 0
     host_ip: str = ""
     protocol: Protocol = Protocol.TCP
+    count: int = 1
+    host_port_last: int = 0
+    sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +127,9 @@ class NetworkSpec:
 
     driver: str = "bridge"
     internal: bool = False
+    enable_ipv4: bool = True
     enable_ipv6: bool = False
+    ipam_driver: str = "default"
     pools: tuple[Pool, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)
 
@@ -171,8 +181,10 @@ class EndpointSpec:
     name: str = ""
     aliases: tuple[str, ...] = ()
     ipv4_address: str = ""
+    ipv6_address: str = ""
     mac_address: str = ""
     interface_name: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
     ports: tuple[PortMapping, ...] = ()
     gateway_priority: int = 0
 
@@ -303,8 +315,10 @@ class Attachment:
     network: str
     aliases: tuple[str, ...] = ()
     ipv4_address: str = ""
+    ipv6_address: str = ""
     mac_address: str = ""
     interface_name: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
     gateway_priority: int = 0
 
 

@@ -12,10 +12,11 @@ import click
 import grpc
 from google.protobuf.duration_pb2 import Duration
 
-from netstore.api.v1 import common_pb2, container_pb2
+from netstore.api.v1 import container_pb2
 from netstore.cli.client import Client, details, fail, pages, pass_client, tolerant
 from netstore.cli.completion import names
 from netstore.cli.format import age, duration, listing, one_line, shapes, short_id, show_objects
+from netstore.cli.port import show, shown
 from netstore.cli.run import create, run
 
 __all__ = ["group"]
@@ -30,6 +31,7 @@ def group() -> None:
 
 group.add_command(run)
 group.add_command(create)
+group.add_command(show)
 
 
 @group.command("ps")
@@ -68,22 +70,7 @@ def _status(container: container_pb2.Container) -> str:
 def _ports(container: container_pb2.Container) -> Iterator[str]:
     for endpoint in container.status.endpoints:
         for port in endpoint.status.ports:
-            yield f"{port.host_ip}:{port.host_port}->{port.container_port}/{_protocol(port)}"
-
-
-def _protocol(port: common_pb2.PortMapping) -> str:
-    return common_pb2.Protocol.Name(port.protocol).removeprefix("PROTOCOL_").lower()
-
-
-@group.command()
-@click.argument("container", shell_complete=_CONTAINER)
-@pass_client
-def port(client: Client, container: str) -> None:
-    """Show a container's published ports."""
-    found = client.containers.GetContainer(container_pb2.GetContainerRequest(container=container)).container
-    for endpoint in found.status.endpoints:
-        for each in endpoint.status.ports:
-            click.echo(f"{each.container_port}/{_protocol(each)} -> {each.host_ip}:{each.host_port}")
+            yield "->".join(shown(port))
 
 
 @group.command()

@@ -22,6 +22,7 @@ __all__ = [
     "parse_port",
     "parse_tmpfs",
     "parse_volume",
+    "truth",
 ]
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)i?b?", re.I)
@@ -62,37 +63,97 @@ def parse_env(items: Sequence[str], files: Sequence[str]) -> list[str]:
     return found
 
 
-def parse_port(text: str) -> list[common_pb2.PortMapping]:
-    """Parse `[[IP:][HOSTPORT]:]PORT[/PROTOCOL]`; ranges of equal length give one mapping for each port."""
+_PROTOCOLS = {"": "TCP", "tcp": "TCP", "udp": "UDP", "sctp": "SCTP"}
+_PORT_GRAMMAR = "[[IP:][HOSTPORT]:]PORT[/tcp|udp|sctp], or published=…,target=…,protocol=…,host_ip=…,from=…"
+
+
+def parse_port(text: str, sources: Sequence[str] = ()) -> list[common_pb2.PortMapping]:
+    """Parse docker's -p: the short form, where ports may be ranges, or the long one of `key=value`.
+
+    A range onto a range of equal length is one mapping; a range onto a single port takes any free port of it.
+    """
+    if "=" in text:
+        return [_long_port(text, sources)]
     rest, _, protocol = text.partition("/")
+    parts = _port_parts(rest, text)
+    first, last = _range(parts[2], text)
+    port = common_pb2.PortMapping(container_port=first, protocol=_protocol(protocol, text), sources=sources)
+    if parts[0]:
+        port.host_ip = parts[0]
+    port.count = last - first + 1 if last > first else 0
+    if parts[1]:
+        port.host_port, end = _range(parts[1], text)
+        if end - port.host_port != last - first:
+            if last > first:
+                raise click.UsageError(f"-p: {text!r}: both ranges must have the same length")
+            port.host_port_last = end
+    return [port] if port.host_port or not port.count else _single(port)
+
+
+def _single(port: common_pb2.PortMapping) -> list[common_pb2.PortMapping]:
+    """Return a mapping for each port of a range that may go anywhere: the free ports need not be neighbours."""
+    found = []
+    for number in range(port.count):
+        one = common_pb2.PortMapping()
+        one.CopyFrom(port)
+        one.count, one.container_port = 0, port.container_port + number
+        found.append(one)
+    return found
+
+
+def _port_parts(rest: str, whole: str) -> tuple[str, str, str]:
+    """Split into address, host ports and container ports; an IPv6 address may be in brackets or bare, as docker's."""
     if rest.startswith("["):
-        address, _, rest = rest[1:].partition("]:")
-        parts = [address, *rest.split(":")]
-    else:
-        parts = rest.rsplit(":", 2)
-    container = _range(parts[-1], text)
-    host = _range(parts[-2], text) if len(parts) > 1 and parts[-2] else [0] * len(container)
-    if len(host) != len(container):
-        raise click.UsageError(f"-p: {text!r}: both ranges must have the same length")
-    names = {"": "TCP", "tcp": "TCP", "udp": "UDP", "sctp": "SCTP"}
-    if protocol.lower() not in names:
-        raise click.UsageError(f"-p: {text!r}: the protocol is tcp, udp or sctp")
-    kind = common_pb2.Protocol.Value(f"PROTOCOL_{names[protocol.lower()]}")
-    ip = parts[0] if len(parts) == 3 else ""
-    return [
-        common_pb2.PortMapping(host_ip=ip, host_port=outer, container_port=inner, protocol=kind)
-        for outer, inner in zip(host, container, strict=True)
-    ]
+        address, closed, ports = rest[1:].partition("]:")
+        host, _, container = ports.rpartition(":")
+        if not closed or ":" in host:
+            raise click.UsageError(f"-p: {whole!r}: write {_PORT_GRAMMAR}")
+        return address, host, container
+    rest, _, container = rest.rpartition(":")
+    address, _, host = rest.rpartition(":")
+    return address, host, container
 
 
-def _range(text: str, whole: str) -> list[int]:
-    first, _, last = text.partition("-")
-    if not first.isdecimal() or (last and not last.isdecimal()):
-        raise click.UsageError(f"-p: {whole!r}: write [[IP:][HOSTPORT]:]PORT[/tcp|udp]")
-    numbers = list(range(int(first), int(last or first) + 1))
-    if not numbers or numbers[-1] > 65535:
+def _protocol(text: str, whole: str) -> Any:
+    if text.lower() not in _PROTOCOLS:
+        raise click.UsageError(f"-p: {whole!r}: the protocol is tcp, udp or sctp")
+    return common_pb2.Protocol.Value(f"PROTOCOL_{_PROTOCOLS[text.lower()]}")
+
+
+def _long_port(text: str, sources: Sequence[str]) -> common_pb2.PortMapping:
+    port = common_pb2.PortMapping(protocol=common_pb2.PROTOCOL_TCP, sources=sources)
+    for part in next(csv.reader([text])):
+        key, _, value = part.partition("=")
+        if key in ("target", "published") and value.isdecimal():
+            setattr(port, {"target": "container_port", "published": "host_port"}[key], int(value))
+        elif key == "protocol":
+            port.protocol = _protocol(value, text)
+        elif key == "host_ip":
+            port.host_ip = value
+        elif key == "from":
+            port.sources.append(value)
+        elif key != "mode":
+            raise click.UsageError(f"-p: {text!r}: write {_PORT_GRAMMAR}")
+    return port
+
+
+def _range(text: str, whole: str) -> tuple[int, int]:
+    first, dash, last = text.partition("-")
+    if not first.isdecimal() or (dash and not last.isdecimal()):
+        raise click.UsageError(f"-p: {whole!r}: write {_PORT_GRAMMAR}")
+    numbers = int(first), int(last or first)
+    if not 1 <= numbers[0] <= numbers[1] <= 65535:
         raise click.UsageError(f"-p: {whole!r}: ports are 1 to 65535, a range the smaller first")
     return numbers
+
+
+def truth(text: str, flag: str) -> bool:
+    """Parse true or false, as docker's flags that take a value."""
+    if text.lower() in ("true", "1", "t"):
+        return True
+    if text.lower() in ("false", "0", "f"):
+        return False
+    raise click.UsageError(f"{flag}: {text!r}: true or false")
 
 
 def parse_volume(text: str) -> mount_pb2.MountSpec:
@@ -203,22 +264,28 @@ def _octal(value: str, flag: str) -> int:
 
 
 def parse_network(text: str) -> container_pb2.NetworkAttachment:
-    """Parse `NAME`, or `name=NAME,alias=…,ip=…,mac-address=…,gw-priority=…`. Values keep their case."""
+    """Parse `NAME`, or `name=NAME,alias=…,ip=…,ip6=…` and the like. Values keep their case."""
     if "=" not in text:
         return container_pb2.NetworkAttachment(network=text)
     attachment = container_pb2.NetworkAttachment()
     for part in next(csv.reader([text])):
         key, _, value = part.partition("=")
-        fields: dict[str, Any] = {"name": "network", "ip": "ipv4_address", "mac-address": "mac_address"}
+        fields: dict[str, Any] = {
+            "name": "network", "ip": "ipv4_address", "ip6": "ipv6_address", "mac-address": "mac_address",
+            "ifname": "interface_name",
+        }  # fmt: skip
         if key in fields:
             setattr(attachment, fields[key], value)
         elif key == "alias":
             attachment.aliases.append(value)
+        elif key == "driver-opt":
+            name, _, text_ = value.partition("=")
+            attachment.options[name] = text_
         elif key == "gw-priority" and value.lstrip("-").isdecimal():
             attachment.gateway_priority = int(value)
         else:
             raise click.UsageError(
-                f"--network: {part!r}: keys are name, alias, ip, mac-address, gw-priority (a number)"
+                f"--network: {part!r}: keys are name, alias, ip, ip6, mac-address, ifname, driver-opt, gw-priority"
             )
     if not attachment.network:
         raise click.UsageError(f"--network: {text!r} names no network: add name=…")

@@ -21,6 +21,7 @@ DEFAULT_HOST = "unix:///run/netstore/netstore.sock"
 _GROUPS = {
     "network": "Networks.",
     "endpoint": "Attachments of sandboxes to networks.",
+    "port": "Published ports.",
     "volume": "Volumes.",
     "image": "Images.",
     "container": "Containers.",
@@ -29,7 +30,7 @@ _GROUPS = {
 _TOP = {
     "run": "container", "create": "container", "start": "container", "stop": "container", "kill": "container",
     "rm": "container", "ps": "container", "logs": "container", "exec": "container", "wait": "container",
-    "port": "container", "inspect": "inspect", "completion": "completion",
+    "inspect": "inspect", "completion": "completion",
 }  # fmt: skip
 
 

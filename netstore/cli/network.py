@@ -13,7 +13,7 @@ from netstore.api.v1 import endpoint_pb2, network_pb2
 from netstore.cli.client import Client, pages, pass_client, tolerant
 from netstore.cli.completion import names
 from netstore.cli.format import listing, shapes, short_id, show_objects
-from netstore.cli.grammar import key_values, parse_port
+from netstore.cli.grammar import key_values, parse_port, truth
 
 __all__ = ["group"]
 
@@ -34,22 +34,24 @@ def group() -> None:
 @click.option("--ip-range", multiple=True, help="Dynamic addresses come from this part of a subnet (CIDR).")
 @click.option("--aux-address", multiple=True, help="NAME=ADDRESS that no endpoint gets.")
 @click.option("--internal", is_flag=True, help="No way to other networks or the outside.")
+@click.option("--ipv4", default="true", show_default=True, help="Give IPv4 addresses (true or false).")
 @click.option("--ipv6", is_flag=True, help="Give IPv6 addresses too.")
+@click.option("--strict", is_flag=True, help="Refuse a subnet that overlaps one of the host's routes.")
 @click.option("--attachable", is_flag=True, help="Every network is: no effect.")
 @click.option("--ipam-driver", default="default", show_default=True, help="Address management.")
 @click.option("--label", multiple=True, help="KEY=VALUE.")
 @click.option("-o", "--opt", multiple=True, help="Driver option KEY=VALUE.")
 @pass_client
-def create(client: Client, name: str, driver: str, internal: bool, ipv6: bool, attachable: bool, ipam_driver: str,
-           label: tuple[str, ...], opt: tuple[str, ...], subnet: tuple[str, ...], gateway: tuple[str, ...],
-           ip_range: tuple[str, ...], aux_address: tuple[str, ...]) -> None:  # fmt: skip
+def create(client: Client, name: str, driver: str, internal: bool, ipv4: str, ipv6: bool, strict: bool,
+           attachable: bool, ipam_driver: str, label: tuple[str, ...], opt: tuple[str, ...], subnet: tuple[str, ...],
+           gateway: tuple[str, ...], ip_range: tuple[str, ...], aux_address: tuple[str, ...]) -> None:  # fmt: skip
     """Create a network."""
     spec = network_pb2.NetworkSpec(
-        driver=driver, internal=internal, enable_ipv6=ipv6, ipam_driver=ipam_driver, options=key_values(opt, "--opt"),
-        ipam=_pools(subnet, gateway, ip_range, aux_address),
+        driver=driver, internal=internal, enable_ipv4=truth(ipv4, "--ipv4"), enable_ipv6=ipv6, ipam_driver=ipam_driver,
+        options=key_values(opt, "--opt"), ipam=_pools(subnet, gateway, ip_range, aux_address),
     )  # fmt: skip
     network = network_pb2.Network(name=name, labels=key_values(label, "--label"), spec=spec)
-    request = network_pb2.CreateNetworkRequest(network=network, request_id=str(uuid.uuid4()))
+    request = network_pb2.CreateNetworkRequest(network=network, request_id=str(uuid.uuid4()), strict=strict)
     response = client.networks.CreateNetwork(request)
     for warning in response.warnings:
         click.echo(f"WARNING: {warning}", err=True)
@@ -126,19 +128,23 @@ def _sandbox(container: str | None, netns: str | None, pid: int | None) -> endpo
 @click.option("--name", help="Name that others resolve; a container's own by default.")
 @click.option("--alias", multiple=True, help="A further name on this network.")
 @click.option("--ip", help="Static IPv4 address.")
+@click.option("--ip6", help="Static IPv6 address.")
 @click.option("--mac-address", help="MAC address.")
 @click.option("--ifname", help="Name of the interface inside.")
+@click.option("--driver-opt", multiple=True, help="KEY=VALUE.")
 @click.option("--gw-priority", type=int, default=0, help="The highest gives the default route.")
-@click.option("-p", "--publish", multiple=True, help="Publish a port: [[IP:]HOSTPORT:]PORT[/tcp|udp].")
+@click.option("-p", "--publish", multiple=True, help="Publish a port: [[IP:]HOSTPORT:]PORT[/tcp|udp|sctp].")
 @pass_client
 def connect(client: Client, network: str, container: str | None, netns: str | None, pid: int | None,
-            name: str | None, alias: tuple[str, ...], ip: str | None, mac_address: str | None, ifname: str | None,
-            gw_priority: int, publish: tuple[str, ...]) -> None:  # fmt: skip
+            name: str | None, alias: tuple[str, ...], ip: str | None, ip6: str | None, mac_address: str | None,
+            ifname: str | None, driver_opt: tuple[str, ...], gw_priority: int,
+            publish: tuple[str, ...]) -> None:  # fmt: skip
     """Connect a container, or any network namespace, to a network."""
     spec = endpoint_pb2.EndpointSpec(
         network=network, sandbox=_sandbox(container, netns, pid), name=name or "", aliases=alias,
-        ipv4_address=ip or "", mac_address=mac_address or "", interface_name=ifname or "",
-        gateway_priority=gw_priority, ports=[port for each in publish for port in parse_port(each)],
+        ipv4_address=ip or "", ipv6_address=ip6 or "", mac_address=mac_address or "", interface_name=ifname or "",
+        options=key_values(driver_opt, "--driver-opt"), gateway_priority=gw_priority,
+        ports=[port for each in publish for port in parse_port(each)],
     )  # fmt: skip
     client.endpoints.AttachEndpoint(endpoint_pb2.AttachEndpointRequest(endpoint=endpoint_pb2.Endpoint(spec=spec)))
 

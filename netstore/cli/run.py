@@ -48,8 +48,9 @@ def _container_options(command: Any) -> Any:
         ),
         click.option("--network-alias", multiple=True, help="A further name on the first network."),
         click.option("--ip", default="", help="Static IPv4 address on the first network."),
+        click.option("--ip6", default="", help="Static IPv6 address on the first network."),
         click.option("--mac-address", default="", help="MAC address on the first network."),
-        click.option("-p", "--publish", multiple=True, help="[[IP:][HOSTPORT]:]PORT[/tcp|udp]."),
+        click.option("-p", "--publish", multiple=True, help="[[IP:][HOSTPORT]:]PORT[/tcp|udp|sctp]."),
         click.option("-v", "--volume", multiple=True, help="[SOURCE:]TARGET[:OPTIONS]."),
         click.option("--mount", multiple=True, help="type=volume|bind|tmpfs,source=…,target=…."),
         click.option("--tmpfs", multiple=True, help="TARGET[:OPTIONS]."),
@@ -151,7 +152,7 @@ def _add_networks(spec: container_pb2.ContainerSpec, options: dict[str, Any]) ->
         spec.sandbox_container = joined[0].removeprefix("container:")
         return
     spec.networks.extend(parse_network(each) for each in options["network"])
-    flags = {"ipv4_address": options["ip"], "mac_address": options["mac_address"]}
+    flags = {"ipv4_address": options["ip"], "ipv6_address": options["ip6"], "mac_address": options["mac_address"]}
     if not any((*flags.values(), *options["network_alias"])):
         return
     if not spec.networks:

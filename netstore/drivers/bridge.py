@@ -11,17 +11,29 @@ import socket
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from netstore.drivers.base import Driver, Observed
-from netstore.drivers.options import Option, boolean, interface, ipv4, number, parse
+from netstore.drivers.options import (
+    ENDPOINT_OPTIONS,
+    SYSCTLS,
+    Option,
+    boolean,
+    choice,
+    interface,
+    interfaces,
+    ipv4,
+    ipv6,
+    number,
+    parse,
+)
 from netstore.errors import Exhausted, FailedPrecondition, InvalidArgument, KernelError
 from netstore.kernel import netlink
-from netstore.kernel.firewall import Element, port_element
+from netstore.kernel.firewall import Element, direct_elements, port_elements
 from netstore.kernel.links import host_socket
-from netstore.kernel.namespaces import socket_inside
+from netstore.kernel.namespaces import inside, socket_inside
 from netstore.kernel.netlink import RouteSocket
+from netstore.kernel.sysctls import accept_ipv6, forward_ipv6, link_local, sysctl
 from netstore.model import Endpoint, Network, PortMapping, kernel_name, stable_mac
 
 __all__ = ["BridgeDriver"]
@@ -35,6 +47,12 @@ ICC = "com.docker.network.bridge.enable_icc"
 HOST_BINDING = "com.docker.network.bridge.host_binding_ipv4"
 MTU = "com.docker.network.driver.mtu"
 PREFIX = "com.docker.network.container_iface_prefix"
+MODES = {4: "com.docker.network.bridge.gateway_mode_ipv4", 6: "com.docker.network.bridge.gateway_mode_ipv6"}
+SOURCES = {4: "com.docker.network.host_ipv4", 6: "com.docker.network.host_ipv6"}
+INHIBIT = "com.docker.network.bridge.inhibit_ipv4"
+TRUSTED = "com.docker.network.bridge.trusted_host_interfaces"
+_MODE = choice("nat", "nat-unprotected", "routed", "isolated")
+MIN_IPV6_MTU = 1280  # RFC 8200, section 5
 
 
 class BridgeDriver(Driver):
@@ -48,17 +66,27 @@ class BridgeDriver(Driver):
         Option(HOST_BINDING, ipv4, "", "host address of published ports that name none; empty is every address"),
         Option(MTU, number(68, 65535), 0, "MTU of bridge and endpoints; 0 takes the uplink's"),
         Option(PREFIX, interface, "eth", "first part of interface names in containers"),
-    )
+        Option(MODES[4], _MODE, "nat", "how IPv4 reaches the endpoints: by NAT of published ports; with their other"
+               " ports open too (nat-unprotected); published ports at their own addresses (routed); not at all, the"
+               " host included (isolated, with --internal)"),
+        Option(MODES[6], _MODE, "nat", "the same for IPv6"),
+        Option(SOURCES[4], ipv4, "", "source address of IPv4 that leaves the node, instead of its interface's"),
+        Option(SOURCES[6], ipv6, "", "the same for IPv6"),
+        Option(INHIBIT, boolean, False, "give the bridge no IPv4 address: the gateway is another machine"),
+        Option(TRUSTED, interfaces, (), "interfaces of the host, separated by ':', from which published ports may be"
+               " reached at the endpoints' own addresses"),
+    )  # fmt: skip
 
     def validate(self, network: Network) -> Network:
-        """Choose the bridge's name; check pools: one IPv4 subnet with a gateway inside."""
+        """Choose the bridge's name and MTU."""
         values = parse(self.options, network.spec.options)
-        if len(network.spec.pools) > 1:
-            raise InvalidArgument(
-                "spec.ipam", [pool.subnet for pool in network.spec.pools], "one IPv4 pool on a bridge network"
-            )
-        name = values[NAME] or kernel_name("nsbr-", network.id)
-        return replace(network, interface=name, mtu=values[MTU] or network.mtu)
+        for key in MODES.values():
+            if values[key] == "isolated" and not network.spec.internal:
+                raise InvalidArgument(f"spec.options[{key}]", "isolated", "isolated on an internal network only")
+        mtu = values[MTU] or network.mtu
+        if network.spec.enable_ipv6 and mtu < MIN_IPV6_MTU:
+            raise InvalidArgument(f"spec.options[{MTU}]", mtu, f"at least {MIN_IPV6_MTU} on a network with IPv6")
+        return replace(network, interface=values[NAME] or kernel_name("nsbr-", network.id), mtu=mtu)
 
     def apply_network(self, network: Network) -> None:
         """Make bridge, gateway address, sysctls and firewall elements."""
@@ -71,6 +99,8 @@ class BridgeDriver(Driver):
                 f"interface {network.interface} exists and is not ours", hint=f"choose another {NAME}, or remove it",
             )  # fmt: skip
         with self._undone(network, made=found is None):
+            if _has_ipv6(network):
+                accept_ipv6(network.interface)
             index = route.index_of(network.interface)
             assert index is not None
             route.run(
@@ -78,13 +108,15 @@ class BridgeDriver(Driver):
                     netlink.link_set(index, alias=_alias("network", network.id), ipv6_addresses=False),
                     *(
                         netlink.address_add(index, gateway, prefix, tolerate={errno.EEXIST})
-                        for gateway, prefix in _gateways(network)
+                        for gateway, prefix in self._bridge_addresses(network)
                     ),
                     netlink.link_set(index, up=True),
                 ]
             )
-            _sysctl(f"net/ipv4/conf/{network.interface}/route_localnet", "1")
-            _sysctl("net/ipv4/ip_forward", "1")
+            sysctl(f"net/ipv4/conf/{network.interface}/route_localnet", "1")
+            sysctl("net/ipv4/ip_forward", "1")
+            if _has_ipv6(network):
+                forward_ipv6()
             self.host.firewall.add(self._network_elements(network))
 
     def remove_network(self, network: Network) -> None:
@@ -101,7 +133,7 @@ class BridgeDriver(Driver):
         try:
             if namespace is not None:
                 self._configure(network, endpoint, namespace)
-            self.host.firewall.add(_port_elements(endpoint, endpoint.ports))
+            self.host.firewall.add(self._port_elements(network, endpoint, endpoint.ports))
         except BaseException:
             if made:
                 self.remove_endpoint(network, endpoint)
@@ -109,7 +141,7 @@ class BridgeDriver(Driver):
 
     def remove_endpoint(self, network: Network, endpoint: Endpoint) -> None:
         """Unpublish its ports, then delete the pair."""
-        self.host.firewall.remove(_port_elements(endpoint, endpoint.ports))
+        self.host.firewall.remove(self._port_elements(network, endpoint, endpoint.ports))
         self.host.deletions.delete(endpoint.host_interface)
 
     def observe(self, network: Network) -> Observed:
@@ -131,24 +163,53 @@ class BridgeDriver(Driver):
     ) -> None:
         """Change map elements: one transaction, no process."""
         if remove:
-            self.host.firewall.remove(_port_elements(endpoint, remove))
+            self.host.firewall.remove(self._port_elements(network, endpoint, remove))
         if add:
-            self.host.firewall.add(_port_elements(endpoint, add))
+            self.host.firewall.add(self._port_elements(network, endpoint, add))
 
     def elements(self, network: Network, endpoints: Collection[Endpoint]) -> set[Element]:
         """Return those of the network and of its endpoints' ports."""
-        ports = (_port_elements(endpoint, endpoint.ports) for endpoint in endpoints)
+        ports = (self._port_elements(network, endpoint, endpoint.ports) for endpoint in endpoints)
         return set(self._network_elements(network)).union(*ports)
 
     def _network_elements(self, network: Network) -> list[Element]:
-        name = network.interface
+        name, values = network.interface, parse(self.options, network.spec.options)
         elements = [("bridges", name), ("same", f"{name} . {name}")]
-        elements += [("subnets", f"{name} . {pool.subnet}") for pool in network.pools]
+        elements += [(f"subnets{_six(pool.subnet)}", f"{name} . {pool.subnet}") for pool in network.pools]
+        elements += [("trusted", f"{each} . {name}") for each in values[TRUSTED]]
         if network.spec.internal:
-            elements.append(("internal", name))
-        elif parse(self.options, network.spec.options)[MASQUERADE]:
-            elements.append(("masqueraded", name))
+            return [*elements, ("internal", name)]
+        for version, six in ((4, ""), (6, "6")):
+            if values[MODES[version]] == "routed":
+                elements.append((f"routed{six}", name))
+            elif values[SOURCES[version]]:
+                elements.append((f"sources{six}", f"{name} : {values[SOURCES[version]]}"))
+            elif values[MASQUERADE]:
+                elements.append((f"masqueraded{six}", name))
+            if values[MODES[version]] == "nat-unprotected":
+                elements.append((f"open{six}", name))
         return elements
+
+    def _port_elements(self, network: Network, endpoint: Endpoint, ports: Collection[PortMapping]) -> list[Element]:
+        if not ports:
+            return []
+        values = parse(self.options, network.spec.options)
+        routed = {six for version, six in ((4, ""), (6, "6")) if values[MODES[version]] == "routed"}
+        translated = [each for each in endpoint.addresses if _six(each.address) not in routed]
+        direct = [each for each in endpoint.addresses if _six(each.address) in routed or values[TRUSTED]]
+        elements = [element for port in ports for element in port_elements(port, translated)]
+        return elements + [element for port in ports for element in direct_elements(port, direct)]
+
+    def _bridge_addresses(self, network: Network) -> list[tuple[str, int]]:
+        """Return the gateways that the bridge holds itself, and the link-local address that IPv6 needs beside them."""
+        values = parse(self.options, network.spec.options)
+        held = []
+        for pool in network.pools:
+            subnet = ipaddress.ip_network(pool.subnet)
+            inhibited = values[INHIBIT] and subnet.version == 4
+            if pool.gateway and not inhibited and values[MODES[subnet.version]] != "isolated":
+                held.append((pool.gateway, subnet.prefixlen))
+        return [*held, *([(link_local(stable_mac(network.id)), 64)] if _has_ipv6(network) else [])]
 
     def _make_pair(self, route: RouteSocket, network: Network, endpoint: Endpoint, namespace: int | None) -> bool:
         """Make the veth pair; False when it is there already and as it should be."""
@@ -176,20 +237,15 @@ class BridgeDriver(Driver):
                 hairpin=True,
                 isolated=not parse(self.options, network.spec.options)[ICC],
             ),
-            netlink.link_set(endpoint.host_interface, up=True),
+            netlink.link_up(endpoint.host_interface),
         ]
         try:
-            route.run(requests[:1])
+            route.run(requests)
         except KernelError as error:
-            return self._pair_exists(error, route, network, endpoint, namespace)
-        try:
-            route.run(requests[1:])
-        except BaseException:
-            self.host.deletions.delete(endpoint.host_interface)
-            raise
+            return self._pair_refused(error, route, network, endpoint, namespace)
         return True
 
-    def _pair_exists(
+    def _pair_refused(
         self, error: KernelError, route: RouteSocket, network: Network, endpoint: Endpoint, namespace: int | None
     ) -> bool:
         if error.errno == errno.EXFULL:
@@ -198,6 +254,7 @@ class BridgeDriver(Driver):
                 hint="attach to another network",
             ) from error
         if error.errno != errno.EEXIST or route.link(endpoint.host_interface) is None:
+            self.host.deletions.delete(endpoint.host_interface)
             raise error
         if namespace is not None:
             with _socket_in(namespace) as inside:
@@ -213,15 +270,20 @@ class BridgeDriver(Driver):
             index = route.index_of(endpoint.interface_name)
             if index is None:
                 raise KernelError(errno.ENODEV, "configuring", endpoint.interface_name)
+            sysctls = parse(ENDPOINT_OPTIONS, endpoint.spec.options)[SYSCTLS]
+            addresses = [(each.address, each.prefix) for each in endpoint.addresses]
+            if _has_ipv6(network):
+                addresses.append((link_local(endpoint.mac_address), 64))
+                with inside(namespace):
+                    accept_ipv6(endpoint.interface_name)
             requests = [netlink.link_set(LOOPBACK_INDEX, up=True), netlink.link_set(index, ipv6_addresses=False)]
-            requests += [
-                netlink.address_add(index, address.address, address.prefix, tolerate={errno.EEXIST})
-                for address in endpoint.addresses
-            ]
+            requests += [netlink.address_add(index, *address, tolerate={errno.EEXIST}) for address in addresses]
             requests.append(netlink.link_set(index, up=True))
             if endpoint.default_route:
                 requests += [netlink.route_replace(address.gateway, index) for address in _routed(network, endpoint)]
             route.run(requests)
+            if sysctls:
+                _set_sysctls(namespace, endpoint.interface_name, sysctls)
 
     @contextmanager
     def _undone(self, network: Network, *, made: bool) -> Iterator[None]:
@@ -241,25 +303,26 @@ def _socket_in(namespace: int) -> RouteSocket:
     return RouteSocket(socket_inside(namespace, socket.AF_NETLINK, socket.SOCK_RAW))
 
 
-def _gateways(network: Network) -> list[tuple[str, int]]:
-    return [(pool.gateway, ipaddress.ip_network(pool.subnet).prefixlen) for pool in network.pools if pool.gateway]
-
-
 def _routed(network: Network, endpoint: Endpoint) -> list[Any]:
     if network.spec.internal:
         return []
     return [address for address in endpoint.addresses if address.gateway]
 
 
-def _port_elements(endpoint: Endpoint, ports: Collection[PortMapping]) -> list[Element]:
-    return [port_element(port, endpoint.addresses[0].address) for port in ports if endpoint.addresses]
+def _set_sysctls(namespace: int, interface_name: str, settings: Sequence[tuple[str, str]]) -> None:
+    for name, value in settings:
+        try:
+            with inside(namespace):
+                sysctl(name.replace("IFNAME", interface_name), value)
+        except KernelError as error:
+            setting = f"{name.replace('/', '.')}={value}"
+            accepted = f"a setting that the kernel has ({error.what})"
+            raise InvalidArgument(f"spec.options[{SYSCTLS}]", setting, accepted) from error
 
 
-def _sysctl(name: str, value: str) -> None:
-    """Write one value below /proc/sys of this thread's network namespace, when it differs."""
-    path = Path("/proc/sys", name)
-    try:
-        if path.read_text().strip() != value:
-            path.write_text(value)
-    except OSError as error:
-        raise KernelError(error.errno or errno.EIO, "setting sysctl", name.replace("/", ".")) from error
+def _six(address: str) -> str:
+    return "6" if ":" in address else ""
+
+
+def _has_ipv6(network: Network) -> bool:
+    return any(":" in pool.subnet for pool in network.pools)

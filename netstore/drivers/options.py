@@ -10,9 +10,22 @@ from typing import Any
 
 from netstore.errors import InvalidArgument
 
-__all__ = ["Option", "boolean", "interface", "ipv4", "number", "parse"]
+__all__ = [
+    "ENDPOINT_OPTIONS",
+    "SYSCTLS",
+    "Option",
+    "boolean",
+    "choice",
+    "interface",
+    "interfaces",
+    "ipv4",
+    "ipv6",
+    "number",
+    "parse",
+]
 
 _INTERFACE = re.compile(r"[a-zA-Z0-9_.-]{1,15}")
+_SYSCTL = re.compile(r"(net\.(?:ipv4|ipv6|mpls)\.[a-z_]+\.IFNAME\.[a-z0-9_]+)=(-?[0-9]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +94,46 @@ def ipv4(text: str) -> str:
     except ValueError as error:
         raise ValueError("an IPv4 address") from error
     return "" if address.is_unspecified else str(address)
+
+
+def ipv6(text: str) -> str:
+    """Parse an IPv6 address; the unspecified one becomes ""."""
+    try:
+        address = ipaddress.IPv6Address(text)
+    except ValueError as error:
+        raise ValueError("an IPv6 address") from error
+    return "" if address.is_unspecified else str(address)
+
+
+def choice(*words: str) -> Callable[[str], str]:
+    """Return a parser of one word of several."""
+
+    def parse_choice(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"one of {', '.join(words)}")
+        return text
+
+    return parse_choice
+
+
+def interfaces(text: str) -> tuple[str, ...]:
+    """Parse interface names separated by ':'."""
+    return tuple(interface(name) for name in text.split(":") if name)
+
+
+def sysctls(text: str) -> tuple[tuple[str, str], ...]:
+    """Parse settings of the endpoint's own interface, as paths below /proc/sys with their values."""
+    found = []
+    for part in text.split(","):
+        match = _SYSCTL.fullmatch(part.strip())
+        if match is None:
+            raise ValueError("net.ipv4.conf.IFNAME.SETTING=NUMBER and the like, separated by commas")
+        found.append((match[1].replace(".", "/"), match[2]))
+    return tuple(found)
+
+
+SYSCTLS = "com.docker.network.endpoint.sysctls"
+ENDPOINT_OPTIONS: Sequence[Option] = (
+    Option(SYSCTLS, sysctls, (), "settings of the interface in the container; IFNAME stands for its name"),
+)
+"""Options of an endpoint, on every driver that makes interfaces."""

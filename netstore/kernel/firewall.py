@@ -7,43 +7,83 @@ everybody else's, keeps its say: a packet dropped by any of them is dropped.
 How a published port works without a process: destination NAT in prerouting and output for addresses that are the
 node's own, `route_localnet` on our bridges for 127.0.0.1, and source NAT only where a reply would otherwise not come
 back: from loopback, and between endpoints of one subnet (hairpin). The container sees everybody else's source address.
+
+Names of maps and sets that hold addresses end in 6 where the addresses are IPv6.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from netstore.kernel.nftables import Nftables
-from netstore.model import PortMapping
+from netstore.model import Address, PortMapping
 
-__all__ = ["Element", "Firewall", "port_element"]
+__all__ = ["Element", "Firewall", "direct_elements", "port_elements"]
 
 # A set's or map's name, and one element of it as nft writes it: ("ports", "tcp . 8080 : 172.18.0.2 . 80").
 Element = tuple[str, str]
 
 TABLE = "inet netstore"
+WELL_KNOWN = "inet_proto . inet_service"
 
-_SETS = {
+_SETS: dict[str, tuple[str, str]] = {
     "bridges": ("set", "type ifname;"),
     "internal": ("set", "type ifname;"),
-    "masqueraded": ("set", "type ifname;"),
     "same": ("set", "type ifname . ifname;"),
-    "subnets": ("set", "type ifname . ipv4_addr; flags interval;"),
-    "ports": ("map", "type inet_proto . inet_service : ipv4_addr . inet_service;"),
-    "ports_at": ("map", "type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service;"),
+    # May be reached from outside without having published anything (gateway mode nat-unprotected).
+    "open": ("set", "type ifname;"),
+    "open6": ("set", "type ifname;"),
+    # Published ports may be reached at the container's own address: from everywhere, or from one interface.
+    "routed": ("set", "type ifname;"),
+    "routed6": ("set", "type ifname;"),
+    "trusted": ("set", "type ifname . ifname;"),
 }
+for _six, _addr in (("", "ipv4_addr"), ("6", "ipv6_addr")):
+    _SETS |= {
+        f"masqueraded{_six}": ("set", "type ifname;"),
+        f"sources{_six}": ("map", f"type ifname : {_addr};"),
+        f"subnets{_six}": ("set", f"type ifname . {_addr}; flags interval;"),
+        f"ports{_six}": ("map", f"type {WELL_KNOWN} : {_addr} . inet_service;"),
+        f"ports_at{_six}": ("map", f"type {_addr} . {WELL_KNOWN} : {_addr} . inet_service;"),
+        f"ranges{_six}": ("map", f"type {WELL_KNOWN} : {_addr}; flags interval;"),
+        f"ranges_at{_six}": ("map", f"type {_addr} . {WELL_KNOWN} : {_addr}; flags interval;"),
+        f"direct{_six}": ("set", f"type {_addr} . {WELL_KNOWN};"),
+        # Who may reach a published port, where that was limited: the port, and the port with its sources.
+        f"limited{_six}": ("set", f"type {_addr} . {WELL_KNOWN};"),
+        f"allowed{_six}": ("set", f"type {_addr} . {_addr} . {WELL_KNOWN}; flags interval;"),
+    }
 
+
+def _both(*rules: str) -> tuple[str, ...]:
+    """Return rules for both families: IP and SIX stand for what differs."""
+    return tuple(
+        rule.replace("IP", ip).replace("SIX", six).replace("NFPROTO", nfproto)
+        for rule in rules
+        for ip, six, nfproto in (("ip", "", "ipv4"), ("ip6", "6", "ipv6"))
+    )
+
+
+_PORT = "meta l4proto . th dport"
 _CHAINS = {
     "forward": (
         "type filter hook forward priority filter; policy accept;",
         (
             "iifname != @bridges oifname != @bridges accept",
+            "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu",
             "ct state established,related accept",
             "iifname . oifname @same accept",
             "iifname @internal drop",
             "oifname @internal drop",
+            *_both(
+                f"IP daddr . {_PORT} @limitedSIX IP saddr . IP daddr . {_PORT} != @allowedSIX drop",
+                "meta nfproto NFPROTO oifname @openSIX accept",
+                f"oifname @routedSIX IP daddr . {_PORT} @directSIX accept",
+                f"iifname . oifname @trusted IP daddr . {_PORT} @directSIX accept",
+            ),
+            "oifname @routed meta l4proto icmp accept",
+            "oifname @routed6 meta l4proto icmpv6 accept",
             "oifname @bridges ct status dnat accept",
             "oifname @bridges drop",
         ),
@@ -55,26 +95,31 @@ _CHAINS = {
     ),
     "publish": (
         "",
-        (
-            "dnat ip to ip daddr . meta l4proto . th dport map @ports_at",
-            "dnat ip to meta l4proto . th dport map @ports",
+        _both(
+            f"dnat IP to IP daddr . {_PORT} map @ports_atSIX",
+            f"dnat IP to {_PORT} map @portsSIX",
+            f"dnat IP to IP daddr . {_PORT} map @ranges_atSIX",
+            f"dnat IP to {_PORT} map @rangesSIX",
         ),
     ),
     # 127/8 from outside is not served: what is bound to loopback stays there, whoever is on the link.
     "prerouting": (
         "type nat hook prerouting priority dstnat; policy accept;",
-        ("ip daddr != 127.0.0.0/8 fib daddr type local jump publish",),
+        ("ip daddr 127.0.0.0/8 accept", "fib daddr type local jump publish"),
     ),
     "output": (
         "type nat hook output priority -100; policy accept;",
-        ("fib daddr type local jump publish",),
+        ("ip6 daddr ::1 accept", "fib daddr type local jump publish"),
     ),
     "postrouting": (
         "type nat hook postrouting priority srcnat; policy accept;",
         (
             "oifname @bridges ip saddr 127.0.0.0/8 masquerade",
-            "ct status dnat oifname . ip saddr @subnets masquerade",
-            "iifname @masqueraded oifname != @bridges masquerade",
+            *_both(
+                "ct status dnat oifname . IP saddr @subnetsSIX masquerade",
+                "oifname != @bridges snat IP to iifname map @sourcesSIX",
+                "meta nfproto NFPROTO iifname @masqueradedSIX oifname != @bridges masquerade",
+            ),
         ),
     ),
 }
@@ -133,10 +178,43 @@ class Firewall:
         self._nft.run_each([f"delete table {TABLE}"], tolerate=[errno.ENOENT], doing="removing the firewall")
 
 
-def port_element(port: PortMapping, address: str) -> Element:
-    """Return the element that publishes a port of the endpoint with that address."""
-    target = f"{port.protocol} . {port.host_port} : {address} . {port.container_port}"
-    return ("ports_at", f"{port.host_ip} . {target}") if port.host_ip else ("ports", target)
+def port_elements(port: PortMapping, addresses: Collection[Address]) -> Iterator[Element]:
+    """Yield the elements that publish a port of the endpoint with those addresses.
+
+    A range onto the same numbers is one element; one onto others is an element for each port.
+    """
+    for address, six in _served(port, addresses):
+        place = f"{port.host_ip} . {port.protocol}" if port.host_ip else f"{port.protocol}"
+        at = f"_at{six}" if port.host_ip else six
+        if port.count > 1 and port.host_port == port.container_port:
+            last = port.host_port + port.count - 1
+            yield f"ranges{at}", f"{place} . {port.host_port}-{last} : {address}"
+        else:
+            for number in range(port.count):
+                target = f"{address} . {port.container_port + number}"
+                yield f"ports{at}", f"{place} . {port.host_port + number} : {target}"
+        hosts = "/128" if six else "/32"
+        sources = [source.removesuffix(hosts) for source in port.sources if (":" in source) == bool(six)]
+        for number in range(port.container_port, port.container_port + port.count) if port.sources else ():
+            yield f"limited{six}", f"{address} . {port.protocol} . {number}"
+            yield from ((f"allowed{six}", f"{source} . {address} . {port.protocol} . {number}") for source in sources)
+
+
+def direct_elements(port: PortMapping, addresses: Collection[Address]) -> Iterator[Element]:
+    """Yield the elements that let a published port be reached at the endpoint's own addresses."""
+    for address, six in _served(port, addresses):
+        for number in range(port.container_port, port.container_port + port.count):
+            yield f"direct{six}", f"{address} . {port.protocol} . {number}"
+
+
+def _served(port: PortMapping, addresses: Collection[Address]) -> Iterator[tuple[str, str]]:
+    """Yield an endpoint's first address of each family that the host address of a port takes in."""
+    for six in ("", "6"):
+        if port.host_ip and (":" in port.host_ip) != bool(six):
+            continue
+        found = next((each.address for each in addresses if (":" in each.address) == bool(six)), None)
+        if found:
+            yield found, six
 
 
 def _text(element: Any) -> str:
@@ -149,6 +227,8 @@ def _text(element: Any) -> str:
             return _text(element["elem"]["val"])
         if "concat" in element:
             return " . ".join(_text(part) for part in element["concat"])
+        if "range" in element:
+            return "-".join(_text(end) for end in element["range"])
         if "prefix" in element:
             return f"{element['prefix']['addr']}/{element['prefix']['len']}"
     return str(element)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import ipaddress
 import socket
 import struct
 from collections.abc import Collection, Iterable, Sequence
@@ -29,6 +30,7 @@ __all__ = [
     "link_delete",
     "link_delete_group",
     "link_set",
+    "link_up",
     "port_set",
     "route_replace",
     "veth_add",
@@ -45,6 +47,7 @@ NLMSGERR_ATTR_MSG = 1
 SOL_NETLINK, NETLINK_CAP_ACK, NETLINK_EXT_ACK = 270, 10, 11
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_IFALIAS = 1, 3, 4, 10, 20
 IFF_UP = 0x1
+IFA_F_NODAD = 0x2
 IN6_ADDR_GEN_MODE_NONE = 1
 RT_TABLE_MAIN, RTPROT_STATIC, RT_SCOPE_UNIVERSE, RTN_UNICAST = 254, 4, 0, 1
 
@@ -136,9 +139,8 @@ class RouteSocket:
 
     def link(self, name: str) -> Link | None:
         """Return one interface, None when there is none of that name."""
-        message = _message(ifinfmsg, RTM_GETLINK, 0, {}, [("IFLA_IFNAME", name), _SKIP_STATISTICS])
         try:
-            (answer,) = self._answers(message, "reading interface", name)
+            (answer,) = self._answers(_link_query(name), "reading interface", name)
         except KernelError as error:
             if error.errno == errno.ENODEV:
                 return None
@@ -237,6 +239,13 @@ def bridge_add(name: str, *, mac: str, mtu: int) -> Request:
     return Request(_message(ifinfmsg, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, {}, attrs), "making bridge", name)
 
 
+# Stand in templates for what differs from one message to the next, so that it costs a replacement and not an encoding.
+_NAME, _MAC, _ALIAS = b"\1" * 15, b"\2\3\4\5\6\7", b"\x08" * 120
+_NAMESPACE, _INDEX = struct.pack("I", 0x7A7A7A7A), struct.pack("I", 0x7B7B7B7B)
+_ADDRESS = {socket.AF_INET: bytes(range(0xE0, 0xE4)), socket.AF_INET6: bytes(range(0xE0, 0xF0))}
+_BROADCAST = bytes(range(0xD0, 0xD4))
+
+
 def veth_add(name: str, *, master: int, mtu: int, peer: str, peer_mac: str, peer_namespace: int | None) -> Request:
     """Make a veth pair, down: `name` here, a port of the bridge `master`; `peer` in the namespace of that descriptor.
 
@@ -247,10 +256,6 @@ def veth_add(name: str, *, master: int, mtu: int, peer: str, peer_mac: str, peer
     if peer_namespace is not None:
         data = data.replace(_NAMESPACE, struct.pack("I", peer_namespace))
     return Request(data, "making interface", name)
-
-
-# Stand for what differs from one pair to the next, so that a pair costs three replacements and not an encoding.
-_NAME, _MAC, _NAMESPACE = b"\1" * 15, b"\2\3\4\5\6\7", struct.pack("I", 0x7A7A7A7A)
 
 
 @functools.lru_cache(maxsize=256)
@@ -266,6 +271,11 @@ def _veth_template(name_length: int, master: int, mtu: int, peer: str, inside: b
         ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "veth"), ("IFLA_INFO_DATA", data)]}),
     ]
     return _message(ifinfmsg, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, {}, attrs)
+
+
+@functools.lru_cache(maxsize=256)
+def _link_query(name: str) -> bytes:
+    return _message(ifinfmsg, RTM_GETLINK, 0, {}, [("IFLA_IFNAME", name), _SKIP_STATISTICS])
 
 
 @functools.lru_cache(maxsize=256)
@@ -299,11 +309,35 @@ def link_set(
 
 
 def port_set(name: str, *, alias: str, hairpin: bool, isolated: bool) -> Request:
-    """Set a bridge port's alias and flags: hairpin (may send back), isolated (not to others)."""
+    """Set a bridge port's alias and flags: hairpin (may send back), isolated (not to others). No IPv6 addresses."""
+    data = _port_template(len(name), len(alias), hairpin, isolated)
+    data = data.replace(_NAME[: len(name)], name.encode()).replace(_ALIAS[: len(alias)], alias.encode())
+    return Request(data, "setting bridge port", name)
+
+
+@functools.lru_cache(maxsize=64)
+def _port_template(name_length: int, alias_length: int, hairpin: bool, isolated: bool) -> bytes:  # noqa: FBT001
     slave = {"attrs": [("IFLA_BRPORT_MODE", int(hairpin)), ("IFLA_BRPORT_ISOLATED", int(isolated))]}
     info = {"attrs": [("IFLA_INFO_SLAVE_KIND", "bridge"), ("IFLA_INFO_SLAVE_DATA", slave)]}
-    attrs: _ATTRS = [("IFLA_IFNAME", name), ("IFLA_IFALIAS", alias), ("IFLA_LINKINFO", info), _no_ipv6_addresses()]
-    return Request(_message(ifinfmsg, RTM_NEWLINK, 0, {}, attrs), "setting bridge port", name)
+    attrs: _ATTRS = [
+        ("IFLA_IFNAME", _NAME[:name_length].decode()),
+        ("IFLA_IFALIAS", _ALIAS[:alias_length].decode()),
+        ("IFLA_LINKINFO", info),
+        _no_ipv6_addresses(),
+    ]
+    return _message(ifinfmsg, RTM_NEWLINK, 0, {}, attrs)
+
+
+def link_up(name: str) -> Request:
+    """Set an interface up."""
+    data = _up_template(len(name)).replace(_NAME[: len(name)], name.encode())
+    return Request(data, "setting up interface", name)
+
+
+@functools.lru_cache(maxsize=16)
+def _up_template(name_length: int) -> bytes:
+    name: _ATTRS = [("IFLA_IFNAME", _NAME[:name_length].decode())]
+    return _message(ifinfmsg, RTM_NEWLINK, 0, {"flags": IFF_UP, "change": IFF_UP}, name)
 
 
 def link_delete(name: str) -> Request:
@@ -327,26 +361,44 @@ def link_delete_group(group: int) -> Request:
 
 
 def address_add(index: int, address: str, prefix: int, *, tolerate: Collection[int] = ()) -> Request:
-    """Give an interface an IPv4 address with its broadcast address."""
-    packed = int.from_bytes(socket.inet_aton(address), "big") | ((1 << (32 - prefix)) - 1)
-    attrs: _ATTRS = [("IFA_LOCAL", address), ("IFA_ADDRESS", address)]
-    if prefix < 31:
-        attrs.append(("IFA_BROADCAST", socket.inet_ntoa(packed.to_bytes(4, "big"))))
-    fields = {"family": socket.AF_INET, "prefixlen": prefix, "index": index, "scope": RT_SCOPE_UNIVERSE}
-    data = _message(ifaddrmsg, RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, fields, attrs)
+    """Give an interface an address: IPv4 with its broadcast address, IPv6 without duplicate address detection."""
+    parsed = ipaddress.ip_address(address)
+    family = socket.AF_INET if parsed.version == 4 else socket.AF_INET6
+    data = _address_template(family, prefix).replace(_INDEX, struct.pack("I", index))
+    data = data.replace(_ADDRESS[family], parsed.packed)
+    if family == socket.AF_INET:
+        last = int(parsed) | ((1 << (32 - prefix)) - 1)
+        data = data.replace(_BROADCAST, last.to_bytes(4, "big"))
     return Request(data, "adding address", f"{address}/{prefix}", frozenset(tolerate))
 
 
+@functools.lru_cache(maxsize=64)
+def _address_template(family: int, prefix: int) -> bytes:
+    address = socket.inet_ntop(family, _ADDRESS[socket.AddressFamily(family)])
+    attrs: _ATTRS = [("IFA_LOCAL", address), ("IFA_ADDRESS", address)]
+    if family == socket.AF_INET and prefix < 31:
+        attrs.append(("IFA_BROADCAST", socket.inet_ntoa(_BROADCAST)))
+    fields = {"family": family, "prefixlen": prefix, "index": struct.unpack("I", _INDEX)[0], "scope": RT_SCOPE_UNIVERSE}
+    if family == socket.AF_INET6:
+        fields["flags"] = IFA_F_NODAD
+    return _message(ifaddrmsg, RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, fields, attrs)
+
+
 @functools.lru_cache(maxsize=256)
-def route_replace(gateway: str, index: int) -> Request:
-    """Make `gateway` on interface `index` the IPv4 default route, in place of what is there."""
+def route_replace(gateway: str, index: int, destination: str = "") -> Request:
+    """Make `gateway` on interface `index` the way to a destination (CIDR), "" for everywhere, in place of what is."""
+    family = socket.AF_INET6 if ":" in gateway else socket.AF_INET
     fields = {
-        "family": socket.AF_INET,
+        "family": family,
         "table": RT_TABLE_MAIN,
         "proto": RTPROT_STATIC,
         "scope": RT_SCOPE_UNIVERSE,
         "type": RTN_UNICAST,
     }
     attrs: _ATTRS = [("RTA_GATEWAY", gateway), ("RTA_OIF", index)]
+    if destination:
+        address, _, length = destination.partition("/")
+        attrs.append(("RTA_DST", address))
+        fields["dst_len"] = int(length)
     data = _message(rtmsg, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, fields, attrs)
-    return Request(data, "setting default route via", gateway)
+    return Request(data, f"setting the route to {destination or 'everywhere'} via", gateway)

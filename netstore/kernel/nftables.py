@@ -16,11 +16,8 @@ import msgspec
 import nftables
 
 from netstore.errors import KernelError
-from netstore.kernel.namespaces import inside
 
-__all__ = ["Nftables", "run_inside"]
-
-FD_SETSIZE = 1024
+__all__ = ["Nftables"]
 
 _ERRNOS = {os.strerror(code): code for code in (
     errno.ENOENT, errno.EEXIST, errno.EBUSY, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSPC, errno.ENOMEM, errno.EINVAL
@@ -75,24 +72,6 @@ class Nftables:
                 return None
             raise error
         return cast("list[dict[str, Any]]", msgspec.json.decode(output)["nftables"])
-
-
-def run_inside(namespace: int, commands: Sequence[str], *, doing: str) -> None:
-    """Run commands in a namespace, with a context made for it [0.5 ms]."""
-    _require_low_descriptors()
-    with inside(namespace):
-        context = Nftables()
-    context.run(commands, doing=doing)
-
-
-def _require_low_descriptors() -> None:
-    """Refuse where libnftables would end the process: it waits by select(2), which cannot count beyond FD_SETSIZE."""
-    descriptor = os.open("/", os.O_PATH | os.O_CLOEXEC)
-    os.close(descriptor)
-    if descriptor > FD_SETSIZE - 64:
-        raise KernelError(
-            errno.EMFILE, "opening", "nftables", hint="close some connections to netstored, then try again"
-        )
 
 
 def _mapped(text: str, doing: str, commands: Sequence[str]) -> KernelError:

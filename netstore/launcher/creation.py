@@ -26,8 +26,8 @@ from netstore.model import (
     Volume,
     new_id,
 )
-from netstore.networks.endpoints import reserve
-from netstore.networks.networks import DEFAULT_NETWORK, changes, changes_of_labels
+from netstore.networks.networks import DEFAULT_NETWORK, changes_of_labels
+from netstore.networks.planning import Place, changes, reserve
 from netstore.store import Transaction
 from netstore.volumes.manager import VolumeManager
 
@@ -121,10 +121,12 @@ def reserve_container(
     tx.containers.update(container)
     for network, attachment in plan.networks:
         spec = EndpointSpec(
-            aliases=attachment.aliases, ipv4_address=attachment.ipv4_address, mac_address=attachment.mac_address,
+            aliases=attachment.aliases, ipv4_address=attachment.ipv4_address, ipv6_address=attachment.ipv6_address,
+            mac_address=attachment.mac_address, options=attachment.options,
             interface_name=attachment.interface_name, gateway_priority=attachment.gateway_priority,
         )  # fmt: skip
-        reserve(tx, network, sandbox, spec, name=container.name, attached=False)
+        place = Place(sandbox=sandbox, others=tx.endpoints.all("sandbox_id = ?", sandbox.id))
+        reserve(tx, network, place, spec, name=container.name, attached=False)
     tx.answer(request_id, "CreateContainer", [container.id])
     return Reserved(container, sandbox, plan.image, tuple(made_volumes))
 
@@ -145,14 +147,14 @@ def _check_networks(networks: tuple[tuple[Network, Attachment], ...]) -> None:
     names = [network.name for network, _ in networks]
     if len(set(names)) < len(names):
         raise InvalidArgument("spec.networks", names, "each network once")
-    lonely = [network.name for network, _ in networks if network.predefined and not network.pools]
+    lonely = [network.name for network, _ in networks if network.predefined and not network.interface]
     if lonely and len(names) > 1:
         raise InvalidArgument("spec.networks", names, f"{lonely[0]} alone, or networks without it")
     for index, (network, attachment) in enumerate(networks):
         if not network.predefined:
             continue
-        for field in ("aliases", "ipv4_address") if network.pools else (
-            "aliases", "ipv4_address", "mac_address", "interface_name"
+        for field in ("aliases", "ipv4_address", "ipv6_address") if network.interface else (
+            "aliases", "ipv4_address", "ipv6_address", "mac_address", "interface_name"
         ):  # fmt: skip
             value = getattr(attachment, field)
             if value:
@@ -164,7 +166,7 @@ def _check_networks(networks: tuple[tuple[Network, Attachment], ...]) -> None:
 
 
 def _warnings(spec: ContainerSpec, networks: tuple[tuple[Network, Attachment], ...]) -> tuple[str, ...]:
-    if not spec.ports or any(network.pools and not network.spec.internal for network, _ in networks):
+    if not spec.ports or any(network.interface and not network.spec.internal for network, _ in networks):
         return ()
     kind = networks[0][0].name if networks else "the joined container's"
     return (f"published ports are discarded on network {kind}",)

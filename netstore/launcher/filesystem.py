@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from netstore.errors import KernelError
-from netstore.kernel.mounts import attach, mounts_below, overlay, unmount
+from netstore.kernel.mounts import attach, is_mount_point, overlay, unmount
 from netstore.kernel.paths import closing, open_in_root
 from netstore.kernel.sandboxes import RESOLVER_ADDRESS
 from netstore.launcher.images.layers import Layers
@@ -55,14 +55,15 @@ class Directories:
     def mount(self, container_id: str, layers: Sequence[str]) -> Path:
         """Mount a container's root filesystem and return where."""
         target = self.path(container_id) / "rootfs"
-        if not mounts_below(target):
+        if not is_mount_point(target):
             with closing(self.overlay(container_id, layers)) as mount:
                 attach(mount, target)
         return target
 
     def unmount(self, container_id: str) -> None:
         """Unmount a container's root filesystem; one that is not mounted is a success."""
-        for target in mounts_below(self.path(container_id)):
+        target = self.path(container_id) / "rootfs"
+        while is_mount_point(target):
             unmount(target, lazy=True)
 
     def remove(self, container_id: str) -> None:

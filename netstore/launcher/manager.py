@@ -224,9 +224,9 @@ class ContainerManager:
     async def _connect(
         self, container: Container, sandbox: Sandbox, endpoints: list[tuple[Endpoint, Network, Sandbox]]
     ) -> None:
-        publisher = next((e for e, n, _ in endpoints if n.pools and not n.spec.internal), None)
+        publisher = next((e for e, n, _ in endpoints if n.interface and not n.spec.internal), None)
         wanted = {publisher.id: container.spec.ports} if publisher else {}
-        if not any(network.pools for _, network, _ in endpoints):
+        if not any(network.interface for _, network, _ in endpoints):
             await self._networks.sandboxes.raise_loopback(sandbox)
         await self._networks.endpoints.activate(sandbox, wanted)
 

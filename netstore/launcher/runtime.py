@@ -29,6 +29,14 @@ _NOT_FOUND = re.compile(r"executable file|exec: \".*no such file|open executable
 _NOT_EXECUTABLE = re.compile(r"exec.*(permission denied|format error|is a directory)", re.I)
 
 
+# Where cgroup v1 and v2 are both mounted crun refuses to make a container: this hides the second from it, in a mount
+# namespace of its own (not conmon's, which would keep every mount of the host busy).
+_HIDING = [
+    "unshare", "--mount", "--propagation", "private",
+    "sh", "-c", 'umount /sys/fs/cgroup/unified && exec "$0" "$@"',
+]  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Process:
     """A container's main process and its supervisor; the start time (clock ticks) tells it from a pid's next owner."""
@@ -41,12 +49,12 @@ class Process:
 class Runtime:
     """Starts containers. `run_dir` is where its own state, exit codes and pid files are."""
 
-    def __init__(self, path: str, name: str, version: str, run_dir: Path) -> None:
+    def __init__(self, path: str, version: str, run_dir: Path, *, hidden: bool) -> None:
         self._path = path
+        self._creator = [shutil.which(_HIDING[0]) or _HIDING[0], *_HIDING[1:], path] if hidden else [path]
         self._conmon = shutil.which("conmon") or "conmon"
         self._root = run_dir / "runtime"
         self._exits = run_dir / "exits"
-        self.name = name
         self.version = version
 
     @staticmethod
@@ -59,9 +67,8 @@ class Runtime:
             if path is None:
                 continue
             version = (await _output([path, "--version"])).splitlines()[0]
-            if name == "crun" and _hybrid():
-                path = str(_wrap(path, run_dir))
-            runtime = Runtime(path, name, version.replace(" version", ""), run_dir)
+            hidden = name == "crun" and _hybrid()
+            runtime = Runtime(path, version.replace(" version", ""), run_dir, hidden=hidden)
             runtime._root.mkdir(parents=True, exist_ok=True, mode=0o700)
             runtime._exits.mkdir(parents=True, exist_ok=True, mode=0o700)
             return runtime
@@ -79,7 +86,8 @@ class Runtime:
         read_end, write_end = os.pipe()
         command = [
             self._conmon, "--api-version", "1", "--cid", container_id, "--cuuid", container_id, "--name", container_id,
-            "--runtime", self._path, "--bundle", str(bundle), "--container-pidfile", str(pid_file),
+            "--runtime", self._creator[0], *(f"--runtime-arg={each}" for each in self._creator[1:]),
+            "--bundle", str(bundle), "--container-pidfile", str(pid_file),
             "--conmon-pidfile", str(conmon_pid_file), "--exit-dir", str(self._exits),
             "--log-path", f"k8s-file:{log_path}", "--log-level", "error",
             "--runtime-arg", f"--root={self._root}", "--full-attach", "--socket-dir-path", str(bundle),
@@ -115,7 +123,7 @@ class Runtime:
     def exec(self, container_id: str, process_file: Path, pid_file: Path) -> list[str]:
         """Return the command line that runs a further process in a container."""
         return [
-            self._path, f"--root={self._root}", "exec", "--process", str(process_file), "--pid-file", str(pid_file),
+            *self._creator, f"--root={self._root}", "exec", "--process", str(process_file), "--pid-file", str(pid_file),
             container_id,
         ]  # fmt: skip
 
@@ -168,19 +176,8 @@ def _mapped(text: str, doing: str, container_id: str) -> NetstoreError:
 
 
 def _hybrid() -> bool:
-    """Say whether cgroup v1 and v2 are both mounted, which crun refuses."""
+    """Say whether cgroup v1 and v2 are both mounted."""
     return Path("/sys/fs/cgroup/unified/cgroup.controllers").exists()
-
-
-def _wrap(path: str, run_dir: Path) -> Path:
-    """Write a crun that does not see the unified hierarchy: in a mount namespace of its own, not conmon's."""
-    wrapper = run_dir / "crun"
-    wrapper.write_text(
-        "#!/bin/sh\nexec unshare --mount --propagation private "
-        f'sh -c \'umount /sys/fs/cgroup/unified && exec {path} "$@"\' crun "$@"\n'
-    )
-    wrapper.chmod(0o755)
-    return wrapper
 
 
 async def _output(command: list[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,6 +13,7 @@ from typing import ParamSpec, TypeVar
 from netstore.drivers.base import Driver
 from netstore.errors import InvalidArgument
 from netstore.networks.handover import ResolverLink
+from netstore.networks.ipam import AddressPool
 from netstore.store import Store
 
 __all__ = ["Context", "KeyedLocks"]
@@ -49,6 +50,7 @@ class Context:
     drivers: dict[str, Driver]
     resolver: ResolverLink
     netns_dir: Path
+    pools: Sequence[AddressPool]
     locks: KeyedLocks = field(default_factory=KeyedLocks)
     # Interface work is serialised by the kernel's RTNL lock anyway; deletions wait for grace periods and share them.
     _applying: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "kernel-apply"))

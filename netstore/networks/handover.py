@@ -15,7 +15,6 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
-import fcntl
 import json
 import socket
 from pathlib import Path
@@ -28,7 +27,6 @@ log = structlog.get_logger(__name__)
 
 _RETRY_SECONDS = 0.2
 _ADOPT_SECONDS = 0.5
-_FIRST_KEPT = 2048
 Pair = tuple[socket.socket, socket.socket]
 
 
@@ -84,7 +82,7 @@ class ResolverLink:
     async def add(self, sandbox_id: str, udp: socket.socket, tcp: socket.socket) -> None:
         """Take a sandbox's sockets over and hand duplicates to the resolver."""
         await self.remove(sandbox_id)
-        self._pairs[sandbox_id] = (_moved_up(udp), _moved_up(tcp))
+        self._pairs[sandbox_id] = (udp, tcp)
         self._send({"add": sandbox_id}, self._pairs[sandbox_id])
 
     async def remove(self, sandbox_id: str) -> None:
@@ -124,7 +122,7 @@ class ResolverLink:
                 if pair and message["held"] in self._pairs:
                     _close(pair)
                 elif pair:
-                    self._pairs[message["held"]] = (_moved_up(pair[0]), _moved_up(pair[1]))
+                    self._pairs[message["held"]] = pair
             self._connection = connection
             first.set()
             for sandbox_id in self._pairs.keys() - held:
@@ -143,16 +141,6 @@ async def _readable(connection: socket.socket) -> None:
         await ready.wait()
     finally:
         loop.remove_reader(connection)
-
-
-def _moved_up(held: socket.socket) -> socket.socket:
-    """Move a socket that is kept out of the way of those that must have low numbers (see `kernel.nftables`)."""
-    try:
-        moved = fcntl.fcntl(held, fcntl.F_DUPFD_CLOEXEC, _FIRST_KEPT)
-    except OSError:  # the limit of open files is lower than that
-        return held
-    held.close()
-    return socket.socket(fileno=moved)
 
 
 def _close(pair: Pair) -> None:

@@ -1,46 +1,66 @@
-"""Address management: pools of networks and addresses of endpoints, inside the store's transactions.
+"""Address management: pools of networks and addresses of endpoints, both families, inside the store's transactions.
 
 Dynamic addresses are given in turn, after the last one given, so that an address is reused as late as possible.
 The table's keys and triggers decide what is taken; this module chooses, and names the holder when the answer is no.
+Addresses are stored as packed bytes (4 or 16), which order as numbers within a family.
 """
 
 from __future__ import annotations
 
+import bisect
+import hashlib
 import ipaddress
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from netstore.errors import AddressTaken, Exhausted, FailedPrecondition, InvalidArgument
-from netstore.model import Address, Network, Pool
+from netstore.model import Address, EndpointSpec, Network, NetworkSpec, Pool
 from netstore.store import Transaction
 
 __all__ = [
     "DEFAULT_POOLS",
+    "AddressPool",
     "HostRoute",
     "allocate",
     "choose_subnet",
     "overlapping_route",
     "release",
     "reserve_pool",
+    "resolve_pools",
+    "unique_local_pool",
     "validate_pool",
 ]
+
+IPAddress = IPv4Address | IPv6Address
+IPNetwork = IPv4Network | IPv6Network
+AddressPool = tuple[IPNetwork, int]
+"""A base, and the prefix length of what is cut from it (Docker's default-address-pools)."""
+
+_MOST_SPECIFIC = {4: 30, 6: 126}
+_LEAST_SPECIFIC = {4: 4, 6: 16}
 
 
 @dataclass(frozen=True, slots=True)
 class HostRoute:
     """A route of the node: destination and the interface that it leaves by."""
 
-    destination: IPv4Network
+    destination: IPNetwork
     interface: str
 
 
-DEFAULT_POOLS: tuple[tuple[IPv4Network, int], ...] = (
+DEFAULT_POOLS: tuple[AddressPool, ...] = (
     *((IPv4Network(f"172.{second}.0.0/16"), 16) for second in range(17, 32)),
     (IPv4Network("192.168.0.0/16"), 20),
 )
-"""Docker's default-address-pools: base and prefix length of what is cut from it."""
+"""Docker's, IPv4."""
+
+
+def unique_local_pool(node_id: str) -> AddressPool:
+    """Return the node's own IPv6 pool: a /48 derived from its id, the same for ever (RFC 4193, section 3.2.2)."""
+    digest = hashlib.sha256(node_id.encode()).digest()
+    return IPv6Network((b"\xfd" + digest[:5] + bytes(10), 48)), 64
 
 
 def validate_pool(pool: Pool, index: int) -> Pool:
@@ -56,11 +76,14 @@ def validate_pool(pool: Pool, index: int) -> Pool:
                 raise InvalidArgument(f"{field}.{name}", value, "nothing, as long as no subnet is given")
         return pool
     subnet = _network(f"{field}.subnet", pool.subnet)
-    if subnet.prefixlen > 30 or subnet.prefixlen < 4 or subnet.is_multicast or subnet.is_loopback:
-        raise InvalidArgument(f"{field}.subnet", pool.subnet, "a unicast IPv4 subnet from /4 to /30")
+    low, high = _LEAST_SPECIFIC[subnet.version], _MOST_SPECIFIC[subnet.version]
+    if not low <= subnet.prefixlen <= high or subnet.is_multicast or subnet.is_loopback or subnet.is_link_local:
+        raise InvalidArgument(f"{field}.subnet", pool.subnet, f"a unicast IPv{subnet.version} subnet /{low} to /{high}")
     gateway = _member(f"{field}.gateway", pool.gateway, subnet) if pool.gateway else subnet[1]
-    if pool.ip_range and not _network(f"{field}.ip_range", pool.ip_range).subnet_of(subnet):
-        raise InvalidArgument(f"{field}.ip_range", pool.ip_range, f"a range inside {subnet}")
+    if pool.ip_range:
+        within = _network(f"{field}.ip_range", pool.ip_range)
+        if not _contains(subnet, within):
+            raise InvalidArgument(f"{field}.ip_range", pool.ip_range, f"a range inside {subnet}")
     aux = {
         name: str(_member(f"{field}.aux_addresses[{name}]", address, subnet))
         for name, address in pool.aux_addresses.items()
@@ -68,53 +91,118 @@ def validate_pool(pool: Pool, index: int) -> Pool:
     return replace(pool, subnet=str(subnet), gateway=str(gateway), aux_addresses=aux)
 
 
-def _network(field: str, text: str) -> IPv4Network:
+def _network(field: str, text: str) -> IPNetwork:
     try:
-        return IPv4Network(text)
+        return ipaddress.ip_network(text)
     except ValueError as error:
         try:
             meant = f"; did you mean {ipaddress.ip_network(text, strict=False)}?"
         except ValueError:
             meant = ""
-        raise InvalidArgument(field, text, f"an IPv4 network such as 10.1.0.0/24{meant}") from error
+        raise InvalidArgument(field, text, f"a network such as 10.1.0.0/24 or fd00:1::/64{meant}") from error
 
 
-def _member(field: str, text: str, subnet: IPv4Network) -> IPv4Address:
-    accepted = f"an address inside {subnet}, not its first or last"
+def _contains(outer: IPNetwork, inner: IPNetwork) -> bool:
+    return outer.version == inner.version and _first(outer) <= _first(inner) and _last(inner) <= _last(outer)
+
+
+def _first(network: IPNetwork) -> int:
+    return int(network.network_address)
+
+
+def _last(network: IPNetwork) -> int:
+    return int(network.broadcast_address)
+
+
+def _usable(subnet: IPNetwork) -> tuple[int, int]:
+    """Return the first and last address for a host: without the subnet's own (IPv6: anycast), and IPv4's broadcast."""
+    return _first(subnet) + 1, _last(subnet) - (subnet.version == 4)
+
+
+def _member(field: str, text: str, subnet: IPNetwork) -> IPAddress:
+    excluded = "not its first or last" if subnet.version == 4 else "not its first"
+    accepted = f"an address inside {subnet}, {excluded}"
     try:
-        address = IPv4Address(text)
+        address = ipaddress.ip_address(text)
     except ValueError as error:
         raise InvalidArgument(field, text, accepted) from error
-    if address not in subnet or address in (subnet.network_address, subnet.broadcast_address):
+    first, last = _usable(subnet)
+    if address.version != subnet.version or not first <= int(address) <= last:
         raise InvalidArgument(field, text, accepted)
     return address
 
 
+def resolve_pools(
+    tx: Transaction, spec: NetworkSpec, asked: Sequence[Pool], routes: Sequence[HostRoute], pools: Sequence[AddressPool]
+) -> tuple[Pool, ...]:
+    """Return what a network gets: the pools asked for, and one from the defaults for each family that has none.
+
+    Raises:
+        Exhausted: no default pool is free.
+    """
+    given = [pool for pool in asked if pool.subnet]
+    families = [version for version, wanted in ((4, spec.enable_ipv4), (6, spec.enable_ipv6)) if wanted]
+    missing = [v for v in families if not any(ipaddress.ip_network(pool.subnet).version == v for pool in given)]
+    chosen = [validate_pool(Pool(subnet=choose_subnet(tx, routes, pools, version=v)), 0) for v in missing]
+    return tuple(sorted([*chosen, *given], key=lambda pool: ":" in pool.subnet))
+
+
 def choose_subnet(
-    tx: Transaction, routes: Sequence[HostRoute], pools: Sequence[tuple[IPv4Network, int]] = DEFAULT_POOLS
+    tx: Transaction, routes: Sequence[HostRoute], pools: Sequence[AddressPool] = DEFAULT_POOLS, *, version: int = 4
 ) -> str:
-    """Return the first default subnet that no network and no route of the host overlaps.
+    """Return the first default subnet of a family that no network and no route of the host overlaps.
 
     Raises:
         Exhausted: none is left.
     """
-    taken = [IPv4Network(row[0]) for row in tx.rows("SELECT subnet FROM subnets WHERE length(first) = 4")]
+    width = 4 if version == 4 else 16
+    rows = tx.rows("SELECT first, last FROM subnets WHERE length(first) = ?", width)
+    taken = [(int.from_bytes(first, "big"), int.from_bytes(last, "big")) for first, last in rows]
+    counted = [route for route in routes if _matters(route) and route.destination.version == version]
+    taken += [(_first(route.destination), _last(route.destination)) for route in counted]
+    merged = _merged(taken)
     for base, prefix in pools:
-        for candidate in base.subnets(new_prefix=prefix):
-            if overlapping_route(candidate, routes) is None and not any(candidate.overlaps(used) for used in taken):
-                return str(candidate)
-    clashes = {str(route.destination): route.interface for route in routes if _matters(route)}
+        if base.version == version and (found := _first_free(base, prefix, merged)) is not None:
+            packed = found.to_bytes(width, "big")
+            return str(IPv4Network((packed, prefix)) if version == 4 else IPv6Network((packed, prefix)))
     raise Exhausted(
-        "no default address pool is free: every one overlaps a network or a route of the host",
-        hint="give --subnet, or remove unused networks (`netstore network prune`)",
+        f"no default IPv{version} address pool is free: every one overlaps a network or a route of the host",
+        hint="give --subnet, remove unused networks (`netstore network prune`), or configure [[address-pool]]",
         reason="POOLS_EXHAUSTED",
-        routes=", ".join(f"{destination} ({interface})" for destination, interface in clashes.items()),
+        routes=", ".join(f"{route.destination} ({route.interface})" for route in counted),
     )
 
 
-def overlapping_route(subnet: IPv4Network, routes: Sequence[HostRoute]) -> HostRoute | None:
+def _merged(intervals: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return disjoint intervals in order that cover the same numbers."""
+    merged: list[tuple[int, int]] = []
+    for first, last in sorted(intervals):
+        if merged and first <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
+        else:
+            merged.append((first, last))
+    return merged
+
+
+def _first_free(base: IPNetwork, prefix: int, taken: Sequence[tuple[int, int]]) -> int | None:
+    """Return the first aligned subnet of the base that no taken interval meets; one step for each interval."""
+    size = 1 << (base.max_prefixlen - prefix)
+    at = _first(base)
+    while at + size - 1 <= _last(base):
+        index = bisect.bisect_right(taken, (at + size - 1, 1 << 128)) - 1
+        if index < 0 or taken[index][1] < at:
+            return at
+        at = (taken[index][1] // size + 1) * size
+    return None
+
+
+def overlapping_route(subnet: IPNetwork, routes: Sequence[HostRoute]) -> HostRoute | None:
     """Return a route of the host that the subnet overlaps. Default routes, and their halves, do not count."""
-    return next((route for route in routes if _matters(route) and route.destination.overlaps(subnet)), None)
+    return next((route for route in routes if _matters(route) and _overlap(route.destination, subnet)), None)
+
+
+def _overlap(one: IPNetwork, other: IPNetwork) -> bool:
+    return one.version == other.version and _first(one) <= _last(other) and _first(other) <= _last(one)
 
 
 def _matters(route: HostRoute) -> bool:
@@ -127,14 +215,14 @@ def reserve_pool(tx: Transaction, network: Network, pool: Pool) -> None:
     Raises:
         FailedPrecondition: it overlaps another network's.
     """
-    subnet = IPv4Network(pool.subnet)
+    subnet = ipaddress.ip_network(pool.subnet)
     first, last = subnet.network_address.packed, subnet.broadcast_address.packed
     try:
         tx.execute("INSERT INTO subnets VALUES (?, ?, ?, ?, ?)", network.id, pool.subnet, first, last, first)
     except sqlite3.IntegrityError as error:
         row = tx.row(
             "SELECT networks.name, subnet FROM subnets JOIN networks ON networks.id = network_id"
-            " WHERE length(first) = 4 AND first <= ? AND last >= ?", last, first,
+            " WHERE length(first) = ? AND first <= ? AND last >= ?", len(first), last, first,
         )  # fmt: skip
         name, other = row or ("?", "?")
         raise FailedPrecondition(
@@ -143,46 +231,59 @@ def reserve_pool(tx: Transaction, network: Network, pool: Pool) -> None:
             reason="SUBNET_OVERLAP", network=name, subnet=other,
         ) from error  # fmt: skip
     for address in dict.fromkeys((pool.gateway, *pool.aux_addresses.values())):
-        tx.execute("INSERT INTO addresses VALUES (?, ?, NULL)", network.id, IPv4Address(address).packed)
+        tx.execute("INSERT INTO addresses VALUES (?, ?, NULL)", network.id, ipaddress.ip_address(address).packed)
 
 
-def allocate(tx: Transaction, network: Network, endpoint_id: str, static: str, *, field: str) -> Address:
-    """Take an address of a network for an endpoint: the static one, or the next free one.
+def allocate(tx: Transaction, network: Network, endpoint_id: str, spec: EndpointSpec) -> tuple[Address, ...]:
+    """Take an address of each family of a network for an endpoint: the static one, or the next free one.
 
     Raises:
-        InvalidArgument: the static address is in none of the network's subnets.
+        InvalidArgument: a static address is in none of the network's subnets.
         AddressTaken: it has a holder.
         Exhausted: no address is free.
     """
-    if static:
-        return _allocate_static(tx, network, endpoint_id, static, field)
-    for pool in network.pools:
-        address = _next_free(tx, network, pool)
-        if address is not None:
-            tx.execute("INSERT INTO addresses VALUES (?, ?, ?)", network.id, address.packed, endpoint_id)
+    static = {4: spec.ipv4_address, 6: spec.ipv6_address}
+    found = []
+    for version in (4, 6):
+        pools = [pool for pool in network.pools if (":" in pool.subnet) == (version == 6)]
+        if static[version]:
+            field = f"spec.ipv{version}_address"
+            found.append(_allocate_static(tx, network, pools, endpoint_id, static[version], field))
+        elif pools:
+            found.append(_allocate_next(tx, network, pools, endpoint_id))
+    return tuple(found)
+
+
+def _allocate_next(tx: Transaction, network: Network, pools: Sequence[Pool], endpoint_id: str) -> Address:
+    for pool in pools:
+        row = tx.row("SELECT cursor FROM subnets WHERE network_id = ? AND subnet = ?", network.id, pool.subnet)
+        number = _next_free(tx, network, pool, int.from_bytes(row[0], "big") if row else 0)
+        if number is not None:
+            packed = number.to_bytes(16 if ":" in pool.subnet else 4, "big")
+            tx.execute("INSERT INTO addresses VALUES (?, ?, ?)", network.id, packed, endpoint_id)
             tx.execute(
-                "UPDATE subnets SET cursor = ? WHERE network_id = ? AND subnet = ?",
-                address.packed, network.id, pool.subnet,
-            )  # fmt: skip
-            return _address(pool, address)
+                "UPDATE subnets SET cursor = ? WHERE network_id = ? AND subnet = ?", packed, network.id, pool.subnet
+            )
+            return _address(pool, ipaddress.ip_address(packed))
     raise Exhausted(
-        f"network {network.name} has no free address in {', '.join(p.ip_range or p.subnet for p in network.pools)}",
-        hint="remove unused endpoints, or make a network with a larger subnet",
+        f"network {network.name} has no free address in {', '.join(p.ip_range or p.subnet for p in pools)}",
+        hint="remove unused endpoints, or add a subnet (`netstore network update --subnet-add`)",
         reason="ADDRESSES_EXHAUSTED",
         network=network.name,
     )
 
 
-def _allocate_static(tx: Transaction, network: Network, endpoint_id: str, text: str, field: str) -> Address:
-    subnets = ", ".join(pool.subnet for pool in network.pools)
-    try:
-        address = IPv4Address(text)
-    except ValueError as error:
-        raise InvalidArgument(field, text, f"an IPv4 address inside {subnets}") from error
-    pool = next((pool for pool in network.pools if address in IPv4Network(pool.subnet)), None)
+def _allocate_static(
+    tx: Transaction, network: Network, pools: Sequence[Pool], endpoint_id: str, text: str, field: str
+) -> Address:
+    subnets = ", ".join(pool.subnet for pool in pools)
+    if not pools:
+        raise InvalidArgument(field, text, f"nothing: network {network.name} has no subnet of that family")
+    address = ipaddress.ip_address(text)
+    pool = next((pool for pool in pools if address in ipaddress.ip_network(pool.subnet)), None)
     if pool is None:
         raise InvalidArgument(field, text, f"an address inside {subnets} (network {network.name})")
-    _member(field, text, IPv4Network(pool.subnet))
+    _member(field, text, ipaddress.ip_network(pool.subnet))
     try:
         tx.execute("INSERT INTO addresses VALUES (?, ?, ?)", network.id, address.packed, endpoint_id)
     except sqlite3.IntegrityError as error:
@@ -194,7 +295,7 @@ def _allocate_static(tx: Transaction, network: Network, endpoint_id: str, text: 
     return _address(pool, address)
 
 
-def _holder(tx: Transaction, network: Network, address: IPv4Address) -> str:
+def _holder(tx: Transaction, network: Network, address: IPAddress) -> str:
     row = tx.row(
         "SELECT endpoints.name, endpoints.id FROM addresses JOIN endpoints ON endpoints.id = endpoint_id"
         " WHERE addresses.network_id = ? AND address = ?", network.id, address.packed,
@@ -202,27 +303,25 @@ def _holder(tx: Transaction, network: Network, address: IPv4Address) -> str:
     return f"endpoint {row[0] or row[1][:12]}" if row else "the network itself (gateway or auxiliary address)"
 
 
-def _next_free(tx: Transaction, network: Network, pool: Pool) -> IPv4Address | None:
-    subnet, within = IPv4Network(pool.subnet), IPv4Network(pool.ip_range or pool.subnet)
-    low, high = int(within.network_address), int(within.broadcast_address)
-    low, high = max(low, int(subnet.network_address) + 1), min(high, int(subnet.broadcast_address) - 1)
-    row = tx.row("SELECT cursor FROM subnets WHERE network_id = ? AND subnet = ?", network.id, pool.subnet)
-    cursor = int.from_bytes(row[0], "big") if row else low
+def _next_free(tx: Transaction, network: Network, pool: Pool, cursor: int) -> int | None:
+    subnet, within = ipaddress.ip_network(pool.subnet), ipaddress.ip_network(pool.ip_range or pool.subnet)
+    first, last = _usable(subnet)
+    low, high = max(_first(within), first), min(_last(within), last)
     after = cursor + 1 if low <= cursor < high else low
     for start, end in ((after, high), (low, after - 1)):
-        free = _first_gap(_taken(tx, network.id, start, end), start, end)
+        free = _first_gap(_taken(tx, network.id, start, end, subnet.max_prefixlen // 8), start, end)
         if free is not None:
-            return IPv4Address(free)
+            return free
     return None
 
 
-def _taken(tx: Transaction, network_id: str, start: int, end: int) -> Iterator[int]:
+def _taken(tx: Transaction, network_id: str, start: int, end: int, width: int) -> Iterator[int]:
     """Yield taken addresses in order; read only as far as the caller looks."""
     if start > end:
         return
     rows = tx.execute(
-        "SELECT address FROM addresses WHERE network_id = ? AND address BETWEEN ? AND ? ORDER BY address",
-        network_id, start.to_bytes(4, "big"), end.to_bytes(4, "big"),
+        "SELECT address FROM addresses WHERE network_id = ? AND address BETWEEN ? AND ? AND length(address) = ?"
+        " ORDER BY address", network_id, start.to_bytes(width, "big"), end.to_bytes(width, "big"), width,
     )  # fmt: skip
     for row in rows:
         yield int.from_bytes(row[0], "big")
@@ -237,8 +336,10 @@ def _first_gap(taken: Iterator[int], start: int, end: int) -> int | None:
     return candidate if candidate <= end else None
 
 
-def _address(pool: Pool, address: IPv4Address) -> Address:
-    return Address(address=str(address), prefix=IPv4Network(pool.subnet).prefixlen, gateway=pool.gateway)
+def _address(pool: Pool, address: IPAddress) -> Address:
+    prefix = ipaddress.ip_network(pool.subnet).prefixlen
+    gateway = pool.aux_addresses.get(f"DefaultGatewayIPv{address.version}", pool.gateway)
+    return Address(address=str(address), prefix=prefix, gateway=gateway)
 
 
 def release(tx: Transaction, endpoint_id: str) -> None:

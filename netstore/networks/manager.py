@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from netstore.drivers.base import Host, load_drivers
@@ -11,6 +12,7 @@ from netstore.model import Finding
 from netstore.networks.context import Context
 from netstore.networks.endpoints import Endpoints
 from netstore.networks.handover import ResolverLink
+from netstore.networks.ipam import DEFAULT_POOLS, AddressPool, unique_local_pool
 from netstore.networks.networks import Networks
 from netstore.networks.reconcile import Reconciler
 from netstore.networks.sandboxes import Sandboxes
@@ -20,13 +22,19 @@ __all__ = ["NetworkManager"]
 
 
 class NetworkManager:
-    """Owns what its parts share. Must be made in the daemon's own network namespace."""
+    """Owns what its parts share. Must be made in the daemon's own network namespace.
 
-    def __init__(self, store: Store, run_dir: Path) -> None:
+    `pools` are what networks without a subnet take theirs from: those of a family that is not in it are the defaults.
+    """
+
+    def __init__(self, store: Store, run_dir: Path, *, node_id: str, pools: Sequence[AddressPool] = ()) -> None:
         self._firewall = Firewall()
         self.resolver = ResolverLink(run_dir)
         drivers = load_drivers(Host(self._firewall, Deletions()))
-        self._context = Context(store, drivers, self.resolver, run_dir / "netns")
+        defaults = (*DEFAULT_POOLS, unique_local_pool(node_id))
+        given = {base.version for base, _ in pools}
+        pools = (*pools, *(pool for pool in defaults if pool[0].version not in given))
+        self._context = Context(store, drivers, self.resolver, run_dir / "netns", pools)
         self.networks = Networks(self._context)
         self.sandboxes = Sandboxes(self._context)
         self.endpoints = Endpoints(self._context, self.sandboxes)

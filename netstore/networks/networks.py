@@ -6,27 +6,29 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
 from netstore.drivers.base import Driver
-from netstore.errors import AlreadyExists, Conflict, FailedPrecondition, InUse, InvalidArgument, Unsupported
+from netstore.errors import AlreadyExists, Conflict, FailedPrecondition, InUse, InvalidArgument
 from netstore.kernel.links import host_socket
-from netstore.model import Kind, Network, NetworkSpec, Pool, new_id
+from netstore.model import Kind, Network, NetworkSpec, new_id
 from netstore.networks import ipam
 from netstore.networks.context import Context
 from netstore.networks.ipam import HostRoute
+from netstore.networks.planning import changes
 from netstore.store import Transaction
 
-__all__ = ["DEFAULT_NETWORK", "Networks", "Uplink", "changes"]
+__all__ = ["DEFAULT_NETWORK", "Networks", "Uplink"]
 
 DEFAULT_NETWORK = "bridge"
+RTF_REJECT, RTF_LOCAL = 0x200, 0x80000000
 _PREDEFINED = {DEFAULT_NETWORK: "bridge", "host": "host", "none": "null"}
 
 
 @dataclass(frozen=True, slots=True)
 class Uplink:
-    """What the node's routes say: every IPv4 destination, and the MTU of the interface of its default route."""
+    """What the node's routes say: every destination, and the MTU of the interface of its default route."""
 
     routes: tuple[HostRoute, ...]
     mtu: int
@@ -53,33 +55,56 @@ class Networks:
         *,
         labels: Mapping[str, str] | None = None,
         request_id: str = "",
+        strict: bool = False,
         predefined: bool = False,
     ) -> tuple[Network, list[str]]:
         """Make a network, or return the one of the same name and spec; with warnings.
 
         Raises:
             AlreadyExists: the name is taken by another spec.
-            FailedPrecondition: a subnet overlaps another network's.
+            FailedPrecondition: a subnet overlaps another network's or, with `strict`, a route of the host.
             Exhausted: no default pool is free.
             InvalidArgument: naming the field.
         """
         driver = self._context.driver(spec.driver)
         if driver.predefined_only and not predefined:
             raise InvalidArgument("spec.driver", spec.driver, "bridge: host and none exist once, ready-made")
-        if spec.enable_ipv6:
-            raise Unsupported("spec.enable_ipv6: this version makes IPv4 networks only", hint="leave it out")
+        _check_families(spec)
         pools = tuple(ipam.validate_pool(pool, index) for index, pool in enumerate(spec.pools))
         uplink = await self._context.apply(read_uplink)
+        warnings = _warnings(spec, uplink.routes)
+        if strict and warnings:
+            raise FailedPrecondition(warnings[0], hint="choose another subnet, or leave --strict out")
         network = Network(
             id=new_id(), name=name, spec=spec, labels=dict(labels or {}), mtu=uplink.mtu, predefined=predefined,
             pools=pools, create_time=time.time(),
         )  # fmt: skip
         network = driver.validate(network if driver.has_interfaces else replace(network, mtu=0))
         async with self._context.locks.hold(network.id):
-            network, made = await self._store.write(lambda tx: _insert(tx, driver, network, uplink.routes, request_id))
+            network, made = await self._store.write(lambda tx: self._insert(tx, network, uplink.routes, request_id))
             if made:
                 await self._apply(driver, network)
-        return network, _warnings(network, uplink.routes) if made else []
+        return network, warnings if made else []
+
+    def _insert(
+        self, tx: Transaction, network: Network, routes: Sequence[HostRoute], request_id: str
+    ) -> tuple[Network, bool]:
+        for made in tx.answered(request_id, "CreateNetwork"):
+            return tx.networks.require(made), False
+        row = tx.row("SELECT id FROM networks WHERE name = ?", network.name)
+        if row:
+            return _same(tx.networks.require(row[0]), network), False
+        spec = network.spec
+        if self._context.driver(spec.driver).has_interfaces and spec.ipam_driver == "default":
+            resolved = ipam.resolve_pools(tx, spec, network.pools, routes, self._context.pools)
+            network = replace(network, pools=resolved)
+        revision = tx.event(Kind.NETWORK, "create", network.id, network.name, driver=spec.driver)
+        network = replace(network, revision=revision)
+        tx.networks.insert(network)
+        for pool in network.pools:
+            ipam.reserve_pool(tx, network, pool)
+        tx.answer(request_id, "CreateNetwork", [network.id])
+        return network, True
 
     async def _apply(self, driver: Driver, network: Network) -> None:
         try:
@@ -154,15 +179,24 @@ class Networks:
 def read_uplink() -> Uplink:
     """Read routes, and the MTU of the default route's interface, of the daemon's own namespace. Blocking.
 
-    From /proc/net/route: addresses and masks are hexadecimal in host byte order, one route a line.
+    From /proc/net/route and ipv6_route: one route a line, IPv4 in host byte order, metrics in decimal and hexadecimal.
     """
     routes, uplinks = [], []
-    for line in Path("/proc/thread-self/net/route").read_text().splitlines()[1:]:
+    place = Path("/proc/thread-self/net")
+    for line in (place / "route").read_text().splitlines()[1:]:
         interface, destination, _, _, _, _, metric, mask = line.split()[:8]
-        network = IPv4Network((_address(destination), IPv4Address(_address(mask)).exploded))
+        network: IPv4Network | IPv6Network = IPv4Network((_address(destination), IPv4Address(_address(mask)).exploded))
         routes.append(HostRoute(network, interface))
         if network.prefixlen == 0:
             uplinks.append((int(metric), interface))
+    for line in (place / "ipv6_route").read_text().splitlines() if (place / "ipv6_route").exists() else ():
+        destination, length, *_, metric, _, _, flags, interface = line.split()
+        network = IPv6Network((bytes.fromhex(destination), int(length, 16)))
+        if network.is_multicast or network.is_link_local or int(flags, 16) & (RTF_LOCAL | RTF_REJECT):
+            continue
+        routes.append(HostRoute(network, interface))
+        if network.prefixlen == 0:
+            uplinks.append((int(metric, 16), interface))
     uplink = host_socket().link(min(uplinks)[1]) if uplinks else None
     return Uplink(tuple(routes), uplink.mtu if uplink else 1500)
 
@@ -171,41 +205,27 @@ def _address(text: str) -> bytes:
     return bytes.fromhex(text)[::-1] if sys.byteorder == "little" else bytes.fromhex(text)
 
 
-def changes(asked: object, present: object) -> str:
-    """Say in which fields two dataclasses differ, "" when in none."""
-    names = asked.__dataclass_fields__  # type: ignore[attr-defined]
-    pairs = [(name, getattr(present, name), getattr(asked, name)) for name in names]
-    return ", ".join(f"{name} is {there!r}, asked for {wanted!r}" for name, there, wanted in pairs if there != wanted)
+def _check_families(spec: NetworkSpec) -> None:
+    """Check that the subnets are of families that the network has."""
+    if not spec.enable_ipv4 and not spec.enable_ipv6:
+        raise InvalidArgument("spec.enable_ipv4", False, "true, or enable_ipv6 true: a network has one of them")
+    for index, pool in enumerate(spec.pools):
+        if spec.ipam_driver == "null" and pool.subnet:
+            raise InvalidArgument(f"spec.ipam[{index}].subnet", pool.subnet, "nothing with the IPAM driver null")
+        enabled = spec.enable_ipv6 if ":" in pool.subnet else spec.enable_ipv4
+        if pool.subnet and not enabled:
+            name = "enable_ipv6" if ":" in pool.subnet else "enable_ipv4"
+            raise InvalidArgument(f"spec.ipam[{index}].subnet", pool.subnet, f"a network with {name} for it")
 
 
-def _insert(
-    tx: Transaction, driver: Driver, network: Network, routes: Sequence[HostRoute], request_id: str
-) -> tuple[Network, bool]:
-    for made in tx.answered(request_id, "CreateNetwork"):
-        return tx.networks.require(made), False
-    row = tx.row("SELECT id FROM networks WHERE name = ?", network.name)
-    if row:
-        present = tx.networks.require(row[0])
-        difference = changes(network.spec, present.spec) or changes_of_labels(network.labels, present.labels)
-        if difference:
-            raise AlreadyExists(
-                f"network {network.name} exists and differs: {difference}",
-                hint="choose another name, or remove the network first", difference=difference,
-            )  # fmt: skip
-        return present, False
-    if driver.has_interfaces:
-        asked = network.pools or (Pool(),)
-        network = replace(network, pools=())
-        for index, pool in enumerate(asked):
-            chosen = pool if pool.subnet else Pool(subnet=ipam.choose_subnet(tx, routes))
-            network = replace(network, pools=(*network.pools, ipam.validate_pool(chosen, index)))
-    revision = tx.event(Kind.NETWORK, "create", network.id, network.name, driver=network.spec.driver)
-    network = replace(network, revision=revision)
-    tx.networks.insert(network)
-    for pool in network.pools:
-        ipam.reserve_pool(tx, network, pool)
-    tx.answer(request_id, "CreateNetwork", [network.id])
-    return network, True
+def _same(present: Network, asked: Network) -> Network:
+    difference = changes(asked.spec, present.spec) or changes_of_labels(asked.labels, present.labels)
+    if difference:
+        raise AlreadyExists(
+            f"network {asked.name} exists and differs: {difference}",
+            hint="choose another name, or remove the network first", difference=difference,
+        )  # fmt: skip
+    return present
 
 
 def changes_of_labels(asked: Mapping[str, str], present: Mapping[str, str]) -> str:
@@ -232,10 +252,10 @@ def _counted(tx: Transaction, network: Network) -> tuple[Network, int]:
     return network, tx.endpoints.count("network_id = ?", network.id)
 
 
-def _warnings(network: Network, routes: Sequence[HostRoute]) -> list[str]:
+def _warnings(spec: NetworkSpec, routes: Sequence[HostRoute]) -> list[str]:
     warnings = []
-    for pool in network.spec.pools:
-        route = ipam.overlapping_route(IPv4Network(pool.subnet), routes) if pool.subnet else None
+    for pool in spec.pools:
+        route = ipam.overlapping_route(ip_network(pool.subnet), routes) if pool.subnet else None
         if route:
             warnings.append(
                 f"subnet {pool.subnet} overlaps the host's route {route.destination} on {route.interface}: "

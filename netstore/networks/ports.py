@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import sqlite3
 from collections.abc import Iterable, Sequence
@@ -13,7 +14,15 @@ from netstore.errors import AddressTaken, Exhausted, FailedPrecondition
 from netstore.model import PortMapping, Protocol
 from netstore.store import Transaction
 
-__all__ = ["claim", "ephemeral_range", "release"]
+__all__ = ["claim", "ephemeral_range", "matching", "release"]
+
+TCP_LISTEN = "0A"
+_PROC_NET = {Protocol.TCP: ("tcp", "tcp6"), Protocol.UDP: ("udp", "udp6")}
+_KINDS = {
+    Protocol.TCP: (socket.SOCK_STREAM, socket.IPPROTO_TCP),
+    Protocol.UDP: (socket.SOCK_DGRAM, socket.IPPROTO_UDP),
+    Protocol.SCTP: (socket.SOCK_STREAM, socket.IPPROTO_SCTP),
+}
 
 
 def ephemeral_range() -> tuple[int, int]:
@@ -22,12 +31,22 @@ def ephemeral_range() -> tuple[int, int]:
     return int(first), int(last)
 
 
+def matching(ports: Iterable[PortMapping], asked: PortMapping) -> list[PortMapping]:
+    """Return the published ports that a mapping means; its host port 0 and host address "" mean any."""
+    return [
+        port for port in ports
+        if port.container_port == asked.container_port and port.protocol is asked.protocol
+        and port.count == asked.count and asked.host_port in (0, port.host_port)
+        and asked.host_ip in ("", port.host_ip)
+    ]  # fmt: skip
+
+
 def claim(tx: Transaction, endpoint_id: str, ports: Sequence[PortMapping]) -> tuple[PortMapping, ...]:
-    """Take host ports for an endpoint and return them; those of port 0 get a free one.
+    """Take host ports for an endpoint and return them; those of port 0, or of a choice, get a free one.
 
     Raises:
         AddressTaken: an endpoint, or a process of the host, has one.
-        Exhausted: no ephemeral port is free.
+        Exhausted: none that would do is free.
     """
     return tuple(_claim(tx, endpoint_id, port) for port in ports)
 
@@ -45,59 +64,102 @@ def release(tx: Transaction, endpoint_id: str, ports: Iterable[PortMapping] | No
 
 
 def _claim(tx: Transaction, endpoint_id: str, port: PortMapping) -> PortMapping:
-    if port.host_port:
+    if port.host_port and not port.host_port_last:
         holder = _insert(tx, endpoint_id, port)
         if holder:
+            last = f"-{port.host_port + port.count - 1}" if port.count > 1 else ""
             raise AddressTaken(
-                f"host port {port.host_ip or '0.0.0.0'}:{port.host_port}/{port.protocol} is taken by {holder}",
+                f"host port {_shown(port)}:{port.host_port}{last}/{port.protocol} is taken by {holder}",
                 hint="publish on another port, or on port 0 to take a free one", reason="PORT_TAKEN", holder=holder,
             )  # fmt: skip
         return port
-    first, last = ephemeral_range()
-    row = tx.row(
-        "SELECT max(host_port) FROM ports WHERE protocol = ? AND host_port BETWEEN ? AND ?",
-        port.protocol.value, first, last,
+    low, high = (port.host_port, port.host_port_last) if port.host_port else ephemeral_range()
+    highest = tx.row(
+        "SELECT last_port FROM ports WHERE protocol = ? AND host_port BETWEEN ? AND ? ORDER BY host_port DESC LIMIT 1",
+        port.protocol.value, low, high,
     )  # fmt: skip
-    start = row[0] + 1 if row and row[0] and row[0] < last else first
-    for number in (*range(start, last + 1), *range(first, start)):
-        candidate = replace(port, host_port=number)
+    top = high - port.count + 1
+    start = highest[0] + 1 if highest and highest[0] < top else low
+    for number in (*range(start, top + 1), *range(low, min(start, top + 1))):
+        candidate = replace(port, host_port=number, host_port_last=0)
         if not _insert(tx, endpoint_id, candidate):
             return candidate
-    raise Exhausted(f"no {port.protocol} port from {first} to {last} is free", hint="unpublish some, or name the port")
+    raise Exhausted(f"no {port.protocol} port from {low} to {high} is free", hint="unpublish some, or name the port")
+
+
+def _shown(port: PortMapping) -> str:
+    return f"[{port.host_ip}]" if ":" in port.host_ip else port.host_ip or "0.0.0.0"
 
 
 def _insert(tx: Transaction, endpoint_id: str, port: PortMapping) -> str:
-    """Take a port; returns "" on success, else who has it."""
+    """Take a port or a range; returns "" on success, else who has it, or a part of it."""
+    last = port.host_port + port.count - 1
     try:
         tx.execute(
-            "INSERT INTO ports VALUES (?, ?, ?, ?, ?)",
-            port.host_ip, port.protocol.value, port.host_port, port.container_port, endpoint_id,
+            "INSERT INTO ports VALUES (?, ?, ?, ?, ?, ?)",
+            port.host_ip, port.protocol.value, port.host_port, last, port.container_port, endpoint_id,
         )  # fmt: skip
     except sqlite3.IntegrityError:
         row = tx.row(
-            "SELECT endpoints.name, endpoints.id FROM ports JOIN endpoints ON endpoints.id = endpoint_id"
-            " WHERE protocol = ? AND host_port = ? AND (host_ip = ? OR host_ip = '' OR ? = '')",
-            port.protocol.value, port.host_port, port.host_ip, port.host_ip,
+            "SELECT endpoints.name, ports.endpoint_id FROM ports LEFT JOIN endpoints ON endpoints.id = endpoint_id"
+            " WHERE protocol = ? AND host_port <= ? AND last_port >= ? AND (host_ip = ? OR host_ip = '' OR ? = '')",
+            port.protocol.value, last, port.host_port, port.host_ip, port.host_ip,
         )  # fmt: skip
         return f"endpoint {row[0] or row[1][:12]}" if row else "another endpoint"
-    if _bound_on_host(port):
-        release(tx, endpoint_id, [port])
-        return "a process of the host"
+    for number in range(port.host_port, last + 1):
+        holder = _bound_on_host(port, number)
+        if holder:
+            release(tx, endpoint_id, [port])
+            return holder
     return ""
 
 
-def _bound_on_host(port: PortMapping) -> bool:
-    """Say whether a process listens there already: publishing would take its traffic away."""
-    kind = socket.SOCK_STREAM if port.protocol is Protocol.TCP else socket.SOCK_DGRAM
-    with socket.socket(socket.AF_INET, kind | socket.SOCK_CLOEXEC) as probe:
-        if port.protocol is Protocol.TCP:  # closed connections that linger are no listener
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+def _bound_on_host(port: PortMapping, number: int) -> str:
+    """Return the process that listens on a port already, "" when none does: publishing would take its traffic away.
+
+    Raises:
+        FailedPrecondition: the host address is not the node's.
+    """
+    addresses = [port.host_ip] if port.host_ip else ["0.0.0.0", "::"]
+    for address in addresses:
+        code = _probe(port.protocol, address, number)
+        if code == errno.EADDRNOTAVAIL and port.host_ip:
+            raise FailedPrecondition(
+                f"host address {port.host_ip} is not the node's", hint="publish on one of its addresses, or on none"
+            )
+        if code == errno.EADDRINUSE:
+            return _listener(port.protocol, number)
+    return ""
+
+
+def _probe(protocol: Protocol, address: str, number: int) -> int:
+    kind, transport = _KINDS[protocol]
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, kind | socket.SOCK_CLOEXEC, transport) as probe:
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            if protocol is Protocol.TCP:  # closed connections that linger are no listener
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((address, number))
+    except OSError as error:  # no IPv6, or no SCTP, on this host: nobody can listen there
+        return error.errno or errno.EIO
+    return 0
+
+
+def _listener(protocol: Protocol, number: int) -> str:
+    """Name the process that holds a port of this network namespace (proc_pid_net(5): tcp, udp and their inodes)."""
+    inodes = set()
+    for name in _PROC_NET.get(protocol, ()):
+        for line in Path("/proc/thread-self/net", name).read_text().splitlines()[1:]:
+            fields = line.split()
+            listens = protocol is not Protocol.TCP or fields[3] == TCP_LISTEN
+            if listens and int(fields[1].rpartition(":")[2], 16) == number:
+                inodes.add(f"socket:[{fields[9]}]")
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            probe.bind((port.host_ip or "0.0.0.0", port.host_port))
-        except OSError as error:
-            if error.errno == errno.EADDRNOTAVAIL:
-                raise FailedPrecondition(
-                    f"host_ip: {port.host_ip} is no address of this node", hint="publish on one that `ip address` shows"
-                ) from error
-            return True
-    return False
+            if any(os.readlink(each) in inodes for each in (process / "fd").iterdir()):
+                return f"process {process.name} ({(process / 'comm').read_text().strip()}) of the host"
+        except OSError:  # it ended meanwhile, or hides its descriptors
+            continue
+    return "a process of the host"

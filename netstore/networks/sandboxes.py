@@ -161,8 +161,9 @@ def _open(path: str, field: str) -> tuple[int, frozenset[str]]:
 
 def known_sandbox(tx: Transaction, sandbox: Sandbox) -> Sandbox | None:
     """Return the row of a sandbox, or of the one whose namespace it is by another path or pid."""
-    rows = [tx.sandboxes.get(sandbox.id), *tx.sandboxes.all("inode = ?", sandbox.inode)]
-    return next((row for row in rows if row is not None), None)
+    if sandbox.container_id:
+        return tx.sandboxes.get(sandbox.id)
+    return next(iter(tx.sandboxes.all("inode = ?", sandbox.inode)), None)
 
 
 def container_sandbox(tx: Transaction, reference: str) -> Sandbox:

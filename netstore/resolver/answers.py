@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import socket
 
-from dnslib import PTR, QTYPE, RCODE, RR, A, DNSError, DNSRecord
+from dnslib import AAAA, EDNS0, PTR, QTYPE, RCODE, RR, A, DNSError, DNSRecord
 
 from netstore.resolver.names import Names, View
 
@@ -20,6 +20,7 @@ TTL_SECONDS = 1
 _MAX_CACHED = 10_000
 _ROTATIONS = 4
 _UDP_BYTES = 512
+_EDNS_BYTES = 1232  # fits every path (dnsflagday.net)
 _HEADER_BYTES = 12
 
 
@@ -85,31 +86,48 @@ class Answers:
         addresses = self._names.addresses(view, name)
         if addresses is None:
             raise Forward
-        if kind not in ("A", "ANY") or not addresses:  # known, but nothing of that type
+        wanted = [address for address in addresses if kind in ("ANY", "AAAA" if ":" in address else "A")]
+        if not wanted:  # known, but nothing of that type: not for an upstream either
             return [_encode(record, [], tcp=tcp)]
         ready = []
-        for _ in range(_ROTATIONS if len(addresses) > 1 else 1):
-            shuffled = random.sample(addresses, len(addresses))
-            resources = [RR(record.q.qname, QTYPE.A, ttl=TTL_SECONDS, rdata=A(address)) for address in shuffled]
+        for _ in range(_ROTATIONS if len(wanted) > 1 else 1):
+            resources = [_address(record, address) for address in random.sample(wanted, len(wanted))]
             ready.append(_encode(record, resources, tcp=tcp))
         return ready
 
     def _reverse(self, view: View, name: str) -> RR:
-        octets = name.removesuffix(".in-addr.arpa").split(".")
-        try:
-            packed = socket.inet_aton(".".join(reversed(octets))) if len(octets) == 4 else b""
-        except OSError:
-            packed = b""
+        packed = _reversed_address(name)
         owner = self._names.name_of(view, packed) if packed else ""
         if not owner:
             raise Forward
         return RR(f"{name}.", QTYPE.PTR, ttl=TTL_SECONDS, rdata=PTR(f"{owner}."))
 
 
+def _address(record: DNSRecord, address: str) -> RR:
+    if ":" in address:
+        return RR(record.q.qname, QTYPE.AAAA, ttl=TTL_SECONDS, rdata=AAAA(address))
+    return RR(record.q.qname, QTYPE.A, ttl=TTL_SECONDS, rdata=A(address))
+
+
+def _reversed_address(name: str) -> bytes:
+    """Return the packed address that a name under in-addr.arpa or ip6.arpa stands for, b"" for another name."""
+    labels = name.split(".")[-3::-1]
+    try:
+        if name.endswith(".in-addr.arpa") and len(labels) == 4:
+            return socket.inet_aton(".".join(labels))
+        if name.endswith(".ip6.arpa") and len(labels) == 32:
+            return bytes.fromhex("".join(labels))
+    except (OSError, ValueError):
+        pass
+    return b""
+
+
 def _encode(record: DNSRecord, resources: list[RR], *, tcp: bool) -> bytes:
     reply = record.reply(ra=1, aa=1)
     for resource in resources:
         reply.add_answer(resource)
+    if any(each.rtype == QTYPE.OPT for each in record.ar):  # RFC 6891, section 6.1.1: an answer to EDNS has it too
+        reply.add_ar(EDNS0(udp_len=_EDNS_BYTES))
     data = bytes(reply.pack())
     advertised = next((int(each.rclass) for each in record.ar if each.rtype == QTYPE.OPT), _UDP_BYTES)
     if not tcp and len(data) > max(advertised, _UDP_BYTES):

@@ -14,10 +14,10 @@ _HOST_NAMES = ("host.docker.internal", "host.netstore.internal")
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What one sandbox sees: its user-defined networks (id -> name), the host's address, whether it may ask outside."""
+    """What one sandbox sees: its user-defined networks (id -> name), the host, whether it may ask outside."""
 
     networks: dict[str, str]
-    host: str
+    host: tuple[str, ...]
     forwards: bool
 
 
@@ -58,26 +58,28 @@ class Names:
             " WHERE sandbox_id = ?",
             (sandbox_id,),
         )
-        networks, host, forwards = {}, "", False
+        networks: dict[str, str] = {}
+        host: tuple[str, ...] = ()
+        forwards = False
         for network_text, endpoint_text in rows:
             network, endpoint = json.loads(network_text), json.loads(endpoint_text)
             if not endpoint.get("attached"):
                 continue
             forwards = forwards or not network["spec"].get("internal")
-            gateway = next((each["gateway"] for each in endpoint.get("addresses", []) if each.get("gateway")), "")
-            if gateway and (not host or endpoint.get("default_route")):
-                host = gateway
+            gateways = tuple(each["gateway"] for each in endpoint.get("addresses", []) if each.get("gateway"))
+            if gateways and (not host or endpoint.get("default_route")):
+                host = gateways
             if not network.get("predefined"):
                 networks[network["id"]] = network["name"]
         return View(networks, host, forwards)
 
     def addresses(self, view: View, name: str) -> list[str] | None:
-        """Return the IPv4 addresses of a lower-case name on the networks of a view, None when nobody has it.
+        """Return the addresses of a lower-case name on the networks of a view, None when nobody has it.
 
         `<name>.<network>` means that network alone, as Docker has it.
         """
         if name in _HOST_NAMES:
-            return [view.host] if view.host else []
+            return list(view.host)
         found = self._addresses(list(view.networks), name)
         for network_id, network in view.networks.items():
             suffix = f".{network.lower()}"

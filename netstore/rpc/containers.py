@@ -14,7 +14,14 @@ from netstore.errors import InvalidArgument
 from netstore.launcher.manager import ContainerManager, Joined, parse_signal
 from netstore.model import Attachment, Container, ContainerSpec, ContainerState, Endpoint, Image, Network, Sandbox
 from netstore.rpc import endpoints as endpoint_messages
-from netstore.rpc.endpoints import check_address, check_aliases, check_interface, check_mac, check_ports
+from netstore.rpc.endpoints import (
+    check_address,
+    check_aliases,
+    check_endpoint_options,
+    check_interface,
+    check_mac,
+    check_ports,
+)
 from netstore.rpc.fields import Filters, check_labels, check_name, check_request_id, missing_allowed, page, timestamp
 from netstore.rpc.mounts import to_mount, to_mount_message, to_status_message
 
@@ -157,11 +164,15 @@ def _to_spec(spec: pb.ContainerSpec) -> ContainerSpec:
 def _to_attachment(attachment: pb.NetworkAttachment, field: str) -> Attachment:
     if not attachment.network:
         raise InvalidArgument(f"{field}.network", "", "the name or id of a network")
-    address = attachment.ipv4_address
+    addresses = {
+        f"ipv{version}_address": check_address(text, f"{field}.ipv{version}_address", version) if text else ""
+        for version, text in ((4, attachment.ipv4_address), (6, attachment.ipv6_address))
+    }
     return Attachment(
         network=attachment.network,
         aliases=check_aliases(attachment.aliases, f"{field}.aliases"),
-        ipv4_address=check_address(address, f"{field}.ipv4_address") if address else "",
+        **addresses,
+        options=check_endpoint_options(attachment.options, f"{field}.options"),
         mac_address=check_mac(attachment.mac_address, f"{field}.mac_address"),
         interface_name=check_interface(attachment.interface_name, f"{field}.interface_name"),
         gateway_priority=attachment.gateway_priority,
@@ -248,6 +259,8 @@ def _to_spec_message(spec: ContainerSpec) -> pb.ContainerSpec:
                 network=each.network,
                 aliases=each.aliases,
                 ipv4_address=each.ipv4_address,
+                ipv6_address=each.ipv6_address,
+                options=each.options,
                 mac_address=each.mac_address,
                 interface_name=each.interface_name,
                 gateway_priority=each.gateway_priority,

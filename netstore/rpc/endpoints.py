@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from ipaddress import IPv4Address
+from collections.abc import Mapping, Sequence
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 from netstore.api.v1 import common_pb2, endpoint_pb2_grpc
 from netstore.api.v1 import endpoint_pb2 as pb
+from netstore.drivers.options import ENDPOINT_OPTIONS, parse
 from netstore.errors import InvalidArgument
 from netstore.model import Endpoint, EndpointSpec, Network, PortMapping, Protocol, Sandbox, SandboxRef
-from netstore.networks.endpoints import AttachRequest
 from netstore.networks.manager import NetworkManager
+from netstore.networks.planning import AttachRequest
 from netstore.rpc.fields import (
     Filters,
     check_labels,
@@ -27,6 +28,7 @@ from netstore.rpc.fields import (
 __all__ = [
     "EndpointServicer",
     "check_address",
+    "check_endpoint_options",
     "check_interface",
     "check_mac",
     "to_message",
@@ -36,13 +38,20 @@ __all__ = [
 
 _FILTERS = ("network", "container", "sandbox", "id", "name", "label")
 _MAX_BATCH, _MAX_PORTS, _MAX_ALIASES = 256, 1024, 64
+_MAX_SOURCES = 64
+_ADDRESSES = {
+    0: "an address such as 10.1.0.2 or fd00:1::2", 4: "an IPv4 address such as 10.1.0.2",
+    6: "an IPv6 address such as fd00:1::2",
+}  # fmt: skip
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _INTERFACE = re.compile(r"[a-zA-Z0-9_.-]{1,15}")
 _PROTOCOLS = {
     common_pb2.PROTOCOL_UNSPECIFIED: Protocol.TCP,
     common_pb2.PROTOCOL_TCP: Protocol.TCP,
     common_pb2.PROTOCOL_UDP: Protocol.UDP,
+    common_pb2.PROTOCOL_SCTP: Protocol.SCTP,
 }
+_PROTOCOL_MESSAGES = {protocol: number for number, protocol in _PROTOCOLS.items() if number}
 
 
 class EndpointServicer(endpoint_pb2_grpc.EndpointServiceServicer):
@@ -95,34 +104,52 @@ class EndpointServicer(endpoint_pb2_grpc.EndpointServiceServicer):
 
     async def PublishPorts(self, request: pb.PublishPortsRequest, context: Any) -> pb.PublishPortsResponse:
         ports = check_ports(request.ports, "ports")
-        endpoint, _, _ = await self._endpoints.get(request.endpoint)
-        return pb.PublishPortsResponse(endpoint=to_message(*await self._endpoints.publish(endpoint.id, ports)))
+        return pb.PublishPortsResponse(endpoint=to_message(*await self._endpoints.publish(request.endpoint, ports)))
 
     async def UnpublishPorts(self, request: pb.UnpublishPortsRequest, context: Any) -> pb.UnpublishPortsResponse:
         ports = check_ports(request.ports, "ports")
-        endpoint, _, _ = await self._endpoints.get(request.endpoint)
-        return pb.UnpublishPortsResponse(endpoint=to_message(*await self._endpoints.unpublish(endpoint.id, ports)))
+        return pb.UnpublishPortsResponse(endpoint=to_message(*await self._endpoints.unpublish(request.endpoint, ports)))
 
 
 def to_port(port: common_pb2.PortMapping, field: str) -> PortMapping:
-    """Translate a published port; "0.0.0.0" becomes "".
+    """Translate a published port; an unspecified address becomes "".
 
     Raises:
         InvalidArgument: naming the field.
     """
+    count = port.count or 1
     if not 1 <= port.container_port <= 65535:
         raise InvalidArgument(f"{field}.container_port", port.container_port, "1 to 65535")
     if port.host_port > 65535:
         raise InvalidArgument(f"{field}.host_port", port.host_port, "0 (any free port) to 65535")
+    if max(port.host_port, port.container_port) + count - 1 > 65535:
+        raise InvalidArgument(f"{field}.count", port.count, "so many that the last port is at most 65535")
+    if port.host_port_last and not port.host_port + count - 1 <= port.host_port_last <= 65535:
+        raise InvalidArgument(f"{field}.host_port_last", port.host_port_last, "host_port + count - 1 to 65535")
     if port.protocol not in _PROTOCOLS:
-        raise InvalidArgument(f"{field}.protocol", port.protocol, "PROTOCOL_TCP or PROTOCOL_UDP")
+        raise InvalidArgument(f"{field}.protocol", port.protocol, "PROTOCOL_TCP, PROTOCOL_UDP or PROTOCOL_SCTP")
     host_ip = check_address(port.host_ip, f"{field}.host_ip") if port.host_ip else ""
     return PortMapping(
         container_port=port.container_port,
         host_port=port.host_port,
-        host_ip="" if host_ip == "0.0.0.0" else host_ip,
+        host_ip="" if host_ip in ("0.0.0.0", "::") else host_ip,
         protocol=_PROTOCOLS[port.protocol],
+        count=count,
+        host_port_last=0 if port.host_port_last == port.host_port else port.host_port_last,
+        sources=_check_sources(port.sources, f"{field}.sources"),
     )
+
+
+def _check_sources(sources: Sequence[str], field: str) -> tuple[str, ...]:
+    if len(sources) > _MAX_SOURCES:
+        raise InvalidArgument(field, f"{len(sources)} sources", f"at most {_MAX_SOURCES}")
+    checked = []
+    for index, source in enumerate(sources):
+        try:
+            checked.append(str(ip_network(source)))
+        except ValueError as error:
+            raise InvalidArgument(f"{field}[{index}]", source, "a CIDR such as 10.0.0.0/8 or 192.0.2.7/32") from error
+    return tuple(checked)
 
 
 def check_ports(ports: Sequence[common_pb2.PortMapping], field: str) -> list[PortMapping]:
@@ -132,12 +159,21 @@ def check_ports(ports: Sequence[common_pb2.PortMapping], field: str) -> list[Por
     return [to_port(port, f"{field}[{index}]") for index, port in enumerate(ports)]
 
 
-def check_address(text: str, field: str) -> str:
-    """Return an IPv4 address in its usual form."""
+def check_address(text: str, field: str, version: int = 0) -> str:
+    """Return an address in its usual form; `version` 0 takes both families."""
     try:
-        return str(IPv4Address(text))
+        address = ip_address(text)
     except ValueError as error:
-        raise InvalidArgument(field, text, "an IPv4 address such as 10.1.0.2") from error
+        raise InvalidArgument(field, text, _ADDRESSES[version]) from error
+    if version not in (0, address.version) or getattr(address, "scope_id", None):
+        raise InvalidArgument(field, text, _ADDRESSES[version])
+    return str(address)
+
+
+def check_endpoint_options(options: Mapping[str, str], field: str) -> dict[str, str]:
+    """Return the options of an endpoint, checked."""
+    parse(ENDPOINT_OPTIONS, options, field=field)
+    return dict(options)
 
 
 def check_mac(text: str, field: str) -> str:
@@ -166,10 +202,10 @@ def _to_attach(endpoint: pb.Endpoint, prefix: str = "") -> AttachRequest:
     spec = endpoint.spec
     if not spec.network:
         raise InvalidArgument(f"{prefix}spec.network", "", "the name or id of a network")
-    for name, value in (("ipv6_address", spec.ipv6_address), ("options", dict(spec.options))):
-        if value:
-            raise InvalidArgument(f"{prefix}spec.{name}", value, "nothing yet")
-    address = check_address(spec.ipv4_address, f"{prefix}spec.ipv4_address") if spec.ipv4_address else ""
+    addresses = {
+        f"ipv{version}_address": check_address(text, f"{prefix}spec.ipv{version}_address", version) if text else ""
+        for version, text in ((4, spec.ipv4_address), (6, spec.ipv6_address))
+    }
     return AttachRequest(
         network=spec.network,
         sandbox=_to_sandbox(spec.sandbox, f"{prefix}spec.sandbox"),
@@ -177,7 +213,8 @@ def _to_attach(endpoint: pb.Endpoint, prefix: str = "") -> AttachRequest:
         spec=EndpointSpec(
             name=check_name(f"{prefix}spec.name", spec.name) if spec.name else "",
             aliases=check_aliases(spec.aliases, f"{prefix}spec.aliases"),
-            ipv4_address=address,
+            **addresses,
+            options=check_endpoint_options(spec.options, f"{prefix}spec.options"),
             mac_address=check_mac(spec.mac_address, f"{prefix}spec.mac_address"),
             interface_name=check_interface(spec.interface_name, f"{prefix}spec.interface_name"),
             ports=tuple(check_ports(spec.ports, f"{prefix}spec.ports")) if spec.ports else (),
@@ -208,12 +245,14 @@ def _matches(filters: Filters, endpoint: Endpoint, network: Network, sandbox: Sa
 
 def to_port_message(port: PortMapping) -> common_pb2.PortMapping:
     """Translate a published port."""
-    protocol = common_pb2.PROTOCOL_UDP if port.protocol is Protocol.UDP else common_pb2.PROTOCOL_TCP
     return common_pb2.PortMapping(
         host_ip=port.host_ip or "0.0.0.0",
         host_port=port.host_port,
         container_port=port.container_port,
-        protocol=protocol,
+        protocol=_PROTOCOL_MESSAGES[port.protocol],
+        count=port.count if port.count > 1 else 0,
+        host_port_last=port.host_port_last,
+        sources=port.sources,
     )
 
 
@@ -237,6 +276,8 @@ def to_message(endpoint: Endpoint, network: Network, sandbox: Sandbox) -> pb.End
             name=spec.name,
             aliases=spec.aliases,
             ipv4_address=spec.ipv4_address,
+            ipv6_address=spec.ipv6_address,
+            options=spec.options,
             mac_address=spec.mac_address,
             interface_name=spec.interface_name,
             ports=[to_port_message(port) for port in spec.ports],

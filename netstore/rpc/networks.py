@@ -53,6 +53,7 @@ class NetworkServicer(network_pb2_grpc.NetworkServiceServicer):
             to_spec(request.network.spec),
             labels=check_labels(request.network.labels),
             request_id=check_request_id(request.request_id),
+            strict=request.strict,
         )
         _, count = await self._networks.get(network.id)
         return pb.CreateNetworkResponse(network=to_message(network, count), warnings=warnings)
@@ -80,20 +81,24 @@ class NetworkServicer(network_pb2_grpc.NetworkServiceServicer):
 
 
 def to_spec(spec: pb.NetworkSpec) -> NetworkSpec:
-    """Translate a spec; what is not accepted yet is refused here."""
-    if spec.HasField("enable_ipv4") and not spec.enable_ipv4:
-        raise InvalidArgument("spec.enable_ipv4", False, "true: this version makes IPv4 networks only")
-    if spec.enable_ipv6:
-        raise InvalidArgument("spec.enable_ipv6", True, "false: this version makes IPv4 networks only")
-    if spec.ipam_driver not in ("", "default"):
-        raise InvalidArgument("spec.ipam_driver", spec.ipam_driver, "default")
+    """Translate a spec."""
+    if spec.ipam_driver not in ("", "default", "null"):
+        raise InvalidArgument("spec.ipam_driver", spec.ipam_driver, "default or null")
     if len(spec.ipam) > 16:
         raise InvalidArgument("spec.ipam", f"{len(spec.ipam)} pools", "at most 16")
     pools = tuple(
         Pool(subnet=each.subnet, gateway=each.gateway, ip_range=each.ip_range, aux_addresses=dict(each.aux_addresses))
         for each in spec.ipam
     )
-    return NetworkSpec(driver=spec.driver or "bridge", internal=spec.internal, pools=pools, options=dict(spec.options))
+    return NetworkSpec(
+        driver=spec.driver or "bridge",
+        internal=spec.internal,
+        enable_ipv4=spec.enable_ipv4 if spec.HasField("enable_ipv4") else True,
+        enable_ipv6=spec.enable_ipv6,
+        ipam_driver=spec.ipam_driver or "default",
+        pools=pools,
+        options=dict(spec.options),
+    )
 
 
 def to_message(network: Network, endpoint_count: int) -> pb.Network:
@@ -106,7 +111,13 @@ def to_message(network: Network, endpoint_count: int) -> pb.Network:
         etag=str(network.revision),
         create_time=timestamp(network.create_time),
         spec=pb.NetworkSpec(
-            driver=spec.driver, internal=spec.internal, enable_ipv4=True, ipam=_pools(spec.pools), options=spec.options
+            driver=spec.driver,
+            internal=spec.internal,
+            enable_ipv4=spec.enable_ipv4,
+            enable_ipv6=spec.enable_ipv6,
+            ipam_driver=spec.ipam_driver,
+            ipam=_pools(spec.pools),
+            options=spec.options,
         ),
         status=pb.NetworkStatus(
             state=pb.NETWORK_STATE_ACTIVE,

@@ -48,7 +48,8 @@ MIGRATIONS: tuple[str, ...] = (
     -- The owner is the endpoint that holds the address, or the network for gateways and auxiliary addresses.
     CREATE TABLE addresses (
         network_id TEXT NOT NULL REFERENCES networks(id) ON DELETE CASCADE,
-        address BLOB NOT NULL, endpoint_id TEXT REFERENCES endpoints(id) ON DELETE CASCADE,
+        address BLOB NOT NULL,
+        endpoint_id TEXT REFERENCES endpoints(id) ON DELETE CASCADE DEFERRABLE INITIALLY DEFERRED,
         PRIMARY KEY (network_id, address)
     ) WITHOUT ROWID;
     CREATE INDEX addresses_by_endpoint ON addresses(endpoint_id);
@@ -61,15 +62,22 @@ MIGRATIONS: tuple[str, ...] = (
     ) WITHOUT ROWID;
     CREATE INDEX names_by_endpoint ON names(endpoint_id);
 
-    -- host_ip '' is every address of the node.
+    -- host_ip '' is every address of the node; a range has its first port in host_port. Ranges are few: they have an
+    -- index of their own, so that a single port's check costs the same however many there are.
     CREATE TABLE ports (
-        host_ip TEXT NOT NULL, protocol TEXT NOT NULL, host_port INTEGER NOT NULL,
-        container_port INTEGER NOT NULL, endpoint_id TEXT NOT NULL REFERENCES endpoints(id) ON DELETE CASCADE,
+        host_ip TEXT NOT NULL, protocol TEXT NOT NULL, host_port INTEGER NOT NULL, last_port INTEGER NOT NULL,
+        container_port INTEGER NOT NULL,
+        endpoint_id TEXT NOT NULL REFERENCES endpoints(id) ON DELETE CASCADE DEFERRABLE INITIALLY DEFERRED,
         PRIMARY KEY (protocol, host_port, host_ip)
     ) WITHOUT ROWID;
     CREATE INDEX ports_by_endpoint ON ports(endpoint_id);
+    CREATE INDEX ports_of_ranges ON ports(protocol, host_port) WHERE last_port > host_port;
     CREATE TRIGGER ports_do_not_clash BEFORE INSERT ON ports
-    WHEN EXISTS (SELECT 1 FROM ports WHERE protocol = NEW.protocol AND host_port = NEW.host_port
+    WHEN EXISTS (SELECT 1 FROM ports WHERE protocol = NEW.protocol
+                 AND host_port BETWEEN NEW.host_port AND NEW.last_port
+                 AND (host_ip = NEW.host_ip OR host_ip = '' OR NEW.host_ip = ''))
+      OR EXISTS (SELECT 1 FROM ports WHERE protocol = NEW.protocol AND last_port > host_port
+                 AND host_port < NEW.host_port AND last_port >= NEW.host_port
                  AND (host_ip = NEW.host_ip OR host_ip = '' OR NEW.host_ip = ''))
     BEGIN SELECT RAISE(ABORT, '{PORT_TAKEN}'); END;
 

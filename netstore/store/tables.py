@@ -6,6 +6,7 @@ Every resource is one row: keys and constraints as columns, the whole of it as J
 
 from __future__ import annotations
 
+import functools
 import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,12 @@ class _Resource(Protocol):
 
 R = TypeVar("R", bound=_Resource)
 
+
+@functools.cache
+def _decoder(type_: type[Any]) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(type_)
+
+
 _HEX = set("0123456789abcdef")
 
 
@@ -38,7 +45,7 @@ class Table(Generic[R]):
         self._tx = tx
         self._name = name
         self._kind = kind
-        self._decode = msgspec.json.Decoder(type_).decode
+        self._decode: Callable[[str], R] = _decoder(type_).decode
         self._columns = columns
 
     def get(self, resource_id: str) -> R | None:
@@ -182,8 +189,10 @@ class Transaction:
         Raises:
             AlreadyExists: the id was used for another method.
         """
+        if not request_id:
+            return []
         row = self.row("SELECT method, resource_ids FROM requests WHERE request_id = ?", request_id)
-        if row is None or not request_id:
+        if row is None:
             return []
         if row[0] != method:
             raise AlreadyExists(

@@ -19,12 +19,19 @@ from netstore.cli.main import cli
         ("8080:80", [("", 8080, 80, 1)]),
         ("127.0.0.1:8080:80/udp", [("127.0.0.1", 8080, 80, 2)]),
         ("127.0.0.1::80", [("127.0.0.1", 0, 80, 1)]),
-        ("8000-8001:80-81", [("", 8000, 80, 1), ("", 8001, 81, 1)]),
+        ("8000-8001:80-81", [("", 8000, 80, 1, 2, 0)]),
+        ("8000-8001:80", [("", 8000, 80, 1, 0, 8001)]),
+        ("80-81/sctp", [("", 0, 80, 3), ("", 0, 81, 3)]),
+        ("fd00::1:80:81", [("fd00::1", 80, 81, 1)]),
+        ("[fd00::1]::81", [("fd00::1", 0, 81, 1)]),
+        ("target=80,published=8080,protocol=udp,host_ip=10.0.0.1", [("10.0.0.1", 8080, 80, 2)]),
         ("[::1]:80:80", [("::1", 80, 80, 1)]),
     ],
 )
 def test_ports(text: str, expected: list) -> None:
-    assert [(p.host_ip, p.host_port, p.container_port, p.protocol) for p in grammar.parse_port(text)] == expected
+    found = [(p.host_ip, p.host_port, p.container_port, p.protocol, p.count, p.host_port_last)
+             for p in grammar.parse_port(text)]  # fmt: skip
+    assert found == [(*each, 0, 0)[:6] for each in expected]
 
 
 @pytest.mark.parametrize("text", ["", "x", "80:", "80-70", "8000-8002:80-81", "80/icmp", "70000"])

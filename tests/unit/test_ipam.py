@@ -62,7 +62,7 @@ async def test_halves_count_as_default_routes(store: Store) -> None:
 async def test_thirty_one_pools_then_exhausted(store: Store) -> None:
     for _ in range(31):
         await store.write(lambda tx: add_network(tx, ipam.choose_subnet(tx, [])))
-    with pytest.raises(Exhausted, match="no default address pool"):
+    with pytest.raises(Exhausted, match="no default IPv4 address pool"):
         await store.write(lambda tx: ipam.choose_subnet(tx, []))
 
 
@@ -79,7 +79,7 @@ async def test_addresses_are_given_in_turn_and_run_out(store: Store) -> None:
 
     def take(tx: Transaction) -> tuple[str, str]:
         endpoint = add_endpoint(tx, network)
-        return endpoint, ipam.allocate(tx, network, endpoint, "", field="ip").address
+        return endpoint, ipam.allocate(tx, network, endpoint, EndpointSpec())[0].address
 
     taken = [await store.write(take) for _ in range(5)]
     assert [address for _, address in taken] == [f"10.1.0.{last}" for last in range(2, 7)]
@@ -92,15 +92,19 @@ async def test_addresses_are_given_in_turn_and_run_out(store: Store) -> None:
 async def test_static_address_names_its_holder(store: Store) -> None:
     network = await store.write(lambda tx: add_network(tx, "10.1.0.0/24", gateway="10.1.0.9"))
     with pytest.raises(AddressTaken, match="gateway"):
-        await store.write(lambda tx: ipam.allocate(tx, network, add_endpoint(tx, network), "10.1.0.9", field="ip"))
+        await store.write(
+            lambda tx: ipam.allocate(tx, network, add_endpoint(tx, network), EndpointSpec(ipv4_address="10.1.0.9"))
+        )
     with pytest.raises(InvalidArgument, match="ip"):
-        await store.write(lambda tx: ipam.allocate(tx, network, add_endpoint(tx, network), "10.2.0.1", field="ip"))
+        await store.write(
+            lambda tx: ipam.allocate(tx, network, add_endpoint(tx, network), EndpointSpec(ipv4_address="10.2.0.1"))
+        )
 
 
 @pytest.mark.parametrize(
     "pool",
     [
-        Pool(subnet="10.0.0.1/24"), Pool(subnet="300.0.0.0/8"), Pool(subnet="10.0.0.0/31"), Pool(subnet="fd00::/64"),
+        Pool(subnet="10.0.0.1/24"), Pool(subnet="300.0.0.0/8"), Pool(subnet="10.0.0.0/31"), Pool(subnet="fe80::/64"),
         Pool(subnet="224.0.0.0/8"), Pool(subnet="10.0.0.0/24", gateway="10.0.1.1"), Pool(gateway="10.0.0.1"),
         Pool(subnet="10.0.0.0/24", gateway="10.0.0.0"), Pool(subnet="10.0.0.0/24", ip_range="10.1.0.0/25"),
         Pool(subnet="10.0.0.0/24", aux_addresses={"router": "10.9.0.1"}), Pool(ip_range="10.0.0.0/25"),

@@ -90,7 +90,7 @@ class _ProtocolEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Protocol.Val
     PROTOCOL_UDP: _Protocol.ValueType  # 2
     """UDP (RFC 768)."""
     PROTOCOL_SCTP: _Protocol.ValueType  # 3
-    """SCTP (RFC 9260). Reserved: not accepted yet."""
+    """SCTP (RFC 9260)."""
 
 class Protocol(_Protocol, metaclass=_ProtocolEnumTypeWrapper):
     """Protocol is the transport of a published port."""
@@ -102,7 +102,7 @@ PROTOCOL_TCP: Protocol.ValueType  # 1
 PROTOCOL_UDP: Protocol.ValueType  # 2
 """UDP (RFC 768)."""
 PROTOCOL_SCTP: Protocol.ValueType  # 3
-"""SCTP (RFC 9260). Reserved: not accepted yet."""
+"""SCTP (RFC 9260)."""
 Global___Protocol: _TypeAlias = Protocol  # noqa: Y015
 
 @_typing.final
@@ -115,14 +115,27 @@ class PortMapping(_message.Message):
     HOST_PORT_FIELD_NUMBER: _builtins.int
     CONTAINER_PORT_FIELD_NUMBER: _builtins.int
     PROTOCOL_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    HOST_PORT_LAST_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
     host_ip: _builtins.str
-    """OPTIONAL. The node's IPv4 address to listen on; empty or "0.0.0.0" means every address, "127.0.0.1" this node only."""
+    """OPTIONAL. The node's address to listen on; empty, "0.0.0.0" or "::" means every address of both families,
+    "127.0.0.1" this node only.
+    """
     host_port: _builtins.int
     """OPTIONAL. 1 to 65535; 0 takes a free port of the node's ephemeral range, which the answer names."""
     container_port: _builtins.int
     """REQUIRED. The port inside the sandbox, 1 to 65535."""
     protocol: Global___Protocol.ValueType
     """OPTIONAL. The transport; unspecified means TCP."""
+    count: _builtins.int
+    """OPTIONAL. How many consecutive ports, from host_port and container_port on; 0 means one."""
+    host_port_last: _builtins.int
+    """OPTIONAL. With host_port: any free port from that one to this. 0 means host_port and no other."""
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """OPTIONAL. CIDRs of the machines that may reach it, besides the node itself; none means every machine. At most 64."""
+
     def __init__(
         self,
         *,
@@ -130,10 +143,13 @@ class PortMapping(_message.Message):
         host_port: _builtins.int = ...,
         container_port: _builtins.int = ...,
         protocol: Global___Protocol.ValueType = ...,
+        count: _builtins.int = ...,
+        host_port_last: _builtins.int = ...,
+        sources: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["container_port", b"container_port", "host_ip", b"host_ip", "host_port", b"host_port", "protocol", b"protocol"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container_port", b"container_port", "count", b"count", "host_ip", b"host_ip", "host_port", b"host_port", "host_port_last", b"host_port_last", "protocol", b"protocol", "sources", b"sources"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -82,12 +82,34 @@ class NetworkAttachment(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class OptionsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NETWORK_FIELD_NUMBER: _builtins.int
     ALIASES_FIELD_NUMBER: _builtins.int
     IPV4_ADDRESS_FIELD_NUMBER: _builtins.int
     MAC_ADDRESS_FIELD_NUMBER: _builtins.int
     INTERFACE_NAME_FIELD_NUMBER: _builtins.int
     GATEWAY_PRIORITY_FIELD_NUMBER: _builtins.int
+    IPV6_ADDRESS_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
     network: _builtins.str
     """REQUIRED. Name, id or unique id prefix. "host" and "none" go with no other."""
     ipv4_address: _builtins.str
@@ -98,9 +120,15 @@ class NetworkAttachment(_message.Message):
     """OPTIONAL. The interface's name inside; empty takes the first free ethN."""
     gateway_priority: _builtins.int
     """OPTIONAL. As EndpointSpec.gateway_priority."""
+    ipv6_address: _builtins.str
+    """OPTIONAL. A static IPv6 address, kept from create to remove. Not on the default bridge, host, none."""
     @_builtins.property
     def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """OPTIONAL. Further names on this network. Not on bridge, host, none."""
+
+    @_builtins.property
+    def options(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """OPTIONAL. As EndpointSpec.options."""
 
     def __init__(
         self,
@@ -111,10 +139,12 @@ class NetworkAttachment(_message.Message):
         mac_address: _builtins.str = ...,
         interface_name: _builtins.str = ...,
         gateway_priority: _builtins.int = ...,
+        ipv6_address: _builtins.str = ...,
+        options: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "gateway_priority", b"gateway_priority", "interface_name", b"interface_name", "ipv4_address", b"ipv4_address", "mac_address", b"mac_address", "network", b"network"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "gateway_priority", b"gateway_priority", "interface_name", b"interface_name", "ipv4_address", b"ipv4_address", "ipv6_address", b"ipv6_address", "mac_address", b"mac_address", "network", b"network", "options", b"options"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -126,7 +126,7 @@ class EndpointSpec(_message.Message):
     ipv4_address: _builtins.str
     """OPTIONAL. A static IPv4 address inside one of the network's subnets; empty takes the next free one."""
     ipv6_address: _builtins.str
-    """OPTIONAL. A static IPv6 address. Not accepted yet."""
+    """OPTIONAL. A static IPv6 address, kept from create to remove."""
     mac_address: _builtins.str
     """OPTIONAL. A unicast MAC address; empty derives a stable one from the endpoint's id."""
     interface_name: _builtins.str
@@ -147,7 +147,9 @@ class EndpointSpec(_message.Message):
 
     @_builtins.property
     def options(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """OPTIONAL. Driver options. None is known yet."""
+        """OPTIONAL. Options: "com.docker.network.endpoint.sysctls" holds settings of the interface, such as
+        "net.ipv4.conf.IFNAME.log_martians=1".
+        """
 
     def __init__(
         self,

@@ -139,14 +139,14 @@ class NetworkSpec(_message.Message):
     internal: _builtins.bool
     """OPTIONAL. No route to or from other networks and the outside."""
     enable_ipv4: _builtins.bool
-    """OPTIONAL. IPv4 addressing; absent means true. False is not accepted yet."""
+    """OPTIONAL. IPv4 addressing; absent means true. False needs enable_ipv6."""
     enable_ipv6: _builtins.bool
-    """OPTIONAL. IPv6 addressing. True is not accepted yet."""
+    """OPTIONAL. IPv6 addressing, also without a pool: the node has a /48 of its own (RFC 4193)."""
     ipam_driver: _builtins.str
-    """OPTIONAL. "default" (empty means it) is the only one yet."""
+    """OPTIONAL. "default" (empty means it), or "null": endpoints get no addresses."""
     @_builtins.property
     def ipam(self) -> _containers.RepeatedCompositeFieldContainer[Global___IpamConfig]:
-        """OPTIONAL. Address pools; none means one IPv4 pool from the defaults. At most 16."""
+        """OPTIONAL. Address pools; a family without one gets one from the defaults. At most 16."""
 
     @_builtins.property
     def options(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -411,8 +411,11 @@ class CreateNetworkRequest(_message.Message):
 
     NETWORK_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    STRICT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """OPTIONAL. A UUID: a repeated request with the same id is answered as the first was."""
+    strict: _builtins.bool
+    """OPTIONAL. A subnet that overlaps one of the host's routes is an error, not a warning."""
     @_builtins.property
     def network(self) -> Global___Network:
         """REQUIRED. `name`, `labels` and `spec` are read."""
@@ -422,10 +425,11 @@ class CreateNetworkRequest(_message.Message):
         *,
         network: Global___Network | None = ...,
         request_id: _builtins.str = ...,
+        strict: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["network", b"network"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["network", b"network", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["network", b"network", "request_id", b"request_id", "strict", b"strict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -475,7 +479,9 @@ class UpdateNetworkRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """REQUIRED. The fields to change, such as "labels"."""
+        """REQUIRED. The fields to change: "labels", "spec.options" (of the driver's, those that its reference page calls live;
+        the others must stay), "spec.ipam" (pools may be added).
+        """
 
     def __init__(
         self,

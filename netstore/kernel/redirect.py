@@ -1,0 +1,163 @@
+"""The redirect of 127.0.0.11:53 in a sandbox, written as nfnetlink messages (linux/netfilter/nf_tables.h).
+
+It is made at every attach, is always the same but for two port numbers, and libnftables would take longer for it
+[0.4 ms, a context each time] than the kernel does for the whole attach; so the messages are encoded once, here. What
+they mean is read back with `nft list table ip netstore` in the tests. Kernel constants keep their C names.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import socket
+import struct
+
+from netstore.errors import KernelError
+from netstore.kernel.namespaces import socket_inside
+
+__all__ = ["redirect", "remove_redirect"]
+
+TABLE, CHAIN, PORT = b"netstore", b"output", 53
+
+NETLINK_NETFILTER = 12
+NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END, NFNL_SUBSYS_NFTABLES = 0x10, 0x11, 10
+NFT_MSG_NEWTABLE, NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE = 0, 2, 3, 6
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x1, 0x4, 0x200, 0x400, 0x800
+NLA_F_NESTED = 0x8000
+NFTA_TABLE_NAME = 1
+NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME, NFTA_CHAIN_HOOK, NFTA_CHAIN_POLICY, NFTA_CHAIN_TYPE = 1, 3, 4, 5, 7
+NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY = 1, 2
+NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS = 1, 2, 4
+NFTA_LIST_ELEM, NFTA_EXPR_NAME, NFTA_EXPR_DATA, NFTA_DATA_VALUE = 1, 1, 2, 1
+NFTA_PAYLOAD_DREG, NFTA_PAYLOAD_BASE, NFTA_PAYLOAD_OFFSET, NFTA_PAYLOAD_LEN = 1, 2, 3, 4
+NFTA_CMP_SREG, NFTA_CMP_OP, NFTA_CMP_DATA = 1, 2, 3
+NFTA_META_DREG, NFTA_META_KEY = 1, 2
+NFTA_IMMEDIATE_DREG, NFTA_IMMEDIATE_DATA = 1, 2
+NFTA_NAT_TYPE, NFTA_NAT_FAMILY, NFTA_NAT_REG_ADDR_MIN, NFTA_NAT_REG_PROTO_MIN = 1, 2, 3, 5
+NF_INET_LOCAL_OUT, NF_ACCEPT, NF_IP_PRI_NAT_DST, NF_NAT_DNAT, NFT_CMP_EQ = 3, 1, -100, 1, 0
+NFT_REG_1, NFT_REG_2, NFT_META_L4PROTO = 1, 2, 16
+NFT_PAYLOAD_NETWORK_HEADER, NFT_PAYLOAD_TRANSPORT_HEADER = 1, 2
+
+_PLACES = {socket.IPPROTO_UDP: b"\xf1\xf2", socket.IPPROTO_TCP: b"\xf3\xf4"}  # of the ports in the encoded messages
+
+
+def redirect(namespace: int, address: str, udp: int, tcp: int) -> None:
+    """Send what a sandbox asks of `address`, port 53, to these ports of it instead; one that is there is replaced.
+
+    Raises:
+        KernelError: the kernel refused; nothing is left.
+    """
+    messages = [message.replace(b"\xf1\xf2", struct.pack("!H", udp)).replace(b"\xf3\xf4", struct.pack("!H", tcp))
+                for message in _messages(socket.inet_aton(address))]  # fmt: skip
+    code = _batch(namespace, messages)
+    if code == errno.EEXIST:  # replacing waits for a grace period [8-16 ms], so only then
+        code = _batch(namespace, [_table(NFT_MSG_DELTABLE, 0), *messages])
+    if code:
+        raise KernelError(code, "redirecting names in", "a sandbox")
+
+
+def remove_redirect(namespace: int) -> None:
+    """Take the redirect away; one that is gone is a success."""
+    code = _batch(namespace, [_table(NFT_MSG_DELTABLE, 0)])
+    if code not in (0, errno.ENOENT):
+        raise KernelError(code, "removing the redirect of names from", "a sandbox")
+
+
+def _batch(namespace: int, messages: list[bytes]) -> int:
+    """Send messages as one transaction; returns 0 or the first errno."""
+    data = bytearray(_message(NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST, b"", family=0, resource=NFNL_SUBSYS_NFTABLES))
+    for sequence, message in enumerate(messages, start=1):
+        at = len(data)
+        data += message
+        struct.pack_into("I", data, at + 8, sequence)
+    data += _message(NFNL_MSG_BATCH_END, NLM_F_REQUEST, b"", family=0, resource=NFNL_SUBSYS_NFTABLES)
+    codes: list[int] = []
+    with socket_inside(namespace, socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as connection:
+        connection.send(data)
+        while len(codes) < len(messages):  # the kernel queued every acknowledgement before send returned
+            received, at = connection.recv(65536, socket.MSG_DONTWAIT), 0
+            while at < len(received):
+                (length,) = struct.unpack_from("I", received, at)
+                codes.append(-struct.unpack_from("i", received, at + 16)[0])
+                at += (length + 3) & ~3
+    return next((code for code in codes if code), 0)
+
+
+@functools.cache
+def _messages(address: bytes) -> tuple[bytes, ...]:
+    hook = _be32(NFTA_HOOK_HOOKNUM, NF_INET_LOCAL_OUT) + _be32(NFTA_HOOK_PRIORITY, NF_IP_PRI_NAT_DST)
+    chain = _text(NFTA_CHAIN_TABLE, TABLE) + _text(NFTA_CHAIN_NAME, CHAIN) + _nested(NFTA_CHAIN_HOOK, hook)
+    chain += _be32(NFTA_CHAIN_POLICY, NF_ACCEPT) + _text(NFTA_CHAIN_TYPE, b"nat")
+    rules = [_text(NFTA_RULE_TABLE, TABLE) + _text(NFTA_RULE_CHAIN, CHAIN)
+             + _nested(NFTA_RULE_EXPRESSIONS, _expressions(address, protocol)) for protocol in _PLACES]  # fmt: skip
+    return (
+        _table(NFT_MSG_NEWTABLE, NLM_F_CREATE | NLM_F_EXCL),
+        _nft(NFT_MSG_NEWCHAIN, NLM_F_CREATE, chain),
+        *(_nft(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, rule) for rule in rules),
+    )
+
+
+def _expressions(address: bytes, protocol: int) -> bytes:
+    """Return `ip daddr ADDRESS PROTOCOL dport 53 dnat to ADDRESS:PLACE`."""
+    nat = _be32(NFTA_NAT_TYPE, NF_NAT_DNAT) + _be32(NFTA_NAT_FAMILY, socket.AF_INET)
+    nat += _be32(NFTA_NAT_REG_ADDR_MIN, NFT_REG_1) + _be32(NFTA_NAT_REG_PROTO_MIN, NFT_REG_2)
+    return b"".join(
+        (
+            _load(NFT_PAYLOAD_NETWORK_HEADER, offset=16, length=4),
+            _equals(address),
+            _expression(b"meta", _be32(NFTA_META_KEY, NFT_META_L4PROTO) + _be32(NFTA_META_DREG, NFT_REG_1)),
+            _equals(bytes([protocol])),
+            _load(NFT_PAYLOAD_TRANSPORT_HEADER, offset=2, length=2),
+            _equals(struct.pack("!H", PORT)),
+            _immediate(NFT_REG_1, address),
+            _immediate(NFT_REG_2, _PLACES[protocol]),
+            _expression(b"nat", nat),
+        )
+    )
+
+
+def _load(base: int, *, offset: int, length: int) -> bytes:
+    where = _be32(NFTA_PAYLOAD_DREG, NFT_REG_1) + _be32(NFTA_PAYLOAD_BASE, base)
+    return _expression(b"payload", where + _be32(NFTA_PAYLOAD_OFFSET, offset) + _be32(NFTA_PAYLOAD_LEN, length))
+
+
+def _equals(value: bytes) -> bytes:
+    data = _nested(NFTA_CMP_DATA, _attribute(NFTA_DATA_VALUE, value))
+    return _expression(b"cmp", _be32(NFTA_CMP_SREG, NFT_REG_1) + _be32(NFTA_CMP_OP, NFT_CMP_EQ) + data)
+
+
+def _immediate(register: int, value: bytes) -> bytes:
+    data = _nested(NFTA_IMMEDIATE_DATA, _attribute(NFTA_DATA_VALUE, value))
+    return _expression(b"immediate", _be32(NFTA_IMMEDIATE_DREG, register) + data)
+
+
+def _expression(name: bytes, data: bytes) -> bytes:
+    return _nested(NFTA_LIST_ELEM, _text(NFTA_EXPR_NAME, name) + _nested(NFTA_EXPR_DATA, data))
+
+
+def _table(kind: int, flags: int) -> bytes:
+    return _nft(kind, flags, _text(NFTA_TABLE_NAME, TABLE))
+
+
+def _nft(kind: int, flags: int, body: bytes) -> bytes:
+    return _message(NFNL_SUBSYS_NFTABLES << 8 | kind, NLM_F_REQUEST | NLM_F_ACK | flags, body, family=socket.AF_INET)
+
+
+def _message(kind: int, flags: int, body: bytes, *, family: int, resource: int = 0) -> bytes:
+    return struct.pack("=IHHIIBB", 20 + len(body), kind, flags, 0, 0, family, 0) + struct.pack("!H", resource) + body
+
+
+def _attribute(kind: int, payload: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(payload), kind) + payload + b"\0" * (-len(payload) % 4)
+
+
+def _nested(kind: int, payload: bytes) -> bytes:
+    return _attribute(kind | NLA_F_NESTED, payload)
+
+
+def _text(kind: int, text: bytes) -> bytes:
+    return _attribute(kind, text + b"\0")
+
+
+def _be32(kind: int, value: int) -> bytes:
+    return _attribute(kind, struct.pack("!i", value))

@@ -1,0 +1,52 @@
+"""Settings below /proc/sys/net of this thread's network namespace (Documentation/networking/ip-sysctl.rst)."""
+
+from __future__ import annotations
+
+import errno
+from ipaddress import IPv6Address
+from pathlib import Path
+
+from netstore.errors import KernelError
+
+__all__ = ["accept_ipv6", "forward_ipv6", "link_local", "sysctl"]
+
+_IPV6 = Path("/proc/sys/net/ipv6/conf")
+
+
+def sysctl(name: str, value: str) -> None:
+    """Write one value, such as net/ipv4/ip_forward, when it differs.
+
+    Raises:
+        KernelError: there is no such setting, or it does not take the value.
+    """
+    path = Path("/proc/sys", name)
+    try:
+        if path.read_text().strip() != value:
+            path.write_text(value)
+    except OSError as error:
+        raise KernelError(error.errno or errno.EIO, "setting sysctl", name.replace("/", ".")) from error
+
+
+def accept_ipv6(interface: str) -> None:
+    """Let an interface have IPv6 addresses, those that we give it and no other: router advertisements are not heard."""
+    sysctl(f"net/ipv6/conf/{interface}/disable_ipv6", "0")
+    sysctl(f"net/ipv6/conf/{interface}/accept_ra", "0")
+
+
+def forward_ipv6() -> None:
+    """Let the host forward IPv6, and go on hearing the routers that it hears.
+
+    A host that forwards ignores router advertisements unless `accept_ra` is 2: its own default route would vanish.
+    """
+    if Path("/proc/sys/net/ipv6/conf/all/forwarding").read_text().strip() == "1":
+        return
+    for interface in _IPV6.iterdir():
+        if interface.name != "all" and (interface / "accept_ra").read_text().strip() == "1":
+            sysctl(f"net/ipv6/conf/{interface.name}/accept_ra", "2")
+    sysctl("net/ipv6/conf/all/forwarding", "1")
+
+
+def link_local(mac: str) -> str:
+    """Return the link-local address of a MAC (RFC 4291, appendix A), which neighbour discovery sends from."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    return str(IPv6Address(b"\xfe\x80" + bytes(6) + bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:]))

@@ -1,0 +1,378 @@
+"""What an attachment means for the store: rows, addresses, ports, names, the default route; inside one transaction.
+
+Everything here runs in the store's thread and touches no kernel. The schema's keys decide what is taken; when one
+refuses, the holder is looked up for the message.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from netstore.errors import AddressTaken, AlreadyExists, FailedPrecondition, NetstoreError, NotFound
+from netstore.model import (
+    Endpoint,
+    EndpointSpec,
+    Kind,
+    Network,
+    PortMapping,
+    Sandbox,
+    SandboxRef,
+    new_id,
+    stable_mac,
+)
+from netstore.networks import ipam, ports
+from netstore.networks.sandboxes import OpenSandbox, known_sandbox
+from netstore.store import Transaction
+
+__all__ = [
+    "AttachRequest",
+    "Place",
+    "Plan",
+    "activate",
+    "attach",
+    "bound_to_default",
+    "changes",
+    "detach",
+    "each",
+    "endpoint_on",
+    "forget",
+    "joined",
+    "joined_or_none",
+    "park",
+    "publish",
+    "register_names",
+    "reserve",
+    "unpublish",
+]
+
+Joined = tuple[Endpoint, Network, Sandbox]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttachRequest:
+    """One attachment that a caller asks for."""
+
+    network: str
+    sandbox: SandboxRef
+    spec: EndpointSpec
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """An endpoint as committed, and where it goes. `fresh` is false for one that was attached before."""
+
+    endpoint: Endpoint
+    network: Network
+    opened: OpenSandbox
+    fresh: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where an endpoint goes: its sandbox, the endpoints that are there, and names that interfaces have inside."""
+
+    sandbox: Sandbox
+    others: Sequence[Endpoint] = ()
+    interfaces: frozenset[str] = frozenset()
+
+
+def attach(tx: Transaction, pairs: Sequence[tuple[AttachRequest, OpenSandbox]], request_id: str) -> list[Plan]:
+    """Plan several attachments, all or none.
+
+    Raises:
+        NotFound, InvalidArgument, AlreadyExists, AddressTaken, Exhausted: metadata `index` says for which.
+    """
+    answered = tx.answered(request_id, "AttachEndpoints")
+    if answered:
+        found = [joined(tx, tx.endpoints.require(made)) for made in answered]
+        return [Plan(e, n, OpenSandbox(s, None, frozenset()), fresh=False) for e, n, s in found]
+    planned: list[Plan] = []
+    for index, (request, opened) in enumerate(pairs):
+        try:
+            planned.append(_attach_one(tx, request, opened))
+        except NetstoreError as error:
+            error.metadata.setdefault("index", str(index))
+            raise
+    tx.answer(request_id, "AttachEndpoints", [plan.endpoint.id for plan in planned])
+    return planned
+
+
+def _attach_one(tx: Transaction, request: AttachRequest, opened: OpenSandbox) -> Plan:
+    network = tx.networks.find(request.network)
+    if network.predefined and not network.interface:
+        raise FailedPrecondition(
+            f"network {network.name} cannot be attached to a sandbox that exists",
+            hint="give `--network host` or `--network none` when the container is created",
+        )
+    known = known_sandbox(tx, opened.sandbox)
+    opened = replace(opened, sandbox=known or opened.sandbox)
+    sandbox = opened.sandbox
+    others: list[Endpoint] = []
+    if known is None:
+        _insert_sandbox(tx, sandbox)
+    else:
+        others = tx.endpoints.all("sandbox_id = ?", sandbox.id)
+    for present in others:
+        if present.network_id == network.id:
+            return Plan(_same(present, network, request.spec), network, opened, fresh=False)
+    name, live = "", True
+    if sandbox.container_id:
+        name, live = tx.containers.require(sandbox.container_id).name, _is_live(tx, sandbox)
+    place = Place(sandbox=sandbox, others=others, interfaces=opened.interfaces)
+    endpoint = reserve(tx, network, place, request.spec, name=name, labels=request.labels, attached=live)
+    return Plan(endpoint, network, opened, fresh=live)
+
+
+def _insert_sandbox(tx: Transaction, sandbox: Sandbox) -> None:
+    try:
+        tx.sandboxes.insert(sandbox)
+    except sqlite3.IntegrityError:  # another namespace was at this path before, and ended; its endpoints did with it
+        for stale in tx.sandboxes.all("path = ?", sandbox.path):
+            for endpoint in tx.endpoints.all("sandbox_id = ?", stale.id):
+                forget(tx, endpoint)
+        tx.sandboxes.insert(sandbox)
+
+
+def _same(present: Endpoint, network: Network, asked: EndpointSpec) -> Endpoint:
+    difference = changes(asked, present.spec)
+    if difference:
+        raise AlreadyExists(
+            f"the sandbox is attached to network {network.name} already, and differs: {difference}",
+            hint="detach it first (`netstore network disconnect`)", difference=difference,
+        )  # fmt: skip
+    return present
+
+
+def _is_live(tx: Transaction, sandbox: Sandbox) -> bool:
+    """Say whether a container runs in the sandbox: until then its endpoints are reservations."""
+    condition = "sandbox_id = ? AND json_extract(body, '$.state') = 'running'"
+    return bool(tx.containers.count(condition, sandbox.id))
+
+
+def reserve(
+    tx: Transaction, network: Network, place: Place, spec: EndpointSpec, *,
+    name: str = "", labels: Mapping[str, str] | None = None, attached: bool,
+) -> Endpoint:  # fmt: skip
+    """Add an endpoint's row and take its addresses; ports too when it is to be attached at once.
+
+    Raises:
+        AddressTaken, Exhausted, InvalidArgument: see the contract.
+    """
+    sandbox, endpoint_id, name = place.sandbox, new_id(), spec.name or name
+    where = {"network": network.name} | ({"container": sandbox.container_id} if sandbox.container_id else {})
+    revision = tx.event(Kind.ENDPOINT, "connect" if attached else "reserve", endpoint_id, name, **where)
+    endpoint = Endpoint(
+        id=endpoint_id, network_id=network.id, sandbox_id=sandbox.id, spec=spec, name=name, labels=dict(labels or {}),
+        create_time=time.time(), attached=attached, revision=revision,
+    )  # fmt: skip
+    if network.interface:
+        endpoint = replace(
+            endpoint,
+            mac_address=spec.mac_address or stable_mac(endpoint_id),
+            interface_name=spec.interface_name or _free_interface(place, _interface_prefix(network)),
+            addresses=ipam.allocate(tx, network, endpoint_id, spec),
+        )
+        if attached and spec.ports:
+            _refuse_unpublishable(network, endpoint)
+            claimed = ports.claim(tx, endpoint_id, bound_to_default(network, spec.ports))
+            endpoint = replace(endpoint, ports=claimed)
+        endpoint = _take_default_route(tx, network, endpoint, place.others)
+    try:
+        tx.endpoints.insert(endpoint)
+    except sqlite3.IntegrityError:
+        _name_twin(tx, endpoint, network)
+        raise
+    if network.interface:
+        _insert_names(tx, network, endpoint, sandbox)
+    return endpoint
+
+
+def _interface_prefix(network: Network) -> str:
+    return network.spec.options.get("com.docker.network.container_iface_prefix", "eth")
+
+
+def _free_interface(place: Place, prefix: str) -> str:
+    used = place.interfaces | {endpoint.interface_name for endpoint in place.others}
+    return next(name for number in range(len(used) + 1) if (name := f"{prefix}{number}") not in used)
+
+
+def _name_twin(tx: Transaction, endpoint: Endpoint, network: Network) -> None:
+    """Name the holder of a MAC or an interface name that a key refused."""
+    for present in tx.endpoints.all("network_id = ? AND mac = ?", network.id, endpoint.mac_address):
+        holder = present.name or present.id[:12]
+        raise AddressTaken(
+            f"spec.mac_address: {endpoint.mac_address} of network {network.name} is taken by endpoint {holder}",
+            hint="choose another MAC address, or none", holder=holder,
+        )  # fmt: skip
+    condition = "sandbox_id = ? AND interface_name = ?"
+    for present in tx.endpoints.all(condition, endpoint.sandbox_id, endpoint.interface_name):
+        raise AddressTaken(
+            f"spec.interface_name: {endpoint.interface_name} is taken by another endpoint of the sandbox",
+            hint="choose another interface name, or none", holder=present.id,
+        )  # fmt: skip
+
+
+def _take_default_route(tx: Transaction, network: Network, endpoint: Endpoint, others: Sequence[Endpoint]) -> Endpoint:
+    """Give the endpoint the default route, if its priority is above the present holder's, or there is none.
+
+    Ties stay with who came first: connecting a network never changes the way out (complaint 13).
+    """
+    holder = next((other for other in others if other.default_route), None)
+    if network.spec.internal or (holder and holder.spec.gateway_priority >= endpoint.spec.gateway_priority):
+        return endpoint
+    if holder:
+        tx.endpoints.update(replace(holder, default_route=False))
+    return replace(endpoint, default_route=True)
+
+
+def register_names(tx: Transaction, network: Network, endpoint: Endpoint, sandbox: Sandbox) -> None:
+    """Replace what netstore-resolver answers for an endpoint."""
+    tx.execute("DELETE FROM names WHERE endpoint_id = ?", endpoint.id)
+    _insert_names(tx, network, endpoint, sandbox)
+
+
+def _insert_names(tx: Transaction, network: Network, endpoint: Endpoint, sandbox: Sandbox) -> None:
+    if network.predefined:  # on the default network nothing is resolved, as Docker
+        return
+    names = {endpoint.name, *endpoint.spec.aliases, sandbox.container_id[:12]} - {""}
+    for name in {name.lower() for name in names}:
+        tx.execute("INSERT INTO names VALUES (?, ?, ?)", network.id, name, endpoint.id)
+
+
+def _refuse_unpublishable(network: Network, endpoint: Endpoint) -> None:
+    if network.spec.internal:
+        raise FailedPrecondition(
+            f"network {network.name} is internal: its ports cannot be published",
+            hint="use a network that is not internal",
+        )
+    if not endpoint.attached:
+        raise FailedPrecondition(f"endpoint {endpoint.id[:12]} is not attached", hint="start its container first")
+
+
+def bound_to_default(network: Network, wanted: Sequence[PortMapping]) -> list[PortMapping]:
+    """Fill in the network's default host address where a port names none."""
+    default = network.spec.options.get("com.docker.network.bridge.host_binding_ipv4", "")
+    default = "" if default == "0.0.0.0" else default
+    return [replace(port, host_ip=default) if not port.host_ip and default else port for port in wanted]
+
+
+def activate(tx: Transaction, opened: OpenSandbox, wanted: Mapping[str, Sequence[PortMapping]]) -> list[Plan]:
+    """Plan the attachment of every reserved endpoint of a container's sandbox, with these ports by endpoint id."""
+    planned = []
+    for endpoint in tx.endpoints.all("sandbox_id = ?", opened.sandbox.id):
+        if endpoint.attached:
+            continue
+        network = tx.networks.require(endpoint.network_id)
+        endpoint = replace(endpoint, attached=True)
+        if wanted.get(endpoint.id):
+            _refuse_unpublishable(network, endpoint)
+            claimed = ports.claim(tx, endpoint.id, bound_to_default(network, wanted[endpoint.id]))
+            endpoint = replace(endpoint, ports=claimed)
+        where = {"network": network.name, "container": opened.sandbox.container_id}
+        endpoint = replace(endpoint, revision=tx.event(Kind.ENDPOINT, "connect", endpoint.id, endpoint.name, **where))
+        tx.endpoints.update(endpoint)
+        planned.append(Plan(endpoint, network, opened))
+    return planned
+
+
+def park(tx: Transaction, endpoint: Endpoint) -> None:
+    """Make an endpoint a reservation: its addresses stay, its ports are freed."""
+    ports.release(tx, endpoint.id)
+    revision = tx.event(Kind.ENDPOINT, "disconnect", endpoint.id, endpoint.name)
+    tx.endpoints.update(replace(endpoint, attached=False, ports=(), revision=revision))
+
+
+def publish(
+    tx: Transaction, reference: str, wanted: Sequence[PortMapping]
+) -> tuple[Endpoint, Network, Sandbox, tuple[PortMapping, ...]]:
+    """Take further ports for a live endpoint; those published already stay. Returns the new ones last."""
+    endpoint, network, sandbox = joined(tx, tx.endpoints.find(reference, by_name=False))
+    _refuse_unpublishable(network, endpoint)
+    bound = bound_to_default(network, wanted)
+    unheld = [port for port in bound if not port.host_port or not ports.matching(endpoint.ports, port)]
+    new = ports.claim(tx, endpoint.id, unheld)
+    revision = tx.event(Kind.ENDPOINT, "publish", endpoint.id, endpoint.name, network=network.name)
+    endpoint = replace(endpoint, ports=(*endpoint.ports, *new), revision=revision)
+    tx.endpoints.update(endpoint)
+    return endpoint, network, sandbox, new
+
+
+def unpublish(
+    tx: Transaction, reference: str, unwanted: Sequence[PortMapping]
+) -> tuple[Endpoint, Network, Sandbox, tuple[PortMapping, ...]]:
+    """Free ports of an endpoint; those that are not published are ignored. Returns the freed ones last."""
+    endpoint, network, sandbox = joined(tx, tx.endpoints.find(reference, by_name=False))
+    gone = tuple(dict.fromkeys(found for port in unwanted for found in ports.matching(endpoint.ports, port)))
+    ports.release(tx, endpoint.id, gone)
+    revision = tx.event(Kind.ENDPOINT, "unpublish", endpoint.id, endpoint.name, network=network.name)
+    endpoint = replace(endpoint, ports=tuple(p for p in endpoint.ports if p not in gone), revision=revision)
+    tx.endpoints.update(endpoint)
+    return endpoint, network, sandbox, gone
+
+
+def detach(tx: Transaction, endpoint_id: str) -> tuple[tuple[Endpoint, Network] | None, bool]:
+    """Forget an endpoint; returns who gets the default route instead, and whether it was the sandbox's last."""
+    endpoint = tx.endpoints.get(endpoint_id)
+    if endpoint is None:
+        return None, False
+    forget(tx, endpoint)
+    others = tx.endpoints.all("sandbox_id = ?", endpoint.sandbox_id)
+    if not endpoint.default_route:
+        return None, not others
+    pairs = [(other, tx.networks.require(other.network_id)) for other in others]
+    heirs = [(other, network) for other, network in pairs if network.interface and not network.spec.internal]
+    if not heirs:
+        return None, not others
+    heir, network = max(heirs, key=lambda pair: pair[0].spec.gateway_priority)
+    heir = replace(heir, default_route=True)
+    tx.endpoints.update(heir)
+    return (heir, network), False
+
+
+def forget(tx: Transaction, endpoint: Endpoint) -> None:
+    """Remove an endpoint's row, and that of a sandbox that an engine named when it was the last."""
+    tx.event(Kind.ENDPOINT, "disconnect", endpoint.id, endpoint.name)
+    tx.endpoints.delete(endpoint.id)
+    sandbox = tx.sandboxes.get(endpoint.sandbox_id)
+    if sandbox and not sandbox.container_id and not tx.endpoints.count("sandbox_id = ?", sandbox.id):
+        tx.sandboxes.delete(sandbox.id)
+
+
+def each(tx: Transaction, change: Callable[[Transaction, Endpoint], None], plans: Sequence[Plan]) -> None:
+    """Make one change to the endpoint of every plan."""
+    for plan in plans:
+        change(tx, plan.endpoint)
+
+
+def joined(tx: Transaction, endpoint: Endpoint) -> Joined:
+    """Return an endpoint with its network and its sandbox."""
+    return endpoint, tx.networks.require(endpoint.network_id), tx.sandboxes.require(endpoint.sandbox_id)
+
+
+def joined_or_none(tx: Transaction, endpoint_id: str) -> Joined | None:
+    """Return an endpoint with its network and its sandbox, None when it is gone."""
+    endpoint = tx.endpoints.get(endpoint_id)
+    return joined(tx, endpoint) if endpoint else None
+
+
+def endpoint_on(tx: Transaction, reference: str, sandbox: Sandbox) -> Endpoint:
+    """Return the endpoint of a sandbox on a network.
+
+    Raises:
+        NotFound: it is not attached to it.
+    """
+    network = tx.networks.find(reference)
+    for endpoint in tx.endpoints.all("network_id = ? AND sandbox_id = ?", network.id, sandbox.id):
+        return endpoint
+    raise NotFound("endpoint", f"of {sandbox.path} on network {network.name}", hint="it is not attached")
+
+
+def changes(asked: object, present: object) -> str:
+    """Say in which fields two dataclasses differ, "" when in none."""
+    names = asked.__dataclass_fields__  # type: ignore[attr-defined]
+    pairs = [(name, getattr(present, name), getattr(asked, name)) for name in names]
+    return ", ".join(f"{name} is {there!r}, asked for {wanted!r}" for name, there, wanted in pairs if there != wanted)

@@ -1,0 +1,210 @@
+"""Bridge networks: both families, gateway modes, live ports; read back with ip, nft, curl and ping."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from ipaddress import ip_address, ip_network
+
+import pytest
+from conftest import Node, wait_until
+
+HTTPD = ("httpd", "-f", "-v", "-p", "80", "-h", "/data")
+HELLO = "from the image\n"
+
+
+def curl(node: Node, url: str, *, netns: str = "", seconds: int = 3) -> str:
+    inside = ["ip", "netns", "exec", netns] if netns else []
+    return node.host.run(*inside, "curl", "-gsS", "-m", str(seconds), url, check=False).stdout
+
+
+def addresses(node: Node, name: str) -> dict[str, str]:
+    """Return the addresses of a container's first endpoint: {"4": …, "6": …}."""
+    found = json.loads(node.out("inspect", name))[0]["status"]["endpoints"][0]["status"]["addresses"]
+    return {"6" if ":" in text else "4": text.split("/")[0] for text in found}
+
+
+def dual_stack_neighbour(node: Node) -> None:
+    node.host.sh(
+        "ip -6 addr add 2001:db8::1/64 dev uplink nodad; ip -n neighbour -6 addr add 2001:db8::2/64 dev eth0 nodad"
+    )
+
+
+def test_dual_stack(node: Node, image: str) -> None:
+    dual_stack_neighbour(node)
+    node.cli("network", "create", "--ipv6", "app")
+    node.cli("run", "-d", "--name", "web", "--network", "app", "-p", "8080:80", image, *HTTPD)
+    node.cli("run", "-d", "--name", "peer", "--network", "app", "--ip6", "", image)
+    ula = ip_address(addresses(node, "web")["6"])
+    assert ula in ip_network("fd00::/8")
+    wait_until(lambda: curl(node, "http://127.0.0.1:8080/hello"), what="httpd")
+    assert curl(node, "http://203.0.113.1:8080/hello", netns="neighbour") == HELLO
+    assert curl(node, "http://[2001:db8::1]:8080/hello", netns="neighbour") == HELLO
+    assert "2001:db8::2" in node.cli("logs", "web").stderr
+    assert curl(node, "http://[2001:db8::1]:8080/hello") == HELLO
+    assert node.out("exec", "peer", "wget", "-qO-", f"http://[{ula}]/hello") == HELLO.strip()
+    assert str(ula) in node.out("exec", "peer", "nslookup", "-type=AAAA", "web")
+    assert "web.app" in node.out("exec", "peer", "nslookup", str(ula))
+    # NAT66 outwards: the neighbour knows no way to the ULA.
+    assert node.cli("exec", "peer", "ping", "-6", "-c1", "-W2", "2001:db8::2").returncode == 0
+    # No duplicate address detection was waited for, and router advertisements are not heard.
+    shown = node.out("exec", "web", "ip", "-6", "addr", "show", "eth0")
+    assert "tentative" not in shown
+    assert "fe80::" in shown
+    assert node.out("exec", "web", "cat", "/proc/sys/net/ipv6/conf/eth0/accept_ra") == "0"
+    assert node.host.sh("cat /proc/sys/net/ipv6/conf/uplink/accept_ra").strip() == "2"
+    # The node's own /48 stays the same.
+    node.cli("network", "create", "--ipv6", "two")
+    two = json.loads(node.out("network", "inspect", "two"))[0]["status"]["ipam"][1]["subnet"]
+    assert ip_network(two).supernet(new_prefix=48) == ip_network((ula, 48), strict=False)
+
+
+def test_ipv6_only_several_subnets_and_static_addresses(node: Node, image: str) -> None:
+    node.cli("network", "create", "--ipv4=false", "--ipv6", "six")
+    node.cli("run", "-d", "--name", "a", "--network", "six", image)
+    assert set(addresses(node, "a")) == {"6"}
+    node.cli("network", "create", "--ipv6", "--subnet", "10.9.0.0/29", "--subnet", "10.9.1.0/24", "--subnet",
+             "fd00:9::/64", "--aux-address", "router=10.9.0.3", "--gateway", "10.9.1.254", "multi")  # fmt: skip
+    node.cli("run", "-d", "--name", "b", "--network", "name=multi,ip=10.9.1.77,ip6=fd00:9::77", image)
+    assert addresses(node, "b") == {"4": "10.9.1.77", "6": "fd00:9::77"}
+    assert "default via 10.9.1.254" in node.out("exec", "b", "ip", "route")
+    assert "default via fd00:9::1" in node.out("exec", "b", "ip", "-6", "route")
+    for index in range(6):  # .2 .4 .5 .6 of the first subnet, then the second
+        node.host.netns(f"n{index}")
+        node.cli("network", "connect", "--netns", f"/run/netns/n{index}", "--name", f"n{index}", "multi")
+    found = json.loads(node.out("endpoint", "ls", "--filter", "network=multi", "--format", "json"))
+    given = {each["status"]["addresses"][0] for each in found if each["name"].startswith("n")}
+    assert given == {"10.9.0.2/29", "10.9.0.4/29", "10.9.0.5/29", "10.9.0.6/29", "10.9.1.1/24", "10.9.1.2/24"}
+    refused = node.cli("network", "connect", "--ip6", "fd00:8::1", "--netns", "/run/netns/n0", "six", check=False)
+    assert "spec.ipv6_address" in refused.stderr
+
+
+@pytest.mark.parametrize("six", [False, True])
+def test_gateway_modes(node: Node, image: str, six: bool) -> None:
+    """Who reaches an endpoint at its own address from the next machine: nobody, everybody, or for published ports."""
+    dual_stack_neighbour(node)
+    host = "[2001:db8::1]" if six else "203.0.113.1"
+    version, option = ("6", "ipv6") if six else ("4", "ipv4")
+    node.host.sh("ip -n neighbour route add 10.0.0.0/8 via 203.0.113.1")
+    node.host.sh("ip -n neighbour -6 route add fd00::/8 via 2001:db8::1")
+    reached = {}
+    for index, mode in enumerate(("nat", "nat-unprotected", "routed")):
+        subnets = ("--subnet", f"10.8.{index}.0/24", "--subnet", f"fd00:8:{index}::/64")
+        key = f"com.docker.network.bridge.gateway_mode_{option}={mode}"
+        node.cli("network", "create", "--ipv6", *subnets, "-o", key, mode)
+        node.cli("run", "-d", "--name", mode, "--network", mode, "-p", f"{8000 + index}:80", image, "sh", "-c",
+                 "httpd -p 80 -h /data; httpd -f -p 81 -h /data")  # fmt: skip
+        target = addresses(node, mode)[version]
+        target = f"[{target}]" if six else target
+        wait_until(lambda url=f"http://{target}:81/hello": curl(node, url), what="httpd")
+        urls = (f"{host}:{8000 + index}", f"{target}:80", f"{target}:81")
+        reached[mode] = [curl(node, f"http://{url}/hello", netns="neighbour", seconds=1) == HELLO for url in urls]
+    assert reached == {
+        "nat": [True, False, False],
+        "nat-unprotected": [True, True, True],
+        "routed": [False, True, False],
+    }
+
+
+def test_isolated_inhibited_and_trusted(node: Node, image: str) -> None:
+    isolated = "com.docker.network.bridge.gateway_mode_ipv4=isolated"
+    node.cli("network", "create", "--internal", "-o", isolated, "--subnet", "10.8.1.0/24", "alone")
+    node.cli("run", "-d", "--name", "a", "--network", "alone", image)
+    node.cli("run", "-d", "--name", "b", "--network", "alone", image)
+    assert node.cli("exec", "a", "ping", "-c1", "-W1", "b").returncode == 0
+    assert "10.8.1.1/" not in node.host.sh("ip -4 addr")
+    inhibit = "com.docker.network.bridge.inhibit_ipv4=true"
+    node.cli("network", "create", "-o", inhibit, "--subnet", "10.8.2.0/24", "foreign")
+    assert "10.8.2.1/" not in node.host.sh("ip -4 addr")
+    trusted = "com.docker.network.bridge.trusted_host_interfaces=uplink"
+    node.cli("network", "create", "-o", trusted, "--subnet", "10.8.3.0/24", "open")
+    node.cli("run", "-d", "--name", "web", "--network", "open", "-p", "8080:80", image, *HTTPD)
+    node.host.sh("ip -n neighbour route add 10.8.0.0/16 via 203.0.113.1")
+    url = f"http://{addresses(node, 'web')['4']}/hello"
+    wait_until(lambda: curl(node, url), what="httpd")
+    assert curl(node, url, netns="neighbour") == HELLO
+    source = "com.docker.network.host_ipv4=203.0.113.7"
+    node.host.sh("ip addr add 203.0.113.7/24 dev uplink")
+    node.cli("network", "create", "-o", source, "fixed")
+    node.cli("run", "-d", "--name", "c", "--network", "fixed", image)
+    node.host.sh(
+        f"ip netns exec neighbour busybox httpd -v -f -p 9999 >/dev/null 2> {node.place}/seen & echo $! > {node.place}/pid"
+    )
+    wait_until(lambda: node.cli("exec", "c", "wget", "-qO-", "http://203.0.113.2:9999/x", check=False).returncode)
+    wait_until(lambda: "203.0.113.7" in (node.place / "seen").read_text(), what="the client's address")
+    node.host.sh(f"kill $(cat {node.place}/pid)")
+
+
+def test_ports_live_ranges_choices_and_sources(node: Node, image: str) -> None:
+    node.cli("network", "create", "app")
+    node.cli("run", "-d", "--name", "web", "--network", "app", image, *HTTPD)
+    assert node.out("port", "publish", "web", "8080:80") == "0.0.0.0:8080"
+    wait_until(lambda: curl(node, "http://203.0.113.1:8080/hello", netns="neighbour"), what="httpd")
+    assert node.out("port", "publish", "web", "8080:80") == ""  # again: the same
+    assert node.out("port", "web") == "80/tcp -> 0.0.0.0:8080"
+    assert node.out("port", "web", "80") == "0.0.0.0:8080"
+    node.cli("port", "unpublish", "web", "8080:80")
+    assert curl(node, "http://203.0.113.1:8080/hello", netns="neighbour", seconds=1) == ""
+    # A range onto the same numbers is one element; a range onto one port takes a free one.
+    node.cli("port", "publish", "web", "20000-20999:20000-20999")
+    ruleset = node.host.sh("nft list map inet netstore ranges")
+    assert "20000-20999 : 172.18.0.2" in ruleset
+    clash = node.cli("port", "publish", "web", "20500:80", check=False)
+    assert "host port 0.0.0.0:20500/tcp is taken by endpoint web" in clash.stderr
+    assert node.out("port", "publish", "web", "20999-21005:80") == "0.0.0.0:21000"
+    node.cli("port", "publish", "web", "9000-9002:79-81")
+    assert curl(node, "http://203.0.113.1:9001/hello", netns="neighbour") == HELLO
+    # Only who is let in gets in; the host itself always may.
+    node.cli("port", "publish", "--from", "198.51.100.0/24", "web", "8081:80")
+    assert curl(node, "http://203.0.113.1:8081/hello", netns="neighbour", seconds=1) == ""
+    assert curl(node, "http://203.0.113.1:8081/hello") == HELLO
+    listed = node.out("port", "ls", "web")
+    assert "this host, 198.51.100.0/24" in listed
+    assert "0.0.0.0:20000-20999" in listed
+    node.cli("stop", "-t", "0", "web")
+    elements = node.host.sh("nft -j list table inet netstore")
+    assert "20000" not in elements
+    assert "198.51.100.0" not in elements
+
+
+def test_a_port_of_a_host_process_is_refused_by_name(node: Node, image: str) -> None:
+    code = "import socket, time; s = socket.socket(type={}); s.bind(('', {})); {} print(flush=True); time.sleep(60)"
+    servers = [
+        subprocess.Popen(node.host.command(sys.executable, "-c", code.format(*each)), stdout=subprocess.PIPE)
+        for each in (("socket.SOCK_STREAM", 8080, "s.listen();"), ("socket.SOCK_DGRAM", 5353, ""))
+    ]
+    for server in servers:
+        assert server.stdout
+        server.stdout.readline()
+    for published in ("8080:80", "5353:53/udp", "8000-8100:8000-8100"):
+        refused = node.cli("run", "-d", "-p", published, image, check=False)
+        assert refused.returncode == 125
+        assert f"taken by process {servers['5353' in published].pid} (python" in refused.stderr
+    for server in servers:
+        server.kill()
+        server.communicate()
+    assert node.out("run", "-d", "-p", "8080:80", image)
+
+
+def test_null_ipam_endpoint_options_and_overlaps(node: Node, image: str) -> None:
+    node.cli("network", "create", "--ipam-driver", "null", "bare")
+    node.host.netns("c")
+    node.cli("network", "connect", "--netns", "/run/netns/c", "bare")
+    shown = node.host.sh("ip -n c addr show eth0")
+    assert "UP" in shown
+    assert "inet " not in shown
+    sysctl = "com.docker.network.endpoint.sysctls=net.ipv4.conf.IFNAME.log_martians=1"
+    node.cli("network", "connect", "--netns", "/run/netns/c", "--driver-opt", sysctl, "bridge")
+    assert node.host.sh("ip netns exec c cat /proc/sys/net/ipv4/conf/eth1/log_martians").strip() == "1"
+    nosuch = "com.docker.network.endpoint.sysctls=net.ipv4.conf.IFNAME.nosuch=1"
+    node.host.netns("d")
+    refused = node.cli("network", "connect", "--netns", "/run/netns/d", "--driver-opt", nosuch, "bridge", check=False)
+    assert "spec.options[com.docker.network.endpoint.sysctls]: 'net.ipv4.conf.eth0.nosuch" in refused.stderr.replace(
+        "IFNAME", "eth0"
+    )
+    assert "eth0" not in node.host.sh("ip -n d link")
+    warned = node.cli("network", "create", "--subnet", "203.0.113.128/25", "near")
+    assert "overlaps the host's route 203.0.113.0/24 on uplink" in warned.stderr
+    refused = node.cli("network", "create", "--strict", "--subnet", "203.0.113.64/26", "nearer", check=False)
+    assert refused.returncode == 1
