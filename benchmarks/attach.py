@@ -50,7 +50,7 @@ def sh(command: str) -> None:
 def floor(count: int) -> list[float]:
     """A veth into a namespace, a bridge port, an address and a route: messages encoded beforehand, two sends."""
     route = netlink.RouteSocket()
-    route.run([netlink.bridge_add("floor", mac="02:00:00:00:00:01", mtu=1500), netlink.link_set("floor", up=True)])
+    route.run([netlink.bridge_add("floor", mac="02:00:00:00:00:01"), netlink.link_set("floor", up=True)])
     master = route.index_of("floor") or 0
     outer, inner, descriptors = [], [], []
     for index in range(count):

@@ -125,16 +125,18 @@ class Node:
     def start_resolver(self) -> None:
         self.resolver = self._spawn("netstore-resolver", "--upstream", "203.0.113.2")
 
-    def start(self) -> None:
-        self.daemon = self._spawn("netstored", "--log-format", "json")
+    def start(self, *flags: str) -> None:
+        self.daemon = self._spawn("netstored", "--log-format", "json", *flags)
         with grpc.insecure_channel(self.address.replace("unix://", "unix:")) as channel:
             grpc.channel_ready_future(channel).result(timeout=20)
 
     def _spawn(self, name: str, *flags: str) -> subprocess.Popen[bytes]:
         log = (self.place / f"{name}.log").open("ab")
         with log:
-            paths = ["--state-dir", str(self.place / "state"), "--run-dir", str(self.place / "run")]
-            return subprocess.Popen(self.host.command(str(BIN / name), *paths, *flags), stderr=log, stdout=log)
+            return subprocess.Popen(self.host.command(*self.command(name, *flags)), stderr=log, stdout=log)
+
+    def command(self, name: str, *flags: str) -> list[str]:
+        return [str(BIN / name), "--state-dir", str(self.place / "state"), "--run-dir", str(self.place / "run"), *flags]
 
     def kill(self) -> None:
         assert self.daemon

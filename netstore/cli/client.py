@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -23,19 +24,34 @@ T = TypeVar("T")
 class Client:
     """A channel to one netstored, opened at first use; stubs are made by their service's name."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, certificates: tuple[str, str, str] = ("", "", "")) -> None:
+        """`certificates` are files (PEM) for TCP: the authority's, ours, and our key."""
         self.address = address if "://" in address else f"unix://{address}"
+        self._certificates = certificates
         self._channel: grpc.Channel | None = None
 
     @property
     def channel(self) -> grpc.Channel:
-        """The channel."""
+        """The channel: a unix socket, or TCP with mutual TLS."""
         if self._channel is None:
             scheme, _, rest = self.address.partition("://")
-            if scheme not in ("unix", "tcp"):
+            if scheme == "unix":
+                self._channel = grpc.insecure_channel(f"unix:{rest}")
+            elif scheme == "tcp":
+                self._channel = grpc.secure_channel(rest, self._credentials())
+            else:
                 raise click.UsageError(f"--host: {self.address!r} is not unix:///path or tcp://host:port")
-            self._channel = grpc.insecure_channel(f"unix:{rest}" if scheme == "unix" else rest)
         return self._channel
+
+    def _credentials(self) -> grpc.ChannelCredentials:
+        try:
+            authority, certificate, key = (Path(name).read_bytes() for name in self._certificates)
+        except OSError as error:
+            raise click.UsageError(
+                f"{self.address} takes mutual TLS alone: {error.strerror}: {error.filename or 'no file given'}; give "
+                "--tlscacert, --tlscert and --tlskey, or NETSTORE_CERT_PATH with ca.pem, cert.pem and key.pem"
+            ) from error
+        return grpc.ssl_channel_credentials(authority, key, certificate)
 
     @property
     def networks(self) -> Any:

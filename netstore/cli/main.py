@@ -68,13 +68,21 @@ class _Lazy(click.Group):
 @click.option(
     "-H", "--host", envvar="NETSTORE_HOST", default=DEFAULT_HOST, show_default=True, help="Where netstored is."
 )
+@click.option("--tlscacert", help="For TCP: certificate of the authority [default: NETSTORE_CERT_PATH/ca.pem].")
+@click.option("--tlscert", help="For TCP: our certificate [default: NETSTORE_CERT_PATH/cert.pem].")
+@click.option("--tlskey", help="For TCP: our key [default: NETSTORE_CERT_PATH/key.pem].")
 @click.version_option(__version__)
 @click.pass_context
-def cli(ctx: click.Context, host: str) -> None:
+def cli(ctx: click.Context, /, host: str, **certificates: str | None) -> None:
     """Networks, volumes and containers of a node."""
     from netstore.cli.client import Client
 
-    ctx.obj = Client(host)
+    place = os.environ.get("NETSTORE_CERT_PATH", "")
+    defaults = {"tlscacert": "ca.pem", "tlscert": "cert.pem", "tlskey": "key.pem"}
+    authority, certificate, key = (
+        certificates[flag] or (os.path.join(place, name) if place else "") for flag, name in defaults.items()
+    )
+    ctx.obj = Client(host, (authority, certificate, key))
 
 
 def main() -> None:

@@ -93,7 +93,7 @@ class BridgeDriver(Driver):
         route = host_socket()
         found = route.link(network.interface)
         if found is None:
-            route.run([netlink.bridge_add(network.interface, mac=stable_mac(network.id), mtu=network.mtu)])
+            route.run([netlink.bridge_add(network.interface, mac=stable_mac(network.id))])
         elif found.alias != _alias("network", network.id):
             raise FailedPrecondition(
                 f"interface {network.interface} exists and is not ours", hint=f"choose another {NAME}, or remove it",
@@ -105,7 +105,7 @@ class BridgeDriver(Driver):
             assert index is not None
             route.run(
                 [
-                    netlink.link_set(index, alias=_alias("network", network.id), ipv6_addresses=False),
+                    netlink.link_set(index, alias=_alias("network", network.id), mtu=network.mtu, ipv6_addresses=False),
                     *(
                         netlink.address_add(index, gateway, prefix, tolerate={errno.EEXIST})
                         for gateway, prefix in self._bridge_addresses(network)

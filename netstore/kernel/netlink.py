@@ -227,13 +227,15 @@ def _no_ipv6_addresses() -> tuple[str, Any]:
     return ("IFLA_AF_SPEC", {"attrs": [("AF_INET6", mode)]})
 
 
-def bridge_add(name: str, *, mac: str, mtu: int) -> Request:
-    """Make a bridge without spanning tree, IPv6 addresses or multicast snooping, down."""
+def bridge_add(name: str, *, mac: str) -> Request:
+    """Make a bridge without spanning tree, IPv6 addresses or multicast snooping, down.
+
+    Its MTU is to be set afterwards: one given here is forgotten when its ports change (br_mtu_auto_adjust).
+    """
     data = {"attrs": [("IFLA_BR_STP_STATE", 0), ("IFLA_BR_FORWARD_DELAY", 0), ("IFLA_BR_MCAST_SNOOPING", 0)]}
     attrs: _ATTRS = [
         ("IFLA_IFNAME", name),
         ("IFLA_ADDRESS", mac),
-        ("IFLA_MTU", mtu),
         ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "bridge"), ("IFLA_INFO_DATA", data)]}),
     ]
     return Request(_message(ifinfmsg, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, {}, attrs), "making bridge", name)
@@ -285,6 +287,7 @@ def link_set(
     up: bool = False,
     alias: str = "",
     ipv6_addresses: bool = True,
+    mtu: int = 0,
     group: int | None = None,
     tolerate: frozenset[int] = frozenset(),
 ) -> Request:
@@ -297,6 +300,8 @@ def link_set(
         attrs.append(("IFLA_IFNAME", to))
     if alias:
         attrs.append(("IFLA_IFALIAS", alias))
+    if mtu:
+        attrs.append(("IFLA_MTU", mtu))
     if group is not None:
         attrs.append(("IFLA_GROUP", group))
     if not ipv6_addresses:

@@ -1,0 +1,88 @@
+"""Run inside a private namespace by the conformance suite: plays the verbs of one network driver, prints what it saw."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
+
+from netstore.drivers.base import Host, load_drivers
+from netstore.errors import NetstoreError
+from netstore.kernel.firewall import Firewall
+from netstore.kernel.links import Deletions
+from netstore.model import Address, Endpoint, EndpointSpec, Network, NetworkSpec, Pool, PortMapping, new_id, stable_mac
+
+
+def shell(command: str) -> str:
+    return subprocess.run(command, shell=True, capture_output=True, text=True, check=True).stdout
+
+
+def state() -> str:
+    host = "ip -o link | sed 's/^[0-9]*: //; s/<.*>//; s/state .*//'; ip -o addr; nft list table inet netstore"
+    return shell(f"{host}; ip -n c -o link | grep -v ' lo:' || true")
+
+
+def main(name: str) -> None:
+    seen: dict[str, object] = {}
+    firewall = Firewall()
+    firewall.ensure()
+    driver = load_drivers(Host(firewall, Deletions()))[name]
+    pools = (Pool(subnet="10.66.0.0/24", gateway="10.66.0.1"), Pool(subnet="fd00:66::/64", gateway="fd00:66::1"))
+    network = driver.validate(
+        Network(id=new_id(), name="n", spec=NetworkSpec(driver=name, enable_ipv6=True), mtu=1400,
+                pools=pools if driver.has_interfaces else ())
+    )  # fmt: skip
+    endpoint = Endpoint(
+        id=new_id(), network_id=network.id, sandbox_id="s", spec=EndpointSpec(), mac_address=stable_mac("x"),
+        interface_name="eth0" if driver.has_interfaces else "", default_route=True,
+        ports=(PortMapping(container_port=80, host_port=8080),),
+        addresses=(Address(address="10.66.0.2", prefix=24, gateway="10.66.0.1"),
+                   Address(address="fd00:66::2", prefix=64, gateway="fd00:66::1")) if driver.has_interfaces else (),
+    )  # fmt: skip
+    namespace = os.open("/run/netns/c", os.O_RDONLY)
+    descriptors = len(os.listdir("/proc/self/fd"))
+    before = state()
+    driver.remove_endpoint(network, endpoint)  # what is not there is a success
+    driver.remove_network(network)
+    seen["untouched"] = state() == before
+    driver.apply_network(network)
+    first = state()
+    driver.apply_network(network)
+    seen["network is idempotent"] = state() == first
+    seen["network is observed"] = driver.observe(network).interface
+    driver.apply_endpoint(network, endpoint, namespace)
+    attached = state()
+    driver.apply_endpoint(network, endpoint, namespace)
+    seen["endpoint is idempotent"] = state() == attached
+    wanted = {endpoint.host_interface} if driver.has_interfaces else set()
+    seen["endpoint is observed"] = driver.observe(network).endpoints == wanted
+    seen["elements are there"] = driver.elements(network, [endpoint]) <= (firewall.elements() or set())
+    seen["inside"] = shell("ip -n c -j addr; ip -n c -4 route; ip -n c -6 route") if driver.has_interfaces else ""
+    driver.remove_endpoint(network, endpoint)
+    driver.remove_endpoint(network, endpoint)
+    seen["endpoint is gone"] = state() == first
+    waiting = replace(endpoint, id=new_id())
+    driver.apply_endpoint(network, waiting, None)  # without a namespace it waits in the host's
+    driver.remove_endpoint(network, waiting)
+    seen["waiting endpoint is gone"] = state() == first
+    if driver.has_interfaces:  # refused half-way: the interface's name is taken inside
+        shell("ip -n c link add eth0 type veth peer name other")
+        taken = state()
+        try:
+            driver.apply_endpoint(network, endpoint, namespace)
+            seen["refusal leaves nothing"] = False
+        except NetstoreError as error:
+            seen["refusal leaves nothing"] = state() == taken
+            seen["refusal"] = str(error)
+        shell("ip -n c link del eth0")
+    driver.remove_network(network)
+    driver.remove_network(network)
+    seen["network is gone"] = state() == before
+    seen["no descriptor leaks"] = len(os.listdir("/proc/self/fd")) <= descriptors + 1  # the thread's own socket
+    firewall.delete()
+    print(json.dumps({"options": [asdict(replace(o, parse=str)) for o in driver.options], **seen}, default=str))
+
+
+main(sys.argv[1])
