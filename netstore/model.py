@@ -52,6 +52,7 @@ class Kind(StrEnum):
     CONTAINER = "container"
     IMAGE = "image"
     SANDBOX = "sandbox"
+    NODE = "node"
 
 
 class Protocol(StrEnum):
@@ -131,6 +132,7 @@ class NetworkSpec:
     enable_ipv6: bool = False
     ipam_driver: str = "default"
     pools: tuple[Pool, ...] = ()
+    dns_servers: tuple[str, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -163,6 +165,7 @@ class Sandbox:
     inode: int = 0
     container_id: str = ""
     resolver: bool = True
+    dns_servers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -333,6 +336,11 @@ class ContainerSpec:
     working_dir: str = ""
     user: str = ""
     hostname: str = ""
+    domainname: str = ""
+    dns_servers: tuple[str, ...] = ()
+    dns_search: tuple[str, ...] = ()
+    dns_options: tuple[str, ...] = ()
+    extra_hosts: tuple[str, ...] = ()
     networks: tuple[Attachment, ...] = ()
     sandbox_container: str = ""
     ports: tuple[PortMapping, ...] = ()

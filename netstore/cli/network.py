@@ -39,16 +39,19 @@ def group() -> None:
 @click.option("--strict", is_flag=True, help="Refuse a subnet that overlaps one of the host's routes.")
 @click.option("--attachable", is_flag=True, help="Every network is: no effect.")
 @click.option("--ipam-driver", default="default", show_default=True, help="Address management.")
+@click.option("--dns", multiple=True, help="Name server of its endpoints: [DOMAIN=]ADDRESS[:PORT].")
 @click.option("--label", multiple=True, help="KEY=VALUE.")
 @click.option("-o", "--opt", multiple=True, help="Driver option KEY=VALUE.")
 @pass_client
 def create(client: Client, name: str, driver: str, internal: bool, ipv4: str, ipv6: bool, strict: bool,
-           attachable: bool, ipam_driver: str, label: tuple[str, ...], opt: tuple[str, ...], subnet: tuple[str, ...],
-           gateway: tuple[str, ...], ip_range: tuple[str, ...], aux_address: tuple[str, ...]) -> None:  # fmt: skip
+           attachable: bool, ipam_driver: str, dns: tuple[str, ...], label: tuple[str, ...], opt: tuple[str, ...],
+           subnet: tuple[str, ...], gateway: tuple[str, ...], ip_range: tuple[str, ...],
+           aux_address: tuple[str, ...]) -> None:  # fmt: skip
     """Create a network."""
     spec = network_pb2.NetworkSpec(
         driver=driver, internal=internal, enable_ipv4=truth(ipv4, "--ipv4"), enable_ipv6=ipv6, ipam_driver=ipam_driver,
         options=key_values(opt, "--opt"), ipam=_pools(subnet, gateway, ip_range, aux_address),
+        dns_servers=dns,
     )  # fmt: skip
     network = network_pb2.Network(name=name, labels=key_values(label, "--label"), spec=spec)
     request = network_pb2.CreateNetworkRequest(network=network, request_id=str(uuid.uuid4()), strict=strict)
@@ -170,15 +173,30 @@ def disconnect(client: Client, network: str, container: str | None, netns: str |
 @click.argument("network", shell_complete=_NETWORK)
 @click.option("--label-add", multiple=True, help="KEY=VALUE to set.")
 @click.option("--label-rm", multiple=True, help="KEY to remove.")
+@click.option("-o", "--opt", multiple=True, help="Driver option KEY=VALUE to change.")
+@click.option("--subnet-add", multiple=True, help="A further subnet (CIDR).")
+@click.option("--dns-add", multiple=True, help="A name server: [DOMAIN=]ADDRESS[:PORT].")
+@click.option("--dns-drop", multiple=True, help="A name server to take away.")
 @pass_client
-def update(client: Client, network: str, label_add: tuple[str, ...], label_rm: tuple[str, ...]) -> None:
-    """Change a network's labels."""
+def update(client: Client, network: str, label_add: tuple[str, ...], label_rm: tuple[str, ...], opt: tuple[str, ...],
+           subnet_add: tuple[str, ...], dns_add: tuple[str, ...], dns_drop: tuple[str, ...]) -> None:  # fmt: skip
+    """Change a network while it is used."""
     found = client.networks.GetNetwork(network_pb2.GetNetworkRequest(network=network)).network
     labels = {key: value for key, value in found.labels.items() if key not in label_rm}
-    labels |= key_values(label_add, "--label-add")
-    changed = network_pb2.Network(id=found.id, etag=found.etag, labels=labels)
-    request = network_pb2.UpdateNetworkRequest(network=changed, update_mask=FieldMask(paths=["labels"]))
-    client.networks.UpdateNetwork(request)
+    spec = network_pb2.NetworkSpec(
+        options={**found.spec.options, **key_values(opt, "--opt")},
+        ipam=[*found.status.ipam, *(network_pb2.IpamConfig(subnet=subnet) for subnet in subnet_add)],
+        dns_servers=[*(server for server in found.spec.dns_servers if server not in dns_drop), *dns_add],
+    )
+    asked = {"labels": label_add or label_rm, "spec.options": opt, "spec.ipam": subnet_add,
+             "spec.dns_servers": dns_add or dns_drop}  # fmt: skip
+    mask = FieldMask(paths=[path for path, given in asked.items() if given])
+    if not mask.paths:
+        raise click.UsageError("nothing to change: give --label-add, --opt, --subnet-add, --dns-add or the like")
+    changed = network_pb2.Network(
+        id=found.id, etag=found.etag, labels=labels | key_values(label_add, "--label-add"), spec=spec
+    )
+    client.networks.UpdateNetwork(network_pb2.UpdateNetworkRequest(network=changed, update_mask=mask))
     click.echo(network)
 
 

@@ -43,6 +43,11 @@ def _container_options(command: Any) -> Any:
         click.option("-w", "--workdir", default="", help="Working directory."),
         click.option("-u", "--user", default="", help="USER[:GROUP]."),
         click.option("-h", "--hostname", default="", help="Host name."),
+        click.option("--domainname", default="", help="Domain name."),
+        click.option("--dns", multiple=True, help="Name server instead of the host's."),
+        click.option("--dns-search", multiple=True, help="Search domain; '.' for none."),
+        click.option("--dns-option", "--dns-opt", multiple=True, help="Option of resolv.conf."),
+        click.option("--add-host", multiple=True, help="NAME:ADDRESS, or NAME:host-gateway."),
         click.option(
             "--network", "--net", multiple=True, help="NAME, host, none, container:NAME, or name=…,alias=…,ip=…."
         ),
@@ -125,6 +130,11 @@ def _spec(options: dict[str, Any]) -> container_pb2.ContainerSpec:
         working_dir=options["workdir"],
         user=options["user"],
         hostname=options["hostname"],
+        domainname=options["domainname"],
+        dns_servers=options["dns"],
+        dns_search=options["dns_search"],
+        dns_options=options["dns_option"],
+        extra_hosts=options["add_host"],
         ports=[port for each in options["publish"] for port in parse_port(each)],
         mounts=[
             *(parse_volume(each) for each in options["volume"]),

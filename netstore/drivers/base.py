@@ -66,6 +66,14 @@ class Driver(ABC):
     def remove_network(self, network: Network) -> None:
         """Remove the network's own kernel objects."""
 
+    def update_network(self, old: Network, new: Network, endpoints: Collection[Endpoint]) -> None:
+        """Make the kernel follow a change of a network whose attached endpoints are these; `old` is what is there.
+
+        What it leaves to `apply_endpoint` is done by the caller, which then applies every endpoint again. By default a
+        change asks nothing of the kernel.
+        """
+        return None
+
     @abstractmethod
     def apply_endpoint(self, network: Network, endpoint: Endpoint, namespace: int | None) -> None:
         """Put the endpoint's interface into the namespace of that descriptor; without one it waits in the host's."""

@@ -61,20 +61,22 @@ class BridgeDriver(Driver):
     name = "bridge"
     options: Sequence[Option] = (
         Option(NAME, interface, "", "name of the Linux bridge; by default derived from the network's id"),
-        Option(MASQUERADE, boolean, True, "source NAT for traffic that leaves the node"),
-        Option(ICC, boolean, True, "endpoints of the network may talk to each other"),
-        Option(HOST_BINDING, ipv4, "", "host address of published ports that name none; empty is every address"),
-        Option(MTU, number(68, 65535), 0, "MTU of bridge and endpoints; 0 takes the uplink's"),
+        Option(MASQUERADE, boolean, True, "source NAT for traffic that leaves the node", live=True),
+        Option(ICC, boolean, True, "endpoints of the network may talk to each other", live=True),
+        Option(HOST_BINDING, ipv4, "", "host address of published ports that name none; empty is every address",
+               live=True),
+        Option(MTU, number(68, 65535), 0, "MTU of bridge and endpoints; 0 takes the uplink's", live=True),
         Option(PREFIX, interface, "eth", "first part of interface names in containers"),
         Option(MODES[4], _MODE, "nat", "how IPv4 reaches the endpoints: by NAT of published ports; with their other"
                " ports open too (nat-unprotected); published ports at their own addresses (routed); not at all, the"
-               " host included (isolated, with --internal)"),
-        Option(MODES[6], _MODE, "nat", "the same for IPv6"),
-        Option(SOURCES[4], ipv4, "", "source address of IPv4 that leaves the node, instead of its interface's"),
-        Option(SOURCES[6], ipv6, "", "the same for IPv6"),
+               " host included (isolated, with --internal)", live=True),
+        Option(MODES[6], _MODE, "nat", "the same for IPv6", live=True),
+        Option(SOURCES[4], ipv4, "", "source address of IPv4 that leaves the node, instead of its interface's",
+               live=True),
+        Option(SOURCES[6], ipv6, "", "the same for IPv6", live=True),
         Option(INHIBIT, boolean, False, "give the bridge no IPv4 address: the gateway is another machine"),
         Option(TRUSTED, interfaces, (), "interfaces of the host, separated by ':', from which published ports may be"
-               " reached at the endpoints' own addresses"),
+               " reached at the endpoints' own addresses", live=True),
     )  # fmt: skip
 
     def validate(self, network: Network) -> Network:
@@ -118,6 +120,22 @@ class BridgeDriver(Driver):
             if _has_ipv6(network):
                 forward_ipv6()
             self.host.firewall.add(self._network_elements(network))
+
+    def update_network(self, old: Network, new: Network, endpoints: Collection[Endpoint]) -> None:
+        """Change the firewall's elements that differ, the ports' flags, and the MTU of bridge and pairs."""
+        self.apply_network(new)
+        present, wanted = self.elements(old, endpoints), self.elements(new, endpoints)
+        self.host.firewall.remove(sorted(present - wanted))
+        self.host.firewall.add(sorted(wanted - present))
+        route = host_socket()
+        isolated = not parse(self.options, new.spec.options)[ICC]
+        requests = []
+        for endpoint in endpoints:
+            alias = _alias("endpoint", endpoint.id)
+            requests.append(netlink.port_set(endpoint.host_interface, alias=alias, hairpin=True, isolated=isolated))
+            if old.mtu != new.mtu:
+                requests.append(netlink.link_set(endpoint.host_interface, mtu=new.mtu))
+        route.run(requests)
 
     def remove_network(self, network: Network) -> None:
         """Remove firewall elements, then the bridge, if it is ours."""
@@ -174,7 +192,9 @@ class BridgeDriver(Driver):
 
     def _network_elements(self, network: Network) -> list[Element]:
         name, values = network.interface, parse(self.options, network.spec.options)
-        elements = [("bridges", name), ("same", f"{name} . {name}")]
+        elements = [("bridges", name)]
+        if values[ICC]:  # between its subnets; within one, the bridge forwards by itself
+            elements.append(("same", f"{name} . {name}"))
         elements += [(f"subnets{_six(pool.subnet)}", f"{name} . {pool.subnet}") for pool in network.pools]
         elements += [("trusted", f"{each} . {name}") for each in values[TRUSTED]]
         if network.spec.internal:
@@ -276,7 +296,8 @@ class BridgeDriver(Driver):
                 addresses.append((link_local(endpoint.mac_address), 64))
                 with inside(namespace):
                     accept_ipv6(endpoint.interface_name)
-            requests = [netlink.link_set(LOOPBACK_INDEX, up=True), netlink.link_set(index, ipv6_addresses=False)]
+            requests = [netlink.link_set(LOOPBACK_INDEX, up=True)]
+            requests.append(netlink.link_set(index, mtu=network.mtu, ipv6_addresses=False))
             requests += [netlink.address_add(index, *address, tolerate={errno.EEXIST}) for address in addresses]
             requests.append(netlink.link_set(index, up=True))
             if endpoint.default_route:

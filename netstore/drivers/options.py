@@ -32,13 +32,14 @@ _SYSCTL = re.compile(r"(net\.(?:ipv4|ipv6|mpls)\.[a-z_]+\.IFNAME\.[a-z0-9_]+)=(-
 class Option:
     """One driver option: its key, how its text becomes a value, what it is when absent, what it does.
 
-    `parse` raises ValueError with what would be accepted.
+    `parse` raises ValueError with what would be accepted. `live` says that it may change while the network is used.
     """
 
     key: str
     parse: Callable[[str], Any]
     default: Any
     doc: str
+    live: bool = False
 
 
 def parse(table: Sequence[Option], options: Mapping[str, str], *, field: str = "spec.options") -> dict[str, Any]:

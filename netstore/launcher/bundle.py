@@ -46,6 +46,7 @@ class Bundle:
     working_dir: str
     identity: Identity
     hostname: str
+    domainname: str
     namespace: str
     mounts: Sequence[Mount]
     read_only: bool
@@ -109,7 +110,8 @@ def specification(bundle: Bundle) -> dict[str, Any]:
         ],
         "linux": linux,
     }  # fmt: skip
-    return document | ({"hostname": bundle.hostname} if private else {})
+    names = {"hostname": bundle.hostname} | ({"domainname": bundle.domainname} if bundle.domainname else {})
+    return document | (names if private else {})
 
 
 def _device_rules() -> list[dict[str, Any]]:

@@ -136,9 +136,15 @@ def _existing(tx: Transaction, container: Container) -> Reserved:
     return Reserved(container, sandbox, image, (), fresh=False)
 
 
+_OF_THE_JOINED = (
+    "networks", "ports", "hostname", "domainname", "dns_servers", "dns_search", "dns_options", "extra_hosts"
+)  # fmt: skip
+
+
 def _refuse_with_joined(spec: ContainerSpec) -> None:
     """As Docker: who joins a sandbox takes it as it is."""
-    for field, value in (("networks", spec.networks), ("ports", spec.ports), ("hostname", spec.hostname)):
+    for field in _OF_THE_JOINED:
+        value = getattr(spec, field)
         if value:
             raise InvalidArgument(f"spec.{field}", value, "nothing: they are those of the container that is joined")
 

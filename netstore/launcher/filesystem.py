@@ -17,12 +17,9 @@ from pathlib import Path
 from netstore.errors import KernelError
 from netstore.kernel.mounts import attach, is_mount_point, overlay, unmount
 from netstore.kernel.paths import closing, open_in_root
-from netstore.kernel.sandboxes import RESOLVER_ADDRESS
 from netstore.launcher.images.layers import Layers
 
 __all__ = ["Directories", "make_directory"]
-
-_HOST_RESOLV_CONF = Path("/etc/resolv.conf")
 
 
 class Directories:
@@ -84,39 +81,6 @@ class Directories:
         for name in orphans:
             self.remove(name)
         return orphans
-
-    def write_files(
-        self, container_id: str, *, hostname: str, addresses: Sequence[str], named: bool, host: bool
-    ) -> None:
-        """Write hosts, hostname and resolv.conf as Docker's are.
-
-        `named` says that names are answered inside; `host` that the network is the host's, whose files then serve.
-        """
-        place = self.path(container_id)
-        (place / "hostname").write_text(f"{hostname}\n")
-        lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback", "fe00::\tip6-localnet"]
-        lines += ["ff00::\tip6-mcastprefix", "ff02::1\tip6-allnodes", "ff02::2\tip6-allrouters"]
-        lines += [f"{address}\t{hostname}" for address in addresses]
-        hosts = Path("/etc/hosts").read_text() if host else "\n".join(lines) + "\n"
-        (place / "hosts").write_text(hosts)
-        (place / "resolv.conf").write_text(_resolv_conf(named=named, host=host))
-
-
-def _resolv_conf(*, named: bool, host: bool) -> str:
-    try:
-        lines = _HOST_RESOLV_CONF.read_text().splitlines()
-    except FileNotFoundError:
-        lines = []
-    if host:
-        return "".join(f"{line}\n" for line in lines)
-    words = [line.split() for line in lines if line.strip() and line[0] not in "#;"]
-    kept = [" ".join(each) for each in words if each[0] in ("search", "domain", "options")]
-    if not named:  # the default network: the host's servers, without those that only the host reaches
-        servers = [each[1] for each in words if each[0] == "nameserver" and not each[1].startswith(("127.", "::1"))]
-        return "".join(f"{line}\n" for line in [*(f"nameserver {server}" for server in servers), *kept])
-    if not any("ndots:" in line for line in kept):
-        kept.append("options ndots:0")
-    return "".join(f"{line}\n" for line in [f"nameserver {RESOLVER_ADDRESS}", *kept])
 
 
 def make_directory(rootfs: int, path: str, uid: int, gid: int) -> None:

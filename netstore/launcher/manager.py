@@ -23,6 +23,7 @@ from netstore.errors import FailedPrecondition, InUse, InvalidArgument, KernelEr
 from netstore.kernel.paths import closing, open_in_root
 from netstore.launcher.bundle import Bundle, process, specification
 from netstore.launcher.creation import Draft, Reserved, draft, reserve_container
+from netstore.launcher.etc import Etc, write
 from netstore.launcher.execution import Execution
 from netstore.launcher.filesystem import Directories, make_directory
 from netstore.launcher.images.catalogue import Images
@@ -72,6 +73,7 @@ class ContainerManager:
         self._runtime: Runtime | None = None
         self._locks = KeyedLocks()
         self._watchers: dict[str, asyncio.Task[None]] = {}
+        networks.endpoints.changed = self._refresh
 
     @property
     def runtime_version(self) -> str:
@@ -124,7 +126,7 @@ class ContainerManager:
         sandbox = plan.joined or (
             Sandbox(id=plan.container.id, path="", container_id=plan.container.id, resolver=False)
             if plan.on_host
-            else await self._networks.sandboxes.create(plan.container.id)
+            else await self._networks.sandboxes.create(plan.container.id, dns_servers=spec.dns_servers)
         )
         async with contextlib.AsyncExitStack() as undo:
             if plan.joined is None:
@@ -242,12 +244,8 @@ class ContainerManager:
             for target in ("/dev", "/proc", "/sys", "/etc"):  # where the runtime mounts, whatever the image has
                 make_directory(root, target, 0, 0)
             make_directory(root, working_dir, identity.uid, identity.gid)
-        named = any(not network.predefined for _, network, _ in endpoints)
-        hostname = spec.hostname or (os.uname().nodename if not sandbox.path else sandbox.container_id[:12])
-        addresses = [address.address for endpoint, _, _ in endpoints for address in endpoint.addresses]
-        self._directories.write_files(
-            container.id, hostname=hostname, addresses=addresses, named=named, host=not sandbox.path
-        )
+        etc = _etc(container, sandbox, endpoints)
+        write(self._directories.path(container.id), etc)
         document = specification(
             Bundle(
                 container_id=container.id,
@@ -257,13 +255,24 @@ class ContainerManager:
                 env=(*config.env, *spec.env),
                 working_dir=working_dir,
                 identity=identity,
-                hostname=hostname,
+                hostname=etc.hostname,
+                domainname=spec.domainname,
                 namespace=sandbox.path,
                 mounts=container.mounts,
                 read_only=spec.read_only,
             )
         )
         (self._directories.path(container.id) / "config.json").write_bytes(msgspec.json.encode(document))
+
+    async def _refresh(self, sandbox: Sandbox) -> None:
+        """Write /etc anew of the containers that run in a sandbox whose endpoints changed."""
+
+        def running(tx: Transaction) -> list[Joined]:
+            found = tx.containers.all("sandbox_id = ?", sandbox.id)
+            return [_joined(tx, each) for each in found if each.state is ContainerState.RUNNING]
+
+        for container, _, place, endpoints in await self._store.read(running):
+            await asyncio.to_thread(write, self._directories.path(container.id), _etc(container, place, endpoints))
 
     def _watch(self, container: Container) -> None:
         async def watch() -> None:
@@ -476,6 +485,12 @@ def _joined(tx: Transaction, container: Container) -> Joined:
         (each, tx.networks.require(each.network_id), sandbox) for each in tx.endpoints.all("sandbox_id = ?", sandbox.id)
     ]
     return container, tx.images.require(container.image_id), sandbox, endpoints
+
+
+def _etc(container: Container, sandbox: Sandbox, endpoints: list[tuple[Endpoint, Network, Sandbox]]) -> Etc:
+    on_host = not sandbox.path
+    hostname = container.spec.hostname or (os.uname().nodename if on_host else sandbox.container_id[:12])
+    return Etc(container.spec, hostname, [(endpoint, network) for endpoint, network, _ in endpoints], on_host)
 
 
 def _sharing(tx: Transaction, container: Container) -> tuple[Sandbox, list[str]]:

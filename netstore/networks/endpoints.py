@@ -7,7 +7,7 @@ refuses, the commit is undone and nothing is left.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
@@ -35,6 +35,8 @@ class Endpoints:
         self._context = context
         self._store = context.store
         self._sandboxes = sandboxes
+        self.changed: Callable[[Sandbox], Awaitable[None]] | None = None
+        """Told of a container's sandbox whose endpoints were attached or detached while it runs."""
 
     async def attach(
         self, requests: Sequence[AttachRequest], *, request_id: str = ""
@@ -51,7 +53,13 @@ class Endpoints:
             pairs = list(zip(requests, opened, strict=True))
             planned = await self._store.write(lambda tx: planning.attach(tx, pairs, request_id))
             await self._make(planned)
+            for plan in planned:
+                await self._tell(plan.opened.sandbox)
             return [(plan.endpoint, plan.network, plan.opened.sandbox) for plan in planned]
+
+    async def _tell(self, sandbox: Sandbox) -> None:
+        if self.changed and sandbox.container_id:
+            await self.changed(sandbox)
 
     async def _make(self, planned: Sequence[Plan]) -> None:
         """Make what was planned; when the kernel refuses, undo all of it and raise."""
@@ -132,6 +140,7 @@ class Endpoints:
                 await removal
             if promoted:
                 await self._reroute(sandbox, *promoted)
+        await self._tell(sandbox)
 
     async def _leave(self, sandbox: Sandbox) -> None:
         """Take everything of ours out of a namespace that lives on, or ended before us."""

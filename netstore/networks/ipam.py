@@ -27,6 +27,7 @@ __all__ = [
     "choose_subnet",
     "overlapping_route",
     "release",
+    "release_pool",
     "reserve_pool",
     "resolve_pools",
     "unique_local_pool",
@@ -232,6 +233,16 @@ def reserve_pool(tx: Transaction, network: Network, pool: Pool) -> None:
         ) from error  # fmt: skip
     for address in dict.fromkeys((pool.gateway, *pool.aux_addresses.values())):
         tx.execute("INSERT INTO addresses VALUES (?, ?, NULL)", network.id, ipaddress.ip_address(address).packed)
+
+
+def release_pool(tx: Transaction, network: Network, pool: Pool) -> None:
+    """Give back a pool that nothing was taken from."""
+    subnet = ipaddress.ip_network(pool.subnet)
+    tx.execute("DELETE FROM subnets WHERE network_id = ? AND subnet = ?", network.id, pool.subnet)
+    tx.execute(
+        "DELETE FROM addresses WHERE network_id = ? AND address BETWEEN ? AND ? AND length(address) = ?",
+        network.id, subnet.network_address.packed, subnet.broadcast_address.packed, subnet.max_prefixlen // 8,
+    )  # fmt: skip
 
 
 def allocate(tx: Transaction, network: Network, endpoint_id: str, spec: EndpointSpec) -> tuple[Address, ...]:

@@ -10,9 +10,11 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
 from netstore.drivers.base import Driver
-from netstore.errors import AlreadyExists, Conflict, FailedPrecondition, InUse, InvalidArgument
+from netstore.errors import AlreadyExists, Conflict, FailedPrecondition, Immutable, InUse, InvalidArgument
 from netstore.kernel.links import host_socket
-from netstore.model import Kind, Network, NetworkSpec, new_id
+from netstore.kernel.namespaces import open_pinned
+from netstore.kernel.paths import closing
+from netstore.model import Endpoint, Kind, Network, NetworkSpec, Pool, Sandbox, new_id
 from netstore.networks import ipam
 from netstore.networks.context import Context
 from netstore.networks.ipam import HostRoute
@@ -121,23 +123,61 @@ class Networks:
         """Return every network, oldest first, and how many endpoints each has."""
         return await self._store.read(lambda tx: [_counted(tx, network) for network in tx.networks.all()])
 
-    async def update_labels(self, reference: str, labels: Mapping[str, str], etag: str) -> tuple[Network, int]:
-        """Replace a network's labels.
+    async def update(
+        self, reference: str, etag: str, *, labels: Mapping[str, str] | None = None,
+        options: Mapping[str, str] | None = None, pools: Sequence[Pool] | None = None,
+        dns_servers: Sequence[str] | None = None,
+    ) -> tuple[Network, int]:  # fmt: skip
+        """Change a network while it is used; None keeps a field. Pools may be added, options changed where live.
 
         Raises:
             Conflict: the etag is not the current one.
+            Immutable: an option that is not live, or a pool that is there, would change.
+            KernelError: the kernel refused; all is as it was.
         """
+        found, _ = await self.get(reference)
+        driver = self._context.driver(found.spec.driver)
+        async with self._context.locks.hold(found.id):
+            uplink = await self._context.apply(read_uplink)
 
-        def update(tx: Transaction) -> tuple[Network, int]:
-            network = tx.networks.find(reference)
-            if etag and etag != str(network.revision):
-                raise Conflict(f"network {network.name} has changed", hint="read it again, then apply the change again")
-            revision = tx.event(Kind.NETWORK, "update", network.id, network.name)
-            network = replace(network, labels=dict(labels), revision=revision)
-            tx.networks.update(network)
-            return _counted(tx, network)
+            def change(tx: Transaction) -> tuple[Network, Network, list[Endpoint]]:
+                network = tx.networks.require(found.id)
+                if etag and etag != str(network.revision):
+                    raise Conflict(f"network {network.name} has changed", hint="read it again, then change it again")
+                spec = network.spec
+                if dns_servers is not None:
+                    spec = replace(spec, dns_servers=tuple(dns_servers))
+                if options is not None:
+                    _refuse_changes(driver, spec.options, options)
+                    spec = replace(spec, options=dict(options))
+                changed = replace(network, spec=spec, labels=network.labels if labels is None else dict(labels))
+                if pools is not None:
+                    changed = _add_pools(tx, changed, pools)
+                if driver.has_interfaces:
+                    changed = driver.validate(replace(changed, mtu=uplink.mtu if options is not None else changed.mtu))
+                revision = tx.event(Kind.NETWORK, "update", network.id, network.name)
+                changed = replace(changed, revision=revision)
+                tx.networks.update(changed)
+                return network, changed, tx.endpoints.all("network_id = ?", network.id)
 
-        return await self._store.write(update)
+            old, new, endpoints = await self._store.write(change)
+            attached = [endpoint for endpoint in endpoints if endpoint.attached]
+            try:
+                await self._follow(driver, old, new, attached)
+            except BaseException:
+                await self._store.write(lambda tx: _restore(tx, old))
+                await self._follow(driver, new, old, attached)
+                raise
+            return new, len(endpoints)
+
+    async def _follow(self, driver: Driver, old: Network, new: Network, attached: Sequence[Endpoint]) -> None:
+        """Make the kernel follow a change of a network, and of its endpoints where it concerns them."""
+        await self._context.apply(driver.update_network, old, new, attached)
+        if old.mtu == new.mtu:
+            return
+        for endpoint in attached:
+            sandbox = await self._store.read(lambda tx, e=endpoint: tx.sandboxes.require(e.sandbox_id))  # type: ignore[misc]
+            await self._context.apply(_apply_inside, driver, new, endpoint, sandbox)
 
     async def delete(self, reference: str) -> None:
         """Remove a network without endpoints.
@@ -203,6 +243,49 @@ def read_uplink() -> Uplink:
 
 def _address(text: str) -> bytes:
     return bytes.fromhex(text)[::-1] if sys.byteorder == "little" else bytes.fromhex(text)
+
+
+def _apply_inside(driver: Driver, network: Network, endpoint: Endpoint, sandbox: Sandbox) -> None:
+    namespace = open_pinned(sandbox.path, sandbox.inode)
+    if namespace is not None:  # one that ended is the reconciler's
+        with closing(namespace):
+            driver.apply_endpoint(network, endpoint, namespace)
+
+
+def _refuse_changes(driver: Driver, present: Mapping[str, str], asked: Mapping[str, str]) -> None:
+    live = {option.key for option in driver.options if option.live}
+    for key in sorted({*present, *asked} - live):
+        if present.get(key) != asked.get(key):
+            raise Immutable(f"spec.options[{key}]", ", ".join(sorted(live)))
+
+
+def _add_pools(tx: Transaction, network: Network, asked: Sequence[Pool]) -> Network:
+    """Add the pools that a network does not have yet.
+
+    Raises:
+        Immutable: one that it has is missing, or differs.
+    """
+    wanted = [ipam.validate_pool(pool, index) for index, pool in enumerate(asked)]
+    for pool in network.pools:
+        if pool not in wanted:
+            raise Immutable(f"spec.ipam: subnet {pool.subnet}", "further subnets")
+    added = [pool for pool in wanted if pool not in network.pools]
+    spec = replace(network.spec, pools=(*network.spec.pools, *added))
+    _check_families(spec)
+    for pool in added:
+        ipam.reserve_pool(tx, network, pool)
+    pools = sorted([*network.pools, *added], key=lambda pool: ":" in pool.subnet)
+    return replace(network, spec=spec, pools=tuple(pools))
+
+
+def _restore(tx: Transaction, network: Network) -> None:
+    """Undo an update: the row as it was, and no pool besides its own."""
+    kept = {pool.subnet for pool in network.pools}
+    present = tx.networks.require(network.id)
+    for pool in present.pools:
+        if pool.subnet not in kept:
+            ipam.release_pool(tx, network, pool)
+    tx.networks.update(network)
 
 
 def _check_families(spec: NetworkSpec) -> None:

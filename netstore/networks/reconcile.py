@@ -19,6 +19,7 @@ from netstore.model import Endpoint, Finding, Kind, Network, Sandbox
 from netstore.networks.context import Context
 from netstore.networks.endpoints import Endpoints
 from netstore.networks.sandboxes import Sandboxes
+from netstore.store import Transaction
 
 __all__ = ["Reconciler"]
 
@@ -54,6 +55,8 @@ class Reconciler:
             findings: list[Finding] = []
             for step in (self._namespaces, self._networks, self._elements, self._names, self._garbage):
                 findings += await step(desired, repair=repair)
+            if any(finding.repaired for finding in findings):
+                await self._context.store.write(lambda tx: _record(tx, findings))
             for finding in findings:
                 log.warning("kernel differs from store", name=finding.name, detail=finding.detail,
                             repaired=finding.repaired, error=finding.error)  # fmt: skip
@@ -171,6 +174,14 @@ class Reconciler:
         for orphan in self._context.resolver.held() - {sandbox.id for sandbox in desired.sandboxes}:
             await self._context.resolver.remove(orphan)
         return findings
+
+
+def _record(tx: Transaction, findings: list[Finding]) -> None:
+    """Make an event of every repair, so that whoever watches learns that something meddled."""
+    for finding in findings:
+        if finding.repaired:
+            kind = finding.kind or Kind.NODE
+            tx.event(kind, "repair", finding.resource_id, finding.name, detail=finding.detail[:500])
 
 
 async def _repaired(finding: Finding, work: Callable[[], Coroutine[Any, Any, None]], *, repair: bool) -> Finding:

@@ -43,7 +43,7 @@ class Sandboxes:
         self._context = context
         self._store = context.store
 
-    async def create(self, container_id: str) -> Sandbox:
+    async def create(self, container_id: str, *, dns_servers: tuple[str, ...] = ()) -> Sandbox:
         """Make and pin a namespace for a container; the caller's transaction adds the row.
 
         Raises:
@@ -52,7 +52,7 @@ class Sandboxes:
         sandbox_id = new_id()
         path = self._context.netns_dir / sandbox_id[:32]
         inode = await self._context.apply(namespaces.create, path)
-        return Sandbox(id=sandbox_id, path=str(path), inode=inode, container_id=container_id)
+        return Sandbox(id=sandbox_id, path=str(path), inode=inode, container_id=container_id, dns_servers=dns_servers)
 
     async def discard(self, sandbox: Sandbox) -> None:
         """Unpin a container's namespace and forget its resolver's sockets; its row is gone already."""

@@ -38,6 +38,7 @@ class Drift:
     def __init__(self, manager: NetworkManager) -> None:
         self._manager = manager
         self._task: asyncio.Task[None] | None = None
+        self._again = False
         self._sockets = [
             _listening(NETLINK_ROUTE, RTMGRP_LINK, [RTM_DELLINK]),
             _listening(
@@ -72,15 +73,18 @@ class Drift:
             self._schedule()
 
     def _schedule(self) -> None:
+        self._again = True
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._repair(), name="repair drift")
 
     async def _repair(self) -> None:
-        await asyncio.sleep(_SETTLE_SECONDS)  # a firewall restart is many messages
-        try:
-            await self._manager.check(repair=True)
-        except NetstoreError as error:
-            log.error("repair failed", error=str(error))
+        while self._again:  # also for what went away while the last repair ran
+            await asyncio.sleep(_SETTLE_SECONDS)  # a firewall restart is many messages
+            self._again = False
+            try:
+                await self._manager.check(repair=True)
+            except NetstoreError as error:
+                log.error("repair failed", error=str(error))
 
 
 def _listening(protocol: int, groups: int, kinds: list[int]) -> socket.socket:

@@ -60,6 +60,16 @@ class Answers:
         self._refresh()
         return self._view(sandbox_id).forwards
 
+    def servers(self, sandbox_id: str, question: bytes) -> list[str]:
+        """Return the name servers that a sandbox or its networks were given for a question; [] means the host's."""
+        view = self._view(sandbox_id)
+        if not view.servers:
+            return []
+        try:
+            return view.servers_for(str(DNSRecord.parse(question).q.qname).rstrip(".").lower())
+        except (DNSError, UnicodeDecodeError, ValueError, IndexError):
+            return []
+
     def _refresh(self) -> None:
         version = self._names.version()
         if version != self._version:

@@ -122,7 +122,8 @@ class Resolver:
     async def _forward(self, sandbox_id: str, question: bytes, *, tcp: bool) -> bytes:
         if not self._answers.may_forward(sandbox_id):
             return refusal(question, REFUSED)
-        return await self._upstreams.ask(question, tcp=tcp) or refusal(question, SERVFAIL)
+        servers = self._answers.servers(sandbox_id, question)
+        return await self._upstreams.ask(question, servers, tcp=tcp) or refusal(question, SERVFAIL)
 
     def _connections(self, sandbox_id: str, tcp: socket.socket) -> None:
         try:

@@ -19,6 +19,22 @@ class View:
     networks: dict[str, str]
     host: tuple[str, ...]
     forwards: bool
+    servers: tuple[str, ...] = ()
+    """Name servers to ask instead of the host's; "DOMAIN=ADDRESS" for what is below a domain alone."""
+
+    def servers_for(self, name: str) -> list[str]:
+        """Return the servers for a lower-case name: those of the closest domain, else those of no domain."""
+        best, found = -1, list[str]()
+        for entry in self.servers:
+            domain, _, server = entry.rpartition("=")
+            domain = domain.lower()
+            if domain and name != domain and not name.endswith(f".{domain}"):
+                continue
+            if len(domain) > best:
+                best, found = len(domain), []
+            if len(domain) == best:
+                found.append(server)
+        return found
 
 
 class Names:
@@ -61,17 +77,22 @@ class Names:
         networks: dict[str, str] = {}
         host: tuple[str, ...] = ()
         forwards = False
+        row = self._database().execute("SELECT body FROM sandboxes WHERE id = ?", (sandbox_id,)).fetchone()
+        own = tuple(json.loads(row[0]).get("dns_servers", ())) if row else ()
+        shared: tuple[str, ...] = ()
         for network_text, endpoint_text in rows:
             network, endpoint = json.loads(network_text), json.loads(endpoint_text)
             if not endpoint.get("attached"):
                 continue
             forwards = forwards or not network["spec"].get("internal")
+            shared += tuple(network["spec"].get("dns_servers", ()))
             gateways = tuple(each["gateway"] for each in endpoint.get("addresses", []) if each.get("gateway"))
             if gateways and (not host or endpoint.get("default_route")):
                 host = gateways
             if not network.get("predefined"):
                 networks[network["id"]] = network["name"]
-        return View(networks, host, forwards)
+        domains = tuple(entry for entry in shared if "=" in entry)
+        return View(networks, host, forwards, (*own, *domains) if own else shared)
 
     def addresses(self, view: View, name: str) -> list[str] | None:
         """Return the addresses of a lower-case name on the networks of a view, None when nobody has it.

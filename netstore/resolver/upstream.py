@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 __all__ = ["Upstreams"]
 
 _ATTEMPT_SECONDS = 2.0
+_AVOID_SECONDS = 30.0
 _MAX_SERVERS = 3
 _MAX_UNDERWAY = 1024
 SERVFAIL, REFUSED = 2, 5
@@ -40,6 +42,7 @@ class Upstreams:
         self._stamp = 0
         self._looked = 0.0
         self._underway = 0
+        self._silent: dict[tuple[str, int], float] = {}
 
     def servers(self) -> list[tuple[str, int]]:
         """Return up to three servers; looks at the file at most once a second."""
@@ -55,22 +58,32 @@ class Upstreams:
                     self._stamp = stamp
         return self._read[:_MAX_SERVERS]
 
-    async def ask(self, question: bytes, *, tcp: bool) -> bytes | None:
-        """Return the first useful answer; None when no server gave one. SERVFAIL and REFUSED lead to the next."""
+    async def ask(self, question: bytes, servers: Sequence[str] = (), *, tcp: bool) -> bytes | None:
+        """Return the first useful answer of these servers, or else of the host's; None when no server gave one.
+
+        SERVFAIL, REFUSED and silence lead to the next server; one that was silent is asked last for a while.
+        """
         if self._underway >= _MAX_UNDERWAY:
             return None
         self._underway += 1
         last = None
         try:
-            for server in self.servers():
+            for server in self._healthy_first([_split(each) for each in servers[:_MAX_SERVERS]] or self.servers()):
                 with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
                     async with asyncio.timeout(_ATTEMPT_SECONDS):
                         last = await (_ask_tcp(server, question) if tcp else _ask_udp(server, question))
+                    self._silent.pop(server, None)
                     if last[3] & 0xF not in (SERVFAIL, REFUSED):
                         return last
+                    continue
+                self._silent[server] = time.monotonic() + _AVOID_SECONDS
         finally:
             self._underway -= 1
         return last
+
+    def _healthy_first(self, servers: list[tuple[str, int]]) -> list[tuple[str, int]]:
+        now = time.monotonic()
+        return sorted(servers, key=lambda server: self._silent.get(server, 0.0) > now)
 
 
 async def _ask_udp(server: tuple[str, int], question: bytes) -> bytes:
@@ -95,7 +108,8 @@ async def _ask_tcp(server: tuple[str, int], question: bytes) -> bytes:
 
 def _split(text: str) -> tuple[str, int]:
     host, separator, port = text.rpartition(":")
-    if not separator or ":" in host:  # no port, or a bare IPv6 address
+    if not separator or (":" in host and not host.endswith("]")):  # no port, or a bare IPv6 address
         host, port = text, "53"
+    host = host.removeprefix("[").removesuffix("]")
     socket.getaddrinfo(host, int(port), flags=socket.AI_NUMERICHOST)
     return host, int(port)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Sequence
+from ipaddress import ip_address
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
@@ -22,7 +23,16 @@ from netstore.rpc.endpoints import (
     check_mac,
     check_ports,
 )
-from netstore.rpc.fields import Filters, check_labels, check_name, check_request_id, missing_allowed, page, timestamp
+from netstore.rpc.fields import (
+    Filters,
+    check_labels,
+    check_name,
+    check_request_id,
+    check_servers,
+    missing_allowed,
+    page,
+    timestamp,
+)
 from netstore.rpc.mounts import to_mount, to_mount_message, to_status_message
 
 __all__ = ["ContainerServicer"]
@@ -35,6 +45,7 @@ _STATES = {
 }
 _STREAMS = {"stdout": pb.LOG_STREAM_STDOUT, "stderr": pb.LOG_STREAM_STDERR}
 _HOSTNAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?(\.[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?)*")
+_WORD = re.compile(r"[a-zA-Z0-9_.:-]{1,253}")
 _MAX_STOP_SECONDS = 24 * 3600.0
 
 
@@ -138,6 +149,8 @@ def _to_spec(spec: pb.ContainerSpec) -> ContainerSpec:
         raise InvalidArgument("spec.image", "", "the name or id of an image")
     if spec.hostname and (not _HOSTNAME.fullmatch(spec.hostname) or len(spec.hostname) > 64):
         raise InvalidArgument("spec.hostname", spec.hostname, "a host name (RFC 1123), at most 64 characters")
+    if spec.domainname and not _HOSTNAME.fullmatch(spec.domainname):
+        raise InvalidArgument("spec.domainname", spec.domainname, "a domain name (RFC 1123)")
     if spec.entrypoint and not spec.override_entrypoint:
         raise InvalidArgument("spec.override_entrypoint", False, "true, when an entrypoint is given")
     if spec.stop_signal:
@@ -150,6 +163,11 @@ def _to_spec(spec: pb.ContainerSpec) -> ContainerSpec:
         working_dir=_check_directory(spec.working_dir, "spec.working_dir"),
         user=spec.user,
         hostname=spec.hostname,
+        domainname=spec.domainname,
+        dns_servers=check_servers(spec.dns_servers, "spec.dns_servers"),
+        dns_search=_check_words(spec.dns_search, "spec.dns_search", "a domain, or . for none"),
+        dns_options=_check_words(spec.dns_options, "spec.dns_options", "an option of resolv.conf(5)"),
+        extra_hosts=_check_hosts(spec.extra_hosts, "spec.extra_hosts"),
         networks=tuple(_to_attachment(each, f"spec.networks[{i}]") for i, each in enumerate(spec.networks)),
         sandbox_container=spec.sandbox_container,
         ports=tuple(check_ports(spec.ports, "spec.ports")) if spec.ports else (),
@@ -177,6 +195,31 @@ def _to_attachment(attachment: pb.NetworkAttachment, field: str) -> Attachment:
         interface_name=check_interface(attachment.interface_name, f"{field}.interface_name"),
         gateway_priority=attachment.gateway_priority,
     )
+
+
+def _check_words(words: Sequence[str], field: str, accepted: str) -> tuple[str, ...]:
+    if len(words) > 16:
+        raise InvalidArgument(field, f"{len(words)} entries", "at most 16")
+    for index, word in enumerate(words):
+        if not _WORD.fullmatch(word):
+            raise InvalidArgument(f"{field}[{index}]", word, accepted)
+    return tuple(words)
+
+
+def _check_hosts(hosts: Sequence[str], field: str) -> tuple[str, ...]:
+    """Return lines of /etc/hosts, as NAME=ADDRESS."""
+    checked = []
+    for index, text in enumerate(hosts):
+        name, _, address = text.partition("=" if "=" in text else ":")
+        address = address.removeprefix("[").removesuffix("]")
+        try:
+            address = address if address == "host-gateway" else str(ip_address(address))
+        except ValueError:
+            address = ""
+        if not address or not _WORD.fullmatch(name) or index >= 64:
+            raise InvalidArgument(f"{field}[{index}]", text, "NAME:ADDRESS, or NAME:host-gateway; at most 64")
+        checked.append(f"{name}={address}")
+    return tuple(checked)
 
 
 def _check_env(pairs: Sequence[str], field: str) -> list[str]:
@@ -254,6 +297,11 @@ def _to_spec_message(spec: ContainerSpec) -> pb.ContainerSpec:
         working_dir=spec.working_dir,
         user=spec.user,
         hostname=spec.hostname,
+        domainname=spec.domainname,
+        dns_servers=spec.dns_servers,
+        dns_search=spec.dns_search,
+        dns_options=spec.dns_options,
+        extra_hosts=spec.extra_hosts,
         networks=[
             pb.NetworkAttachment(
                 network=each.network,

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from typing import Protocol, TypeVar
 
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -20,6 +21,7 @@ __all__ = [
     "check_mask",
     "check_name",
     "check_request_id",
+    "check_servers",
     "label_matches",
     "missing_allowed",
     "page",
@@ -29,6 +31,10 @@ __all__ = [
 T = TypeVar("T")
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
+_DOMAIN = re.compile(r"[a-zA-Z0-9_-]+(\.[a-zA-Z0-9_-]+)*")
+_SERVER = re.compile(
+    r"\[(?P<bracketed>[0-9a-fA-F:.]+)\](:(?P<port>\d{1,5}))?|(?P<v4>[0-9.]+)(:(?P<port4>\d{1,5}))?|(?P<bare>[0-9a-fA-F:.]+)"
+)
 _REQUEST_ID = re.compile(r"[0-9a-fA-F-]{32,36}")
 _DEFAULT_PAGE, _MAX_PAGE = 50, 1000
 
@@ -54,6 +60,29 @@ def check_labels(labels: Mapping[str, str], *, field: str = "labels") -> dict[st
         if len(value) > 4096:
             raise InvalidArgument(f"{field}[{key}]", value, "at most 4096 characters")
     return dict(labels)
+
+
+def check_servers(servers: Sequence[str], field: str, *, domains: bool = False) -> tuple[str, ...]:
+    """Return name servers, "ADDRESS[:PORT]", with `domains` also "DOMAIN=ADDRESS[:PORT]"."""
+    accepted = f"an address such as 10.0.0.53 or [fd00::53]:5353{', or corp.example=10.0.0.53' if domains else ''}"
+    if len(servers) > 16:
+        raise InvalidArgument(field, f"{len(servers)} servers", "at most 16")
+    for index, text in enumerate(servers):
+        domain, separator, server = text.rpartition("=")
+        if (separator and not (domains and _DOMAIN.fullmatch(domain))) or not _is_server(server):
+            raise InvalidArgument(f"{field}[{index}]", text, accepted)
+    return tuple(servers)
+
+
+def _is_server(text: str) -> bool:
+    match = _SERVER.fullmatch(text)
+    if match is None or not 0 < int(match["port"] or match["port4"] or 53) < 65536:
+        return False
+    try:
+        ip_address(match["bracketed"] or match["v4"] or match["bare"])
+    except ValueError:
+        return False
+    return True
 
 
 def check_request_id(value: str) -> str:

@@ -19,6 +19,7 @@ from netstore.rpc.fields import (
     check_mask,
     check_name,
     check_request_id,
+    check_servers,
     missing_allowed,
     page,
     timestamp,
@@ -59,10 +60,17 @@ class NetworkServicer(network_pb2_grpc.NetworkServiceServicer):
         return pb.CreateNetworkResponse(network=to_message(network, count), warnings=warnings)
 
     async def UpdateNetwork(self, request: pb.UpdateNetworkRequest, context: Any) -> pb.UpdateNetworkResponse:
-        check_mask(request.update_mask, mutable=["labels"], immutable=["name", "spec"])
+        mutable = ("labels", "spec.options", "spec.ipam", "spec.dns_servers")
+        paths = check_mask(request.update_mask, mutable=mutable, immutable=["name", "spec"])
         wanted = request.network
-        network, count = await self._networks.update_labels(
-            wanted.id or wanted.name, check_labels(wanted.labels), wanted.etag
+        spec = to_spec(wanted.spec)
+        network, count = await self._networks.update(
+            wanted.id or wanted.name,
+            wanted.etag,
+            labels=check_labels(wanted.labels) if "labels" in paths else None,
+            options=spec.options if "spec.options" in paths else None,
+            pools=spec.pools if "spec.ipam" in paths else None,
+            dns_servers=spec.dns_servers if "spec.dns_servers" in paths else None,
         )
         return pb.UpdateNetworkResponse(network=to_message(network, count))
 
@@ -98,6 +106,7 @@ def to_spec(spec: pb.NetworkSpec) -> NetworkSpec:
         ipam_driver=spec.ipam_driver or "default",
         pools=pools,
         options=dict(spec.options),
+        dns_servers=check_servers(spec.dns_servers, "spec.dns_servers", domains=True),
     )
 
 
@@ -118,6 +127,7 @@ def to_message(network: Network, endpoint_count: int) -> pb.Network:
             ipam_driver=spec.ipam_driver,
             ipam=_pools(spec.pools),
             options=spec.options,
+            dns_servers=spec.dns_servers,
         ),
         status=pb.NetworkStatus(
             state=pb.NETWORK_STATE_ACTIVE,

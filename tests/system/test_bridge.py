@@ -208,3 +208,47 @@ def test_null_ipam_endpoint_options_and_overlaps(node: Node, image: str) -> None
     assert "overlaps the host's route 203.0.113.0/24 on uplink" in warned.stderr
     refused = node.cli("network", "create", "--strict", "--subnet", "203.0.113.64/26", "nearer", check=False)
     assert refused.returncode == 1
+
+
+def test_update_live(node: Node, image: str) -> None:
+    node.cli("network", "create", "--subnet", "10.8.0.0/30", "app")
+    node.cli("run", "-d", "--name", "a", "--network", "app", image)
+    full = node.cli("run", "-d", "--name", "b", "--network", "app", image, check=False)
+    assert "no free address in 10.8.0.0/30" in full.stderr
+    node.cli("network", "update", "--subnet-add", "10.8.1.0/24", "--label-add", "tier=web", "app")
+    node.cli("run", "-d", "--name", "b", "--network", "app", image)
+    assert addresses(node, "b")["4"] == "10.8.1.2"
+    assert node.cli("exec", "a", "ping", "-c1", "-W2", "10.8.1.2").returncode == 0
+    bridge = "com.docker.network.bridge."
+    node.cli("network", "update", "-o", f"{bridge}enable_icc=false", "-o", "com.docker.network.driver.mtu=1400", "app")
+    assert node.cli("exec", "a", "ping", "-c1", "-W1", "10.8.1.2", check=False).returncode
+    assert "mtu 1400" in node.out("exec", "a", "ip", "link", "show", "eth0")
+    assert "mtu 1400" in node.host.sh("ip link show type bridge | grep -A0 nsbr-; ip link show type veth | grep nsv-")
+    node.cli("network", "update", "-o", f"{bridge}enable_icc=true", "-o", f"{bridge}enable_ip_masquerade=false", "app")
+    assert node.cli("exec", "a", "ping", "-c1", "-W1", "10.8.1.2").returncode == 0
+    assert node.cli("exec", "a", "ping", "-c1", "-W1", "203.0.113.2", check=False).returncode  # no way back
+    refused = node.cli("network", "update", "-o", f"{bridge}name=other", "app", check=False)
+    assert "cannot change after create" in refused.stderr
+    assert node.out("network", "inspect", "-f", "{{.Labels.tier}}", "app") == "web"
+
+
+def test_drift_is_repaired_and_told(node: Node, image: str) -> None:
+    node.cli("network", "create", "app")
+    node.cli("run", "-d", "--name", "web", "--network", "app", "-p", "8080:80", image, *HTTPD)
+    wait_until(lambda: curl(node, "http://203.0.113.1:8080/hello", netns="neighbour"), what="httpd")
+    for meddling in (
+        "nft flush ruleset",
+        "nft delete table inet netstore",
+        "ip link del $(ip -o link | grep -o 'nsbr-[0-9a-f]*' | tail -1)",
+    ):
+        node.host.sh(meddling)
+        wait_until(
+            lambda: curl(node, "http://203.0.113.1:8080/hello", netns="neighbour", seconds=1) == HELLO, what=meddling
+        )
+    events = [
+        json.loads(line)
+        for line in node.out("system", "events", "--since", "0", "--until-now", "--format", "json").splitlines()
+    ]
+    told = [event for event in events if event["action"] == "repair"]
+    assert any(event["kind"] == "RESOURCE_KIND_NODE" for event in told)
+    assert any(event["resource_name"] == "app" for event in told)

@@ -55,6 +55,8 @@ class _ResourceKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Resource
     """A sandbox, the network namespace that endpoints go into."""
     RESOURCE_KIND_SNAPSHOT: _ResourceKind.ValueType  # 7
     """A Snapshot."""
+    RESOURCE_KIND_NODE: _ResourceKind.ValueType  # 8
+    """The node itself: what was repaired on it."""
 
 class ResourceKind(_ResourceKind, metaclass=_ResourceKindEnumTypeWrapper):
     """Kind says which sort of resource a message is about."""
@@ -75,6 +77,8 @@ RESOURCE_KIND_SANDBOX: ResourceKind.ValueType  # 6
 """A sandbox, the network namespace that endpoints go into."""
 RESOURCE_KIND_SNAPSHOT: ResourceKind.ValueType  # 7
 """A Snapshot."""
+RESOURCE_KIND_NODE: ResourceKind.ValueType  # 8
+"""The node itself: what was repaired on it."""
 Global___ResourceKind: _TypeAlias = ResourceKind  # noqa: Y015
 
 class _Protocol:

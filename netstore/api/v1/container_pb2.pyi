@@ -172,6 +172,11 @@ class ContainerSpec(_message.Message):
     READ_ONLY_FIELD_NUMBER: _builtins.int
     STOP_SIGNAL_FIELD_NUMBER: _builtins.int
     STOP_TIMEOUT_FIELD_NUMBER: _builtins.int
+    DOMAINNAME_FIELD_NUMBER: _builtins.int
+    DNS_SERVERS_FIELD_NUMBER: _builtins.int
+    DNS_SEARCH_FIELD_NUMBER: _builtins.int
+    DNS_OPTIONS_FIELD_NUMBER: _builtins.int
+    EXTRA_HOSTS_FIELD_NUMBER: _builtins.int
     image: _builtins.str
     """REQUIRED. The image: name[:tag], id or unique id prefix."""
     override_entrypoint: _builtins.bool
@@ -190,6 +195,8 @@ class ContainerSpec(_message.Message):
     """OPTIONAL. The root filesystem cannot be written."""
     stop_signal: _builtins.str
     """OPTIONAL. Signal that asks it to stop, such as "SIGTERM"; empty means the image's, else SIGTERM."""
+    domainname: _builtins.str
+    """OPTIONAL. NIS domain name; /etc/hosts gets the full name too."""
     @_builtins.property
     def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """OPTIONAL. Replaces the image's command."""
@@ -218,6 +225,22 @@ class ContainerSpec(_message.Message):
     def stop_timeout(self) -> _duration_pb2.Duration:
         """OPTIONAL. How long stop waits before SIGKILL; absent means 10 s."""
 
+    @_builtins.property
+    def dns_servers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """OPTIONAL. Name servers instead of the host's: "ADDRESS[:PORT]". At most 16."""
+
+    @_builtins.property
+    def dns_search(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """OPTIONAL. Search domains instead of the host's; "." alone means none. At most 16."""
+
+    @_builtins.property
+    def dns_options(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """OPTIONAL. Options of resolv.conf, such as "ndots:2". At most 16."""
+
+    @_builtins.property
+    def extra_hosts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """OPTIONAL. Lines of /etc/hosts: "NAME:ADDRESS" or "NAME=ADDRESS"; "host-gateway" stands for the host. At most 64."""
+
     def __init__(
         self,
         *,
@@ -237,10 +260,15 @@ class ContainerSpec(_message.Message):
         read_only: _builtins.bool = ...,
         stop_signal: _builtins.str = ...,
         stop_timeout: _duration_pb2.Duration | None = ...,
+        domainname: _builtins.str = ...,
+        dns_servers: _abc.Iterable[_builtins.str] | None = ...,
+        dns_search: _abc.Iterable[_builtins.str] | None = ...,
+        dns_options: _abc.Iterable[_builtins.str] | None = ...,
+        extra_hosts: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["stop_timeout", b"stop_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_remove", b"auto_remove", "command", b"command", "entrypoint", b"entrypoint", "env", b"env", "hostname", b"hostname", "image", b"image", "mounts", b"mounts", "networks", b"networks", "override_entrypoint", b"override_entrypoint", "ports", b"ports", "read_only", b"read_only", "sandbox_container", b"sandbox_container", "stop_signal", b"stop_signal", "stop_timeout", b"stop_timeout", "user", b"user", "working_dir", b"working_dir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_remove", b"auto_remove", "command", b"command", "dns_options", b"dns_options", "dns_search", b"dns_search", "dns_servers", b"dns_servers", "domainname", b"domainname", "entrypoint", b"entrypoint", "env", b"env", "extra_hosts", b"extra_hosts", "hostname", b"hostname", "image", b"image", "mounts", b"mounts", "networks", b"networks", "override_entrypoint", b"override_entrypoint", "ports", b"ports", "read_only", b"read_only", "sandbox_container", b"sandbox_container", "stop_signal", b"stop_signal", "stop_timeout", b"stop_timeout", "user", b"user", "working_dir", b"working_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -134,6 +134,7 @@ class NetworkSpec(_message.Message):
     IPAM_FIELD_NUMBER: _builtins.int
     IPAM_DRIVER_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
+    DNS_SERVERS_FIELD_NUMBER: _builtins.int
     driver: _builtins.str
     """OPTIONAL. "bridge" (default), or another driver; "host" and "null" exist as predefined networks only."""
     internal: _builtins.bool
@@ -152,6 +153,12 @@ class NetworkSpec(_message.Message):
     def options(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """OPTIONAL. Driver options; see the driver's reference page. An unknown key is refused."""
 
+    @_builtins.property
+    def dns_servers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """OPTIONAL. Name servers that endpoints' questions go to instead of the host's: "ADDRESS[:PORT]"; or
+        "DOMAIN=ADDRESS[:PORT]" for what is below that domain alone. At most 16.
+        """
+
     def __init__(
         self,
         *,
@@ -162,10 +169,11 @@ class NetworkSpec(_message.Message):
         ipam: _abc.Iterable[Global___IpamConfig] | None = ...,
         ipam_driver: _builtins.str = ...,
         options: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        dns_servers: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_enable_ipv4", b"_enable_ipv4", "enable_ipv4", b"enable_ipv4"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enable_ipv4", b"_enable_ipv4", "driver", b"driver", "enable_ipv4", b"enable_ipv4", "enable_ipv6", b"enable_ipv6", "internal", b"internal", "ipam", b"ipam", "ipam_driver", b"ipam_driver", "options", b"options"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enable_ipv4", b"_enable_ipv4", "dns_servers", b"dns_servers", "driver", b"driver", "enable_ipv4", b"enable_ipv4", "enable_ipv6", b"enable_ipv6", "internal", b"internal", "ipam", b"ipam", "ipam_driver", b"ipam_driver", "options", b"options"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__enable_ipv4: _TypeAlias = _typing.Literal["enable_ipv4"]  # noqa: Y015
     _WhichOneofArgType__enable_ipv4: _TypeAlias = _typing.Literal["_enable_ipv4", b"_enable_ipv4"]  # noqa: Y015
@@ -480,7 +488,8 @@ class UpdateNetworkRequest(_message.Message):
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
         """REQUIRED. The fields to change: "labels", "spec.options" (of the driver's, those that its reference page calls live;
-        the others must stay), "spec.ipam" (pools may be added).
+        the others must stay), "spec.ipam" (pools may be added),
+        "spec.dns_servers".
         """
 
     def __init__(

@@ -1,0 +1,162 @@
+"""Names: what Docker answers, and where questions go that are not ours; asked with dig from inside."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+
+from conftest import Node, wait_until
+
+UPSTREAM = """
+import socketserver, sys
+from dnslib import DNSRecord, RR, QTYPE, A, RCODE
+class Handler(socketserver.BaseRequestHandler):
+    def handle(self):
+        data, sock = self.request
+        question = DNSRecord.parse(data)
+        reply = question.reply()
+        if sys.argv[2] == "SERVFAIL":
+            reply.header.rcode = RCODE.SERVFAIL
+        else:
+            reply.add_answer(RR(question.q.qname, QTYPE.A, rdata=A(sys.argv[2])))
+        sock.sendto(reply.pack(), self.client_address)
+with socketserver.UDPServer((sys.argv[1], 53), Handler) as server:
+    print("ready", flush=True)
+    server.serve_forever()
+"""
+
+
+def upstreams(node: Node, **answers: str) -> list[subprocess.Popen[bytes]]:
+    """Start a name server on each address of the neighbour, which gives everything one answer."""
+    started = []
+    for address, answer in answers.items():
+        address = address.removeprefix("a").replace("_", ".")
+        node.host.sh(f"ip -n neighbour addr add {address}/24 dev eth0 2>/dev/null || true")
+        inside = ["ip", "netns", "exec", "neighbour", sys.executable, "-c", UPSTREAM, address, answer]
+        server = subprocess.Popen(node.host.command(*inside), stdout=subprocess.PIPE)
+        assert server.stdout
+        server.stdout.readline()
+        started.append(server)
+    return started
+
+
+def stop(servers: list[subprocess.Popen[bytes]]) -> None:
+    for server in servers:
+        server.kill()
+        server.communicate()
+
+
+def dig(node: Node, container: str, *question: str) -> str:
+    """Ask 127.0.0.11 from a container's network namespace."""
+    path = json.loads(node.out("inspect", container))[0]["status"]["sandbox_path"]
+    return node.host.run("nsenter", f"--net={path}", "dig", "@127.0.0.11", "+tries=1", "+time=4", *question).stdout
+
+
+def test_split_servers_and_health(node: Node, image: str) -> None:
+    servers = upstreams(
+        node, a203_0_113_2="10.0.0.1", a203_0_113_53="10.0.0.2", a203_0_113_54="10.0.0.3", a203_0_113_55="SERVFAIL"
+    )
+    try:
+        node.cli("network", "create", "--dns", "corp.example=203.0.113.53", "app")
+        node.cli("run", "-d", "--name", "c", "--network", "app", image)
+        assert dig(node, "c", "+short", "www.example.org").strip() == "10.0.0.1"
+        assert dig(node, "c", "+short", "db.CORP.example").strip() == "10.0.0.2"
+        assert dig(node, "c", "+short", "notcorp.example").strip() == "10.0.0.1"
+        node.cli("network", "update", "--dns-add", "203.0.113.55", "--dns-add", "203.0.113.54", "app")
+        assert dig(node, "c", "+short", "www.example.org").strip() == "10.0.0.3"  # the next after SERVFAIL
+        node.cli("network", "update", "--dns-drop", "203.0.113.54", "app")
+        assert "SERVFAIL" in dig(node, "c", "www.example.org")
+        node.cli("run", "-d", "--name", "own", "--network", "app", "--dns", "203.0.113.54", image)
+        assert dig(node, "own", "+short", "www.example.org").strip() == "10.0.0.3"
+        assert dig(node, "own", "+short", "db.corp.example").strip() == "10.0.0.2"
+        assert "nameserver 127.0.0.11" in node.out("exec", "own", "cat", "/etc/resolv.conf")
+        # A silent server costs one wait, then it is asked last.
+        node.cli("network", "create", "--dns", "203.0.113.99", "--dns", "203.0.113.54", "slow")
+        node.cli("run", "-d", "--name", "s", "--network", "slow", image)
+        dig(node, "s", "one.example.org")
+        answer = dig(node, "s", "two.example.org")
+        assert int(answer.split("Query time: ")[1].split()[0]) < 1000
+    finally:
+        stop(servers)
+
+
+def test_records(node: Node, image: str) -> None:
+    node.cli("network", "create", "--ipv6", "app")
+    node.cli("network", "create", "--internal", "back")
+    node.cli("run", "-d", "--name", "c", "--network", "app", "--network", "back", image)
+    for index in range(3):
+        node.cli(
+            "run",
+            "-d",
+            "--name",
+            f"w{index}",
+            "--network",
+            "name=app,alias=web",
+            "--network",
+            "name=back,alias=web",
+            image,
+        )
+    found = dig(node, "c", "+short", "web").split()
+    assert len(found) == 6  # every address on every network that both share
+    assert len(dig(node, "c", "+short", "web.app").split()) == 3
+    assert len({dig(node, "c", "+short", "web").split()[0] for _ in range(30)}) > 2  # round robin
+    whole = dig(node, "c", "web")
+    assert "EDNS: version: 0" in whole
+    assert "IN\tA" in whole
+    assert "\t1\t" in whole or " 1 " in whole  # seconds to live
+    assert dig(node, "c", "+short", "AAAA", "web").count("fd") == 3
+    nothing = dig(node, "c", "MX", "web")
+    assert "NOERROR" in nothing
+    assert "ANSWER: 0" in nothing
+    assert dig(node, "c", "+tcp", "+short", "w0.back").strip()
+    back = dig(node, "c", "+short", "w0.back").strip()
+    assert dig(node, "c", "+short", "-x", back).strip() == "w0.back."
+    for index in range(40):
+        node.host.netns(f"n{index}")
+        node.cli(
+            "network", "connect", "--netns", f"/run/netns/n{index}", "--name", f"n{index}", "--alias", "many", "app"
+        )
+    truncated = dig(node, "c", "+noedns", "+ignore", "many")
+    assert " tc " in truncated or " tc;" in truncated
+    assert len(dig(node, "c", "+noedns", "+short", "many").split()) == 40  # dig asks again over TCP
+    node.cli("network", "disconnect", "app", "c")
+    assert "SERVFAIL" in dig(node, "c", "www.example.org") or "REFUSED" in dig(node, "c", "www.example.org")
+
+
+def test_files_of_etc(node: Node, image: str) -> None:
+    node.cli("network", "create", "app")
+    node.cli("network", "create", "two")
+    node.cli("run", "-d", "--name", "c", "--network", "app", "--hostname", "box", "--domainname", "example.org",
+             "--add-host", "db:10.9.9.9", "--add-host", "up=host-gateway", "--add-host", "six:[fd00::9]",
+             "--dns-search", "corp.example", "--dns-option", "ndots:2", image)  # fmt: skip
+    hosts = node.out("exec", "c", "cat", "/etc/hosts")
+    for line in ("172.18.0.2\tbox.example.org box", "10.9.9.9\tdb", "172.18.0.1\tup", "fd00::9\tsix"):
+        assert line in hosts
+    assert node.out("exec", "c", "cat", "/etc/hostname") == "box"
+    assert node.out("exec", "c", "cat", "/etc/resolv.conf").splitlines() == [
+        "nameserver 127.0.0.11", "search corp.example", "options ndots:2"
+    ]  # fmt: skip
+    node.cli("network", "connect", "--ip", "172.19.0.9", "two", "c")
+    assert "172.19.0.9\tbox" in node.out("exec", "c", "cat", "/etc/hosts")
+    node.cli("network", "disconnect", "two", "c")
+    assert "172.19.0.9" not in node.out("exec", "c", "cat", "/etc/hosts")
+    node.cli("run", "-d", "--name", "plain", "--dns", "203.0.113.53", image)
+    assert "nameserver 203.0.113.53" in node.out("exec", "plain", "cat", "/etc/resolv.conf")
+    assert "172.17.0.1\thost.docker.internal host.netstore.internal" in node.out("exec", "plain", "cat", "/etc/hosts")
+    assert node.out("exec", "c", "nslookup", "host.docker.internal").endswith("172.18.0.1")
+
+
+def test_a_container_keeps_port_53_and_new_names_are_quick(node: Node, image: str) -> None:
+    node.cli("network", "create", "app")
+    node.cli("run", "-d", "--name", "c", "--network", "app", image)
+    path = json.loads(node.out("inspect", "c"))[0]["status"]["sandbox_path"]
+    bind = 'import socket; [socket.socket(type=t).bind(("", 53)) for t in (1, 2)]; print(1)'
+    assert node.host.run("nsenter", f"--net={path}", sys.executable, "-c", bind).stdout == "1\n"
+    node.host.netns("n")
+    node.cli("network", "connect", "--netns", "/run/netns/n", "--name", "late", "app")
+    assert dig(node, "c", "+short", "late").strip()
+    node.cli("network", "disconnect", "app", "--netns", "/run/netns/n")
+    wait_until(lambda: not dig(node, "c", "+short", "late").strip(), seconds=2, what="the name to go")
+    assert socket.gethostname()
