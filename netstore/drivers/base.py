@@ -72,7 +72,7 @@ class Driver(ABC):
         What it leaves to `apply_endpoint` is done by the caller, which then applies every endpoint again. By default a
         change asks nothing of the kernel.
         """
-        return None
+        return
 
     @abstractmethod
     def apply_endpoint(self, network: Network, endpoint: Endpoint, namespace: int | None) -> None:
