@@ -1,4 +1,4 @@
-"""netstore endpoint: ls, inspect."""
+"""netstore endpoint: ls, inspect, publish, unpublish."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import click
 from netstore.api.v1 import endpoint_pb2
 from netstore.cli.client import Client, pages, pass_client
 from netstore.cli.format import listing, shapes, short_id, show_objects
+from netstore.cli.grammar import parse_port
 
 __all__ = ["group"]
 
@@ -42,3 +43,24 @@ def inspect(client: Client, endpoints: tuple[str, ...], template: str) -> None:
     """Show endpoints in full."""
     requests = [endpoint_pb2.GetEndpointRequest(endpoint=each) for each in endpoints]
     show_objects([client.endpoints.GetEndpoint(request).endpoint for request in requests], template)
+
+
+@group.command()
+@click.argument("endpoint")
+@click.argument("ports", nargs=-1, required=True)
+@click.option("--from", "sources", multiple=True, help="Only these may come (CIDR).")
+@pass_client
+def publish(client: Client, endpoint: str, ports: tuple[str, ...], sources: tuple[str, ...]) -> None:
+    """Publish ports of an endpoint, a container's or not: [[IP:][HOSTPORT]:]PORT[/tcp|udp|sctp]."""
+    wanted = [port for text in ports for port in parse_port(text, sources)]
+    client.endpoints.PublishPorts(endpoint_pb2.PublishPortsRequest(endpoint=endpoint, ports=wanted))
+
+
+@group.command()
+@click.argument("endpoint")
+@click.argument("ports", nargs=-1, required=True)
+@pass_client
+def unpublish(client: Client, endpoint: str, ports: tuple[str, ...]) -> None:
+    """Take published ports of an endpoint back."""
+    wanted = [port for text in ports for port in parse_port(text)]
+    client.endpoints.UnpublishPorts(endpoint_pb2.UnpublishPortsRequest(endpoint=endpoint, ports=wanted))

@@ -29,12 +29,13 @@ from netstore.drivers.options import (
 )
 from netstore.errors import Exhausted, FailedPrecondition, InvalidArgument, KernelError
 from netstore.kernel import netlink
-from netstore.kernel.firewall import Element, direct_elements, port_elements
+from netstore.kernel.conntrack import forget_flows
+from netstore.kernel.firewall import Element, direct_elements, guard_elements, port_elements
 from netstore.kernel.links import host_socket
 from netstore.kernel.namespaces import inside, socket_inside
 from netstore.kernel.netlink import RouteSocket
 from netstore.kernel.sysctls import accept_ipv6, forward_ipv6, link_local, sysctl
-from netstore.model import Endpoint, Network, PortMapping, kernel_name, stable_mac
+from netstore.model import Endpoint, Network, PortMapping, Protocol, kernel_name, stable_mac
 
 __all__ = ["BridgeDriver"]
 
@@ -52,6 +53,7 @@ SOURCES = {4: "com.docker.network.host_ipv4", 6: "com.docker.network.host_ipv6"}
 INHIBIT = "com.docker.network.bridge.inhibit_ipv4"
 TRUSTED = "com.docker.network.bridge.trusted_host_interfaces"
 _MODE = choice("nat", "nat-unprotected", "routed", "isolated")
+GUARD = "netstore.bridge.spoof_guard"
 MIN_IPV6_MTU = 1280  # RFC 8200, section 5
 
 
@@ -77,6 +79,8 @@ class BridgeDriver(Driver):
         Option(INHIBIT, boolean, False, "give the bridge no IPv4 address: the gateway is another machine"),
         Option(TRUSTED, interfaces, (), "interfaces of the host, separated by ':', from which published ports may be"
                " reached at the endpoints' own addresses", live=True),
+        Option(GUARD, boolean, True, "drop what endpoints send with a MAC or source address that is not theirs, and"
+               " router advertisements; false for those that route for others", live=True),
     )  # fmt: skip
 
     def validate(self, network: Network) -> Network:
@@ -151,7 +155,8 @@ class BridgeDriver(Driver):
         try:
             if namespace is not None:
                 self._configure(network, endpoint, namespace)
-            self.host.firewall.add(self._port_elements(network, endpoint, endpoint.ports))
+            self.host.firewall.add(self._endpoint_elements(network, endpoint))
+            _forget_udp(endpoint.ports)
         except BaseException:
             if made:
                 self.remove_endpoint(network, endpoint)
@@ -159,7 +164,8 @@ class BridgeDriver(Driver):
 
     def remove_endpoint(self, network: Network, endpoint: Endpoint) -> None:
         """Unpublish its ports, then delete the pair."""
-        self.host.firewall.remove(self._port_elements(network, endpoint, endpoint.ports))
+        self.host.firewall.remove(self._endpoint_elements(network, endpoint))
+        _forget_udp(endpoint.ports)
         self.host.deletions.delete(endpoint.host_interface)
 
     def observe(self, network: Network) -> Observed:
@@ -182,13 +188,15 @@ class BridgeDriver(Driver):
         """Change map elements: one transaction, no process."""
         if remove:
             self.host.firewall.remove(self._port_elements(network, endpoint, remove))
+            _forget_udp(remove)
         if add:
             self.host.firewall.add(self._port_elements(network, endpoint, add))
+            _forget_udp(add)
 
     def elements(self, network: Network, endpoints: Collection[Endpoint]) -> set[Element]:
-        """Return those of the network and of its endpoints' ports."""
-        ports = (self._port_elements(network, endpoint, endpoint.ports) for endpoint in endpoints)
-        return set(self._network_elements(network)).union(*ports)
+        """Return those of the network, and of its endpoints."""
+        of_endpoints = (self._endpoint_elements(network, endpoint) for endpoint in endpoints)
+        return set(self._network_elements(network)).union(*of_endpoints)
 
     def _network_elements(self, network: Network) -> list[Element]:
         name, values = network.interface, parse(self.options, network.spec.options)
@@ -208,6 +216,15 @@ class BridgeDriver(Driver):
                 elements.append((f"masqueraded{six}", name))
             if values[MODES[version]] == "nat-unprotected":
                 elements.append((f"open{six}", name))
+        return elements
+
+    def _endpoint_elements(self, network: Network, endpoint: Endpoint) -> list[Element]:
+        """Return what lets an endpoint send as itself alone, and its ports. Without addresses it is not looked at."""
+        elements = self._port_elements(network, endpoint, endpoint.ports)
+        if endpoint.addresses and parse(self.options, network.spec.options)[GUARD]:
+            senders = [each.address for each in endpoint.addresses]
+            senders += [link_local(endpoint.mac_address)] if _has_ipv6(network) else []
+            elements += guard_elements(endpoint.host_interface, endpoint.mac_address, senders)
         return elements
 
     def _port_elements(self, network: Network, endpoint: Endpoint, ports: Collection[PortMapping]) -> list[Element]:
@@ -339,6 +356,14 @@ def _set_sysctls(namespace: int, interface_name: str, settings: Sequence[tuple[s
             setting = f"{name.replace('/', '.')}={value}"
             accepted = f"a setting that the kernel has ({error.what})"
             raise InvalidArgument(f"spec.options[{SYSCTLS}]", setting, accepted) from error
+
+
+def _forget_udp(ports: Collection[PortMapping]) -> None:
+    """Let UDP flows begin anew (complaint 25): they would go on past the maps that have changed."""
+    for port in ports:
+        if port.protocol is Protocol.UDP:
+            for number in range(port.host_port, port.host_port + port.count):
+                forget_flows(socket.IPPROTO_UDP, number)
 
 
 def _six(address: str) -> str:

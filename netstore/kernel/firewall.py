@@ -9,26 +9,31 @@ node's own, `route_localnet` on our bridges for 127.0.0.1, and source NAT only w
 back: from loopback, and between endpoints of one subnet (hairpin). The container sees everybody else's source address.
 
 Names of maps and sets that hold addresses end in 6 where the addresses are IPv6.
+
+A second table, `bridge netstore`, sees frames where they leave an endpoint, and drops those with another's MAC or
+source address; an endpoint is an element of its sets too.
 """
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Collection, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 from netstore.kernel.nftables import Nftables
 from netstore.model import Address, PortMapping
 
-__all__ = ["Element", "Firewall", "direct_elements", "port_elements"]
+__all__ = ["Element", "Firewall", "direct_elements", "guard_elements", "port_elements"]
 
 # A set's or map's name, and one element of it as nft writes it: ("ports", "tcp . 8080 : 172.18.0.2 . 80").
 Element = tuple[str, str]
+_Sets: TypeAlias = dict[str, tuple[str, str]]
+_Chains: TypeAlias = dict[str, tuple[str, tuple[str, ...]]]
 
-TABLE = "inet netstore"
+TABLE, GUARD_TABLE = "inet netstore", "bridge netstore"
 WELL_KNOWN = "inet_proto . inet_service"
 
-_SETS: dict[str, tuple[str, str]] = {
+_SETS: _Sets = {
     "bridges": ("set", "type ifname;"),
     "internal": ("set", "type ifname;"),
     "same": ("set", "type ifname . ifname;"),
@@ -66,7 +71,7 @@ def _both(*rules: str) -> tuple[str, ...]:
 
 
 _PORT = "meta l4proto . th dport"
-_CHAINS = {
+_CHAINS: _Chains = {
     "forward": (
         "type filter hook forward priority filter; policy accept;",
         (
@@ -125,22 +130,49 @@ _CHAINS = {
 }
 
 
+_GUARD_SETS: _Sets = {
+    "macs": ("set", "type ifname . ether_addr;"),
+    "guarded": ("set", "type ifname;"),
+    "senders": ("set", "type ifname . ipv4_addr;"),
+    "senders6": ("set", "type ifname . ipv6_addr;"),
+}
+_GUARD_CHAINS: _Chains = {
+    "guard": (
+        "type filter hook prerouting priority -300; policy accept;",
+        (
+            "iifname != @guarded accept",
+            "iifname . ether saddr != @macs drop",
+            "ip saddr != 0.0.0.0 iifname . ip saddr != @senders drop",
+            "arp saddr ip != 0.0.0.0 iifname . arp saddr ip != @senders drop",
+            "ip6 saddr != :: iifname . ip6 saddr != @senders6 drop",
+            "icmpv6 type nd-router-advert drop",
+        ),
+    ),
+}
+_TABLES: dict[str, tuple[_Sets, _Chains]] = {TABLE: (_SETS, _CHAINS), GUARD_TABLE: (_GUARD_SETS, _GUARD_CHAINS)}
+
+
+def _table_of(name: str) -> str:
+    return GUARD_TABLE if name in _GUARD_SETS else TABLE
+
+
 class Firewall:
-    """The table `inet netstore` of the daemon's own namespace. Blocking; safe for several threads."""
+    """The tables of the daemon's own namespace. Blocking; safe for several threads."""
 
     def __init__(self) -> None:
         self._nft = Nftables()
 
     def ensure(self) -> None:
         """Make table, sets, chains and rules as they should be; elements stay as they are."""
-        commands = [f"add table {TABLE}"]
-        commands += [f"add {kind} {TABLE} {name} {{ {body} }}" for name, (kind, body) in _SETS.items()]
-        for name, (hook, _) in _CHAINS.items():
-            commands.append(f"add chain {TABLE} {name}" + (f" {{ {hook} }}" if hook else ""))
-            commands.append(f"flush chain {TABLE} {name}")
-        for name, (_, rules) in _CHAINS.items():
-            commands += [f"add rule {TABLE} {name} {rule}" for rule in rules]
-        self._nft.run(commands, doing="making the firewall's skeleton")
+        for table, (sets, chains) in _TABLES.items():
+            commands = [f"add table {table}"]
+            commands += [f"add {kind} {table} {name} {{ {body} }}" for name, (kind, body) in sets.items()]
+            for name, (hook, _) in chains.items():
+                commands.append(f"add chain {table} {name}" + (f" {{ {hook} }}" if hook else ""))
+                commands.append(f"flush chain {table} {name}")
+            for name, (_, rules) in chains.items():
+                commands += [f"add rule {table} {name} {rule}" for rule in rules]
+            self._nft.run(commands, doing="making the firewall's skeleton")
 
     def add(self, elements: Iterable[Element]) -> None:
         """Add elements in one transaction; those that are there already are a success.
@@ -148,34 +180,36 @@ class Firewall:
         Raises:
             KernelError: EEXIST when a map holds another value for a key.
         """
-        self._nft.run([f"add element {TABLE} {name} {{ {text} }}" for name, text in elements])
+        self._nft.run([f"add element {_table_of(name)} {name} {{ {text} }}" for name, text in elements])
 
     def remove(self, elements: Iterable[Element]) -> None:
         """Remove elements; those that are gone are a success."""
-        commands = [f"delete element {TABLE} {name} {{ {text.split(' : ')[0]} }}" for name, text in elements]
+        commands = [f"delete element {_table_of(name)} {name} {{ {text.split(' : ')[0]} }}" for name, text in elements]
         self._nft.run_each(commands, tolerate=[errno.ENOENT], doing="removing firewall elements")
 
     def elements(self) -> set[Element] | None:
-        """Return every element, None when the table or a part of its skeleton is missing."""
-        objects = self._nft.json(f"list table {TABLE}")
-        if objects is None:
-            return None
+        """Return every element, None when a table or a part of its skeleton is missing."""
         found: set[Element] = set()
-        sets, rules = 0, dict.fromkeys(_CHAINS, 0)
-        for entry in objects:
-            for kind, value in entry.items():
+        for table, (sets, chains) in _TABLES.items():
+            objects = self._nft.json(f"list table {table}")
+            if objects is None:
+                return None
+            there, rules = 0, dict.fromkeys(chains, 0)
+            for kind, value in (pair for entry in objects for pair in entry.items()):
                 if kind in ("set", "map"):
-                    sets += 1
+                    there += 1
                     found |= {(value["name"], _text(element)) for element in value.get("elem", [])}
                 elif kind == "rule" and value["chain"] in rules:
                     rules[value["chain"]] += 1
-        if sets < len(_SETS) or any(rules[name] != len(_CHAINS[name][1]) for name in rules):
-            return None
+            if there < len(sets) or any(rules[name] != len(chains[name][1]) for name in rules):
+                return None
         return found
 
     def delete(self) -> None:
-        """Remove the table and everything in it."""
-        self._nft.run_each([f"delete table {TABLE}"], tolerate=[errno.ENOENT], doing="removing the firewall")
+        """Remove the tables and everything in them."""
+        self._nft.run_each(
+            [f"delete table {table}" for table in _TABLES], tolerate=[errno.ENOENT], doing="removing the firewall"
+        )
 
 
 def port_elements(port: PortMapping, addresses: Collection[Address]) -> Iterator[Element]:
@@ -198,6 +232,14 @@ def port_elements(port: PortMapping, addresses: Collection[Address]) -> Iterator
         for number in range(port.container_port, port.container_port + port.count) if port.sources else ():
             yield f"limited{six}", f"{address} . {port.protocol} . {number}"
             yield from ((f"allowed{six}", f"{source} . {address} . {port.protocol} . {number}") for source in sources)
+
+
+def guard_elements(interface: str, mac: str, senders: Collection[str]) -> Iterator[Element]:
+    """Yield the elements that let an endpoint send as itself alone; `interface` is the host's end of its pair."""
+    yield "guarded", interface
+    yield "macs", f"{interface} . {mac}"
+    for address in senders:
+        yield "senders6" if ":" in address else "senders", f"{interface} . {address}"
 
 
 def direct_elements(port: PortMapping, addresses: Collection[Address]) -> Iterator[Element]:

@@ -13,17 +13,16 @@ import socket
 import struct
 
 from netstore.errors import KernelError
+from netstore.kernel.attributes import NETLINK_NETFILTER, attribute, be32, message, nested, text
 from netstore.kernel.namespaces import socket_inside
 
 __all__ = ["redirect", "remove_redirect"]
 
 TABLE, CHAIN, PORT = b"netstore", b"output", 53
 
-NETLINK_NETFILTER = 12
 NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END, NFNL_SUBSYS_NFTABLES = 0x10, 0x11, 10
 NFT_MSG_NEWTABLE, NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE = 0, 2, 3, 6
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x1, 0x4, 0x200, 0x400, 0x800
-NLA_F_NESTED = 0x8000
 NFTA_TABLE_NAME = 1
 NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME, NFTA_CHAIN_HOOK, NFTA_CHAIN_POLICY, NFTA_CHAIN_TYPE = 1, 3, 4, 5, 7
 NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY = 1, 2
@@ -47,8 +46,8 @@ def redirect(namespace: int, address: str, udp: int, tcp: int) -> None:
     Raises:
         KernelError: the kernel refused; nothing is left.
     """
-    messages = [message.replace(b"\xf1\xf2", struct.pack("!H", udp)).replace(b"\xf3\xf4", struct.pack("!H", tcp))
-                for message in _messages(socket.inet_aton(address))]  # fmt: skip
+    messages = [each.replace(b"\xf1\xf2", struct.pack("!H", udp)).replace(b"\xf3\xf4", struct.pack("!H", tcp))
+                for each in _messages(socket.inet_aton(address))]  # fmt: skip
     code = _batch(namespace, messages)
     if code == errno.EEXIST:  # replacing waits for a grace period [8-16 ms], so only then
         code = _batch(namespace, [_table(NFT_MSG_DELTABLE, 0), *messages])
@@ -65,12 +64,12 @@ def remove_redirect(namespace: int) -> None:
 
 def _batch(namespace: int, messages: list[bytes]) -> int:
     """Send messages as one transaction; returns 0 or the first errno."""
-    data = bytearray(_message(NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST, b"", family=0, resource=NFNL_SUBSYS_NFTABLES))
-    for sequence, message in enumerate(messages, start=1):
+    data = bytearray(message(NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST, b"", family=0, resource=NFNL_SUBSYS_NFTABLES))
+    for sequence, each in enumerate(messages, start=1):
         at = len(data)
-        data += message
+        data += each
         struct.pack_into("I", data, at + 8, sequence)
-    data += _message(NFNL_MSG_BATCH_END, NLM_F_REQUEST, b"", family=0, resource=NFNL_SUBSYS_NFTABLES)
+    data += message(NFNL_MSG_BATCH_END, NLM_F_REQUEST, b"", family=0, resource=NFNL_SUBSYS_NFTABLES)
     codes: list[int] = []
     with socket_inside(namespace, socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as connection:
         connection.send(data)
@@ -85,11 +84,11 @@ def _batch(namespace: int, messages: list[bytes]) -> int:
 
 @functools.cache
 def _messages(address: bytes) -> tuple[bytes, ...]:
-    hook = _be32(NFTA_HOOK_HOOKNUM, NF_INET_LOCAL_OUT) + _be32(NFTA_HOOK_PRIORITY, NF_IP_PRI_NAT_DST)
-    chain = _text(NFTA_CHAIN_TABLE, TABLE) + _text(NFTA_CHAIN_NAME, CHAIN) + _nested(NFTA_CHAIN_HOOK, hook)
-    chain += _be32(NFTA_CHAIN_POLICY, NF_ACCEPT) + _text(NFTA_CHAIN_TYPE, b"nat")
-    rules = [_text(NFTA_RULE_TABLE, TABLE) + _text(NFTA_RULE_CHAIN, CHAIN)
-             + _nested(NFTA_RULE_EXPRESSIONS, _expressions(address, protocol)) for protocol in _PLACES]  # fmt: skip
+    hook = be32(NFTA_HOOK_HOOKNUM, NF_INET_LOCAL_OUT) + be32(NFTA_HOOK_PRIORITY, NF_IP_PRI_NAT_DST)
+    chain = text(NFTA_CHAIN_TABLE, TABLE) + text(NFTA_CHAIN_NAME, CHAIN) + nested(NFTA_CHAIN_HOOK, hook)
+    chain += be32(NFTA_CHAIN_POLICY, NF_ACCEPT) + text(NFTA_CHAIN_TYPE, b"nat")
+    rules = [text(NFTA_RULE_TABLE, TABLE) + text(NFTA_RULE_CHAIN, CHAIN)
+             + nested(NFTA_RULE_EXPRESSIONS, _expressions(address, protocol)) for protocol in _PLACES]  # fmt: skip
     return (
         _table(NFT_MSG_NEWTABLE, NLM_F_CREATE | NLM_F_EXCL),
         _nft(NFT_MSG_NEWCHAIN, NLM_F_CREATE, chain),
@@ -99,13 +98,13 @@ def _messages(address: bytes) -> tuple[bytes, ...]:
 
 def _expressions(address: bytes, protocol: int) -> bytes:
     """Return `ip daddr ADDRESS PROTOCOL dport 53 dnat to ADDRESS:PLACE`."""
-    nat = _be32(NFTA_NAT_TYPE, NF_NAT_DNAT) + _be32(NFTA_NAT_FAMILY, socket.AF_INET)
-    nat += _be32(NFTA_NAT_REG_ADDR_MIN, NFT_REG_1) + _be32(NFTA_NAT_REG_PROTO_MIN, NFT_REG_2)
+    nat = be32(NFTA_NAT_TYPE, NF_NAT_DNAT) + be32(NFTA_NAT_FAMILY, socket.AF_INET)
+    nat += be32(NFTA_NAT_REG_ADDR_MIN, NFT_REG_1) + be32(NFTA_NAT_REG_PROTO_MIN, NFT_REG_2)
     return b"".join(
         (
             _load(NFT_PAYLOAD_NETWORK_HEADER, offset=16, length=4),
             _equals(address),
-            _expression(b"meta", _be32(NFTA_META_KEY, NFT_META_L4PROTO) + _be32(NFTA_META_DREG, NFT_REG_1)),
+            _expression(b"meta", be32(NFTA_META_KEY, NFT_META_L4PROTO) + be32(NFTA_META_DREG, NFT_REG_1)),
             _equals(bytes([protocol])),
             _load(NFT_PAYLOAD_TRANSPORT_HEADER, offset=2, length=2),
             _equals(struct.pack("!H", PORT)),
@@ -117,47 +116,27 @@ def _expressions(address: bytes, protocol: int) -> bytes:
 
 
 def _load(base: int, *, offset: int, length: int) -> bytes:
-    where = _be32(NFTA_PAYLOAD_DREG, NFT_REG_1) + _be32(NFTA_PAYLOAD_BASE, base)
-    return _expression(b"payload", where + _be32(NFTA_PAYLOAD_OFFSET, offset) + _be32(NFTA_PAYLOAD_LEN, length))
+    where = be32(NFTA_PAYLOAD_DREG, NFT_REG_1) + be32(NFTA_PAYLOAD_BASE, base)
+    return _expression(b"payload", where + be32(NFTA_PAYLOAD_OFFSET, offset) + be32(NFTA_PAYLOAD_LEN, length))
 
 
 def _equals(value: bytes) -> bytes:
-    data = _nested(NFTA_CMP_DATA, _attribute(NFTA_DATA_VALUE, value))
-    return _expression(b"cmp", _be32(NFTA_CMP_SREG, NFT_REG_1) + _be32(NFTA_CMP_OP, NFT_CMP_EQ) + data)
+    data = nested(NFTA_CMP_DATA, attribute(NFTA_DATA_VALUE, value))
+    return _expression(b"cmp", be32(NFTA_CMP_SREG, NFT_REG_1) + be32(NFTA_CMP_OP, NFT_CMP_EQ) + data)
 
 
 def _immediate(register: int, value: bytes) -> bytes:
-    data = _nested(NFTA_IMMEDIATE_DATA, _attribute(NFTA_DATA_VALUE, value))
-    return _expression(b"immediate", _be32(NFTA_IMMEDIATE_DREG, register) + data)
+    data = nested(NFTA_IMMEDIATE_DATA, attribute(NFTA_DATA_VALUE, value))
+    return _expression(b"immediate", be32(NFTA_IMMEDIATE_DREG, register) + data)
 
 
 def _expression(name: bytes, data: bytes) -> bytes:
-    return _nested(NFTA_LIST_ELEM, _text(NFTA_EXPR_NAME, name) + _nested(NFTA_EXPR_DATA, data))
+    return nested(NFTA_LIST_ELEM, text(NFTA_EXPR_NAME, name) + nested(NFTA_EXPR_DATA, data))
 
 
 def _table(kind: int, flags: int) -> bytes:
-    return _nft(kind, flags, _text(NFTA_TABLE_NAME, TABLE))
+    return _nft(kind, flags, text(NFTA_TABLE_NAME, TABLE))
 
 
 def _nft(kind: int, flags: int, body: bytes) -> bytes:
-    return _message(NFNL_SUBSYS_NFTABLES << 8 | kind, NLM_F_REQUEST | NLM_F_ACK | flags, body, family=socket.AF_INET)
-
-
-def _message(kind: int, flags: int, body: bytes, *, family: int, resource: int = 0) -> bytes:
-    return struct.pack("=IHHIIBB", 20 + len(body), kind, flags, 0, 0, family, 0) + struct.pack("!H", resource) + body
-
-
-def _attribute(kind: int, payload: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(payload), kind) + payload + b"\0" * (-len(payload) % 4)
-
-
-def _nested(kind: int, payload: bytes) -> bytes:
-    return _attribute(kind | NLA_F_NESTED, payload)
-
-
-def _text(kind: int, text: bytes) -> bytes:
-    return _attribute(kind, text + b"\0")
-
-
-def _be32(kind: int, value: int) -> bytes:
-    return _attribute(kind, struct.pack("!i", value))
+    return message(NFNL_SUBSYS_NFTABLES << 8 | kind, NLM_F_REQUEST | NLM_F_ACK | flags, body, family=socket.AF_INET)

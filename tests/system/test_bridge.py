@@ -252,3 +252,55 @@ def test_drift_is_repaired_and_told(node: Node, image: str) -> None:
     told = [event for event in events if event["action"] == "repair"]
     assert any(event["kind"] == "RESOURCE_KIND_NODE" for event in told)
     assert any(event["resource_name"] == "app" for event in told)
+
+
+def test_spoofing_is_dropped(node: Node, image: str) -> None:
+    node.cli("network", "create", "--ipv6", "app")
+    for name in ("a", "b"):
+        node.host.netns(name)
+        node.cli("network", "connect", "--netns", f"/run/netns/{name}", "--name", name, "app")
+    inside = "ip -n a"
+    ping = ("ip", "netns", "exec", "a", "ping", "-c1", "-W1")
+    assert node.host.run(*ping, "172.18.0.3").returncode == 0
+    node.host.sh(f"{inside} addr add 172.18.0.77/16 dev eth0; {inside} -6 addr add fd77::1/64 dev eth0 nodad")
+    assert node.host.run(*ping, "-I", "172.18.0.77", "172.18.0.3", check=False).returncode
+    node.cli("network", "update", "-o", "netstore.bridge.spoof_guard=false", "app")
+    assert node.host.run(*ping, "-I", "172.18.0.77", "172.18.0.3").returncode == 0
+    node.cli("network", "update", "-o", "netstore.bridge.spoof_guard=true", "app")
+    assert node.host.run(*ping, "-I", "172.18.0.77", "172.18.0.3", check=False).returncode
+    node.host.sh(f"{inside} link set eth0 address 02:00:00:00:00:99")
+    assert node.host.run(*ping, "172.18.0.3", check=False).returncode
+
+
+def test_udp_flows_follow_a_port(node: Node, image: str) -> None:
+    """A client that keeps its source port reaches the container published after its first datagram, and its successor."""
+    node.cli("network", "create", "app")
+    echo = "import socket; s = socket.socket(type=2); s.bind(('', 53)); print(flush=True)\nwhile 1: d, c = s.recvfrom(99); s.sendto(b'NAME', c)"
+    servers = []
+    for name in ("one", "two"):
+        node.host.netns(name)
+        node.cli("network", "connect", "--netns", f"/run/netns/{name}", "--name", name, "app")
+        code = echo.replace("NAME", name)
+        server = subprocess.Popen(
+            node.host.command("ip", "netns", "exec", name, sys.executable, "-c", code), stdout=subprocess.PIPE
+        )
+        assert server.stdout
+        server.stdout.readline()
+        servers.append(server)
+    ask = "import socket; s = socket.socket(type=2); s.bind(('', 4444)); s.settimeout(1); s.sendto(b'x', ('203.0.113.1', 5300)); print(s.recv(9).decode())"
+
+    def answer() -> str:
+        return node.host.run("ip", "netns", "exec", "neighbour", sys.executable, "-c", ask, check=False).stdout.strip()
+
+    ids = {each["name"]: each["id"] for each in json.loads(node.out("endpoint", "ls", "--format", "json"))}
+    try:
+        assert answer() == ""
+        for name in ("one", "two", "one"):
+            node.cli("endpoint", "publish", ids[name], "5300:53/udp")
+            assert answer() == name
+            node.cli("endpoint", "unpublish", ids[name], "5300:53/udp")
+            assert answer() == ""
+    finally:
+        for server in servers:
+            server.kill()
+            server.communicate()
