@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import gc
 import grp
 import os
 import platform
@@ -113,6 +114,9 @@ class Daemon:
                 "netstored is ready", version=__version__, listen=self._addresses(), state_dir=str(self._state_dir)
             )
             logs.notify("READY=1")
+            # What was made up to here stays for good: the collector need not walk it at every request.
+            gc.freeze()
+            gc.set_threshold(10_000, 20, 20)
             await self._stopping.wait()
             logs.notify("STOPPING=1")
             log.info("netstored stops; containers and their traffic go on")

@@ -33,6 +33,7 @@ def _decoder(type_: type[Any]) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(type_)
 
 
+_ID_LENGTH = 64
 _HEX = set("0123456789abcdef")
 
 
@@ -77,7 +78,9 @@ class Table(Generic[R]):
             row = self._tx.row(f"SELECT body FROM {self._name} WHERE name = ?", reference)
             if row:
                 return self._decode(row[0])
-        if len(reference) <= 64 and _HEX.issuperset(reference):
+        if len(reference) == _ID_LENGTH and (found := self.get(reference)):
+            return found
+        if len(reference) <= _ID_LENGTH and _HEX.issuperset(reference):
             rows = self._tx.rows(
                 f"SELECT body FROM {self._name} WHERE id >= ? AND id < ? LIMIT 2", reference, reference + "g"
             )
