@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 __all__ = [
+    "PAIR_PREFIX",
     "Address",
     "Attachment",
     "Container",
@@ -41,6 +42,10 @@ __all__ = [
     "new_id",
     "stable_mac",
 ]
+
+
+PAIR_PREFIX = "nsv-"
+"""How the host's ends of endpoints' interfaces are named: with this, and the first digits of the endpoint's id."""
 
 
 class Kind(StrEnum):
@@ -226,7 +231,7 @@ class Endpoint:
     @property
     def host_interface(self) -> str:
         """The host's end of the pair, found again from the id."""
-        return kernel_name("nsv-", self.id)
+        return kernel_name(PAIR_PREFIX, self.id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -153,9 +153,9 @@ class BridgeDriver(Driver):
         route = host_socket()
         made = self._make_pair(route, network, endpoint, namespace)
         try:
+            self.host.firewall.add(self._endpoint_elements(network, endpoint))
             if namespace is not None:
                 self._configure(network, endpoint, namespace)
-            self.host.firewall.add(self._endpoint_elements(network, endpoint))
             _forget_udp(endpoint.ports)
         except BaseException:
             if made:
@@ -219,13 +219,13 @@ class BridgeDriver(Driver):
         return elements
 
     def _endpoint_elements(self, network: Network, endpoint: Endpoint) -> list[Element]:
-        """Return what lets an endpoint send as itself alone, and its ports. Without addresses it is not looked at."""
-        elements = self._port_elements(network, endpoint, endpoint.ports)
-        if endpoint.addresses and parse(self.options, network.spec.options)[GUARD]:
+        """Return what lets an endpoint send as itself alone, or as anybody where it is not guarded; and its ports."""
+        senders: list[str] = []
+        if parse(self.options, network.spec.options)[GUARD] and endpoint.addresses:
             senders = [each.address for each in endpoint.addresses]
             senders += [link_local(endpoint.mac_address)] if _has_ipv6(network) else []
-            elements += guard_elements(endpoint.host_interface, endpoint.mac_address, senders)
-        return elements
+        guard = guard_elements(endpoint.host_interface, endpoint.mac_address, senders)
+        return [*guard, *self._port_elements(network, endpoint, endpoint.ports)]
 
     def _port_elements(self, network: Network, endpoint: Endpoint, ports: Collection[PortMapping]) -> list[Element]:
         if not ports:

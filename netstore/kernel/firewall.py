@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any, TypeAlias
 
 from netstore.kernel.nftables import Nftables
-from netstore.model import Address, PortMapping
+from netstore.model import PAIR_PREFIX, Address, PortMapping
 
 __all__ = ["Element", "Firewall", "direct_elements", "guard_elements", "port_elements"]
 
@@ -130,22 +130,27 @@ _CHAINS: _Chains = {
 }
 
 
+# Whatever leaves one of our pairs is looked at, unless the pair is in `unguarded`; so an endpoint costs one element for
+# each of its addresses.
 _GUARD_SETS: _Sets = {
-    "macs": ("set", "type ifname . ether_addr;"),
-    "guarded": ("set", "type ifname;"),
-    "senders": ("set", "type ifname . ipv4_addr;"),
-    "senders6": ("set", "type ifname . ipv6_addr;"),
+    "unguarded": ("set", "type ifname;"),
+    "senders": ("set", "type ifname . ether_addr . ipv4_addr;"),
+    "senders6": ("set", "type ifname . ether_addr . ipv6_addr;"),
 }
 _GUARD_CHAINS: _Chains = {
     "guard": (
         "type filter hook prerouting priority -300; policy accept;",
         (
-            "iifname != @guarded accept",
-            "iifname . ether saddr != @macs drop",
-            "ip saddr != 0.0.0.0 iifname . ip saddr != @senders drop",
-            "arp saddr ip != 0.0.0.0 iifname . arp saddr ip != @senders drop",
-            "ip6 saddr != :: iifname . ip6 saddr != @senders6 drop",
+            f'iifname != "{PAIR_PREFIX}*" accept',
+            "iifname @unguarded accept",
             "icmpv6 type nd-router-advert drop",
+            "iifname . ether saddr . ip saddr @senders accept",
+            "iifname . ether saddr . arp saddr ip @senders accept",
+            "iifname . ether saddr . ip6 saddr @senders6 accept",
+            "ether type ip ip saddr 0.0.0.0 udp dport 67 accept",
+            "arp saddr ip 0.0.0.0 accept",
+            "ip6 saddr :: accept",
+            "drop",
         ),
     ),
 }
@@ -235,11 +240,14 @@ def port_elements(port: PortMapping, addresses: Collection[Address]) -> Iterator
 
 
 def guard_elements(interface: str, mac: str, senders: Collection[str]) -> Iterator[Element]:
-    """Yield the elements that let an endpoint send as itself alone; `interface` is the host's end of its pair."""
-    yield "guarded", interface
-    yield "macs", f"{interface} . {mac}"
+    """Yield the elements that let an endpoint send as itself; `interface` is the host's end of its pair.
+
+    Without senders it may send as anybody.
+    """
+    if not senders:
+        yield "unguarded", interface
     for address in senders:
-        yield "senders6" if ":" in address else "senders", f"{interface} . {address}"
+        yield "senders6" if ":" in address else "senders", f"{interface} . {mac} . {address}"
 
 
 def direct_elements(port: PortMapping, addresses: Collection[Address]) -> Iterator[Element]:
