@@ -12,39 +12,17 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 
-import grpc
+from common import BIN, measure, sh, show, start_netstore
 
 from netstore.api.v1 import common_pb2, container_pb2, endpoint_pb2, image_pb2, network_pb2, volume_pb2
 from netstore.cli.client import Client
 from netstore.kernel import netlink
 from netstore.kernel.namespaces import socket_inside
 
-BIN = Path(sys.executable).parent
 COUNT = int(os.environ.get("NETSTORE_BENCH_COUNT", "500"))
 ROUNDS = 30
-
-
-def measure(work: Callable[[int], object], count: int) -> list[float]:
-    times = []
-    for index in range(count):
-        started = time.perf_counter()
-        work(index)
-        times.append((time.perf_counter() - started) * 1e3)
-    return times
-
-
-def show(name: str, times: list[float], note: str = "") -> float:
-    p50 = statistics.median(times)
-    p95 = sorted(times)[int(len(times) * 0.95)]
-    print(f"{name:<52}{p50:>9.2f}{min(times):>9.2f}{p95:>9.2f}  {note}", flush=True)
-    return p50
-
-
-def sh(command: str) -> None:
-    subprocess.run(command, shell=True, check=True, capture_output=True)
 
 
 def floor(count: int) -> list[float]:
@@ -78,19 +56,6 @@ def floor(count: int) -> list[float]:
         sh(f"ip netns del f{index}")
     sh("ip link del floor")
     return times
-
-
-def start_netstore(place: Path) -> Client:
-    paths = ["--state-dir", str(place / "state"), "--run-dir", str(place / "run")]
-    for name in ("netstore-resolver", "netstored"):
-        subprocess.Popen([BIN / name, *paths], stderr=(place / f"{name}.log").open("w"))
-    client = Client(f"unix://{place}/run/netstore.sock")
-    for _ in range(100):
-        if (place / "run/netstore.sock").exists():
-            break
-        time.sleep(0.05)
-    grpc.channel_ready_future(client.channel).result(timeout=20)
-    return client
 
 
 def attachments(client: Client, floor_p50: float) -> None:

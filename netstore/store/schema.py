@@ -76,7 +76,8 @@ MIGRATIONS: tuple[str, ...] = (
     WHEN EXISTS (SELECT 1 FROM ports WHERE protocol = NEW.protocol
                  AND host_port BETWEEN NEW.host_port AND NEW.last_port
                  AND (host_ip = NEW.host_ip OR host_ip = '' OR NEW.host_ip = ''))
-      OR EXISTS (SELECT 1 FROM ports WHERE protocol = NEW.protocol AND last_port > host_port
+      OR EXISTS (SELECT 1 FROM ports INDEXED BY ports_of_ranges
+                 WHERE protocol = NEW.protocol AND last_port > host_port
                  AND host_port < NEW.host_port AND last_port >= NEW.host_port
                  AND (host_ip = NEW.host_ip OR host_ip = '' OR NEW.host_ip = ''))
     BEGIN SELECT RAISE(ABORT, '{PORT_TAKEN}'); END;

@@ -1,0 +1,55 @@
+"""What the benchmarks share: timing, tables, and a netstored of their own."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+
+from netstore.cli.client import Client
+
+__all__ = ["BIN", "measure", "sh", "show", "start_netstore"]
+
+BIN = Path(sys.executable).parent
+
+
+def measure(work: Callable[[int], object], count: int) -> list[float]:
+    """Return how long each of `count` calls took, in milliseconds."""
+    times = []
+    for index in range(count):
+        started = time.perf_counter()
+        work(index)
+        times.append((time.perf_counter() - started) * 1e3)
+    return times
+
+
+def show(name: str, times: list[float], note: str = "") -> float:
+    """Print p50, least and p95 of a series; returns p50."""
+    p50 = statistics.median(times)
+    p95 = sorted(times)[int(len(times) * 0.95)]
+    print(f"{name:<52}{p50:>9.2f}{min(times):>9.2f}{p95:>9.2f}  {note}", flush=True)
+    return p50
+
+
+def sh(command: str) -> None:
+    """Run a shell command that must succeed."""
+    subprocess.run(command, shell=True, check=True, capture_output=True)
+
+
+def start_netstore(place: Path) -> Client:
+    """Start netstore-resolver and netstored below a directory and return a client."""
+    paths = ["--state-dir", str(place / "state"), "--run-dir", str(place / "run")]
+    for name in ("netstore-resolver", "netstored"):
+        subprocess.Popen([BIN / name, *paths], stderr=(place / f"{name}.log").open("w"))
+    client = Client(f"unix://{place}/run/netstore.sock")
+    for _ in range(100):
+        if (place / "run/netstore.sock").exists():
+            break
+        time.sleep(0.05)
+    grpc.channel_ready_future(client.channel).result(timeout=20)
+    return client
