@@ -346,6 +346,8 @@ class ContainerSpec:
     dns_search: tuple[str, ...] = ()
     dns_options: tuple[str, ...] = ()
     extra_hosts: tuple[str, ...] = ()
+    publish_all: bool = False
+    exposed_ports: tuple[str, ...] = ()
     networks: tuple[Attachment, ...] = ()
     sandbox_container: str = ""
     ports: tuple[PortMapping, ...] = ()

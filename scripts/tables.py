@@ -1,4 +1,4 @@
-"""Write the option tables of docs/reference from the drivers' own declarations; with --check, say whether they are stale."""
+"""Write the option tables of docs/reference from the drivers' declarations; with --check, say which are stale."""
 
 from __future__ import annotations
 

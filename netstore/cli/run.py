@@ -56,6 +56,8 @@ def _container_options(command: Any) -> Any:
         click.option("--ip6", default="", help="Static IPv6 address on the first network."),
         click.option("--mac-address", default="", help="MAC address on the first network."),
         click.option("-p", "--publish", multiple=True, help="[[IP:][HOSTPORT]:]PORT[/tcp|udp|sctp]."),
+        click.option("-P", "--publish-all", is_flag=True, help="Publish every exposed port on a free one."),
+        click.option("--expose", multiple=True, help="A port exposed besides the image's: PORT[-PORT][/PROTOCOL]."),
         click.option("-v", "--volume", multiple=True, help="[SOURCE:]TARGET[:OPTIONS]."),
         click.option("--mount", multiple=True, help="type=volume|bind|tmpfs,source=…,target=…."),
         click.option("--tmpfs", multiple=True, help="TARGET[:OPTIONS]."),
@@ -135,6 +137,8 @@ def _spec(options: dict[str, Any]) -> container_pb2.ContainerSpec:
         dns_search=options["dns_search"],
         dns_options=options["dns_option"],
         extra_hosts=options["add_host"],
+        publish_all=options["publish_all"],
+        exposed_ports=options["expose"],
         ports=[port for each in options["publish"] for port in parse_port(each)],
         mounts=[
             *(parse_volume(each) for each in options["volume"]),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from netstore.model import (
     MountSpec,
     MountType,
     Network,
+    PortMapping,
+    Protocol,
     Sandbox,
     Volume,
     new_id,
@@ -31,7 +34,7 @@ from netstore.networks.planning import Place, changes, reserve
 from netstore.store import Transaction
 from netstore.volumes.manager import VolumeManager
 
-__all__ = ["Draft", "Reserved", "draft", "reserve_container"]
+__all__ = ["Draft", "Reserved", "draft", "exposed", "reserve_container", "wanted_ports"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +139,31 @@ def _existing(tx: Transaction, container: Container) -> Reserved:
     return Reserved(container, sandbox, image, (), fresh=False)
 
 
+_EXPOSED = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp))?")
+
+
+def exposed(texts: Iterable[str]) -> Iterator[PortMapping]:
+    """Yield the ports that EXPOSE or --expose names, each to be published on any free host port."""
+    for text in texts:
+        match = _EXPOSED.fullmatch(text)
+        if match:
+            last = min(int(match[2] or match[1]), 65535)
+            for number in range(max(int(match[1]), 1), last + 1):
+                yield PortMapping(container_port=number, protocol=Protocol(match[3] or "tcp"))
+
+
+def wanted_ports(spec: ContainerSpec, image: Image) -> tuple[PortMapping, ...]:
+    """Return the ports that a container publishes: those asked for and, with `publish_all`, those exposed."""
+    if not spec.publish_all:
+        return spec.ports
+    asked = {(port.container_port + n, port.protocol) for port in spec.ports for n in range(port.count)}
+    every = dict.fromkeys(exposed((*image.config.exposed_ports, *spec.exposed_ports)))
+    return (*spec.ports, *(port for port in every if (port.container_port, port.protocol) not in asked))
+
+
 _OF_THE_JOINED = (
-    "networks", "ports", "hostname", "domainname", "dns_servers", "dns_search", "dns_options", "extra_hosts"
+    "networks", "ports", "hostname", "domainname", "dns_servers", "dns_search", "dns_options", "extra_hosts",
+    "publish_all",
 )  # fmt: skip
 
 
@@ -172,7 +198,9 @@ def _check_networks(networks: tuple[tuple[Network, Attachment], ...]) -> None:
 
 
 def _warnings(spec: ContainerSpec, networks: tuple[tuple[Network, Attachment], ...]) -> tuple[str, ...]:
-    if not spec.ports or any(network.interface and not network.spec.internal for network, _ in networks):
+    if not (spec.ports or spec.publish_all) or any(
+        network.interface and not network.spec.internal for network, _ in networks
+    ):
         return ()
     kind = networks[0][0].name if networks else "the joined container's"
     return (f"published ports are discarded on network {kind}",)

@@ -22,7 +22,7 @@ import structlog
 from netstore.errors import FailedPrecondition, InUse, InvalidArgument, KernelError, NetstoreError, Unavailable
 from netstore.kernel.paths import closing, open_in_root
 from netstore.launcher.bundle import Bundle, process, specification
-from netstore.launcher.creation import Draft, Reserved, draft, reserve_container
+from netstore.launcher.creation import Draft, Reserved, draft, reserve_container, wanted_ports
 from netstore.launcher.etc import Etc, write
 from netstore.launcher.execution import Execution
 from netstore.launcher.filesystem import Directories, make_directory
@@ -200,7 +200,7 @@ class ContainerManager:
         try:
             await asyncio.to_thread(self._write_bundle, container, image, sandbox, endpoints)
             if sandbox.container_id == container.id:
-                await self._connect(container, sandbox, endpoints)
+                await self._connect(container, image, sandbox, endpoints)
             directory = self._directories.path(container.id)
             started = await runtime.create(container.id, directory, self._directories.log(container.id))
             await runtime.start(container.id)
@@ -224,10 +224,10 @@ class ContainerManager:
         self._watch(await self._store.write(record))
 
     async def _connect(
-        self, container: Container, sandbox: Sandbox, endpoints: list[tuple[Endpoint, Network, Sandbox]]
+        self, container: Container, image: Image, sandbox: Sandbox, endpoints: list[tuple[Endpoint, Network, Sandbox]]
     ) -> None:
         publisher = next((e for e, n, _ in endpoints if n.interface and not n.spec.internal), None)
-        wanted = {publisher.id: container.spec.ports} if publisher else {}
+        wanted = {publisher.id: wanted_ports(container.spec, image)} if publisher else {}
         if not any(network.interface for _, network, _ in endpoints):
             await self._networks.sandboxes.raise_loopback(sandbox)
         await self._networks.endpoints.activate(sandbox, wanted)

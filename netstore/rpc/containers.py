@@ -12,6 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 from netstore.api.v1 import container_pb2 as pb
 from netstore.api.v1 import container_pb2_grpc
 from netstore.errors import InvalidArgument
+from netstore.launcher.creation import exposed
 from netstore.launcher.manager import ContainerManager, Joined, parse_signal
 from netstore.model import Attachment, Container, ContainerSpec, ContainerState, Endpoint, Image, Network, Sandbox
 from netstore.rpc import endpoints as endpoint_messages
@@ -168,6 +169,8 @@ def _to_spec(spec: pb.ContainerSpec) -> ContainerSpec:
         dns_search=_check_words(spec.dns_search, "spec.dns_search", "a domain, or . for none"),
         dns_options=_check_words(spec.dns_options, "spec.dns_options", "an option of resolv.conf(5)"),
         extra_hosts=_check_hosts(spec.extra_hosts, "spec.extra_hosts"),
+        publish_all=spec.publish_all,
+        exposed_ports=_check_exposed(spec.exposed_ports, "spec.exposed_ports"),
         networks=tuple(_to_attachment(each, f"spec.networks[{i}]") for i, each in enumerate(spec.networks)),
         sandbox_container=spec.sandbox_container,
         ports=tuple(check_ports(spec.ports, "spec.ports")) if spec.ports else (),
@@ -220,6 +223,15 @@ def _check_hosts(hosts: Sequence[str], field: str) -> tuple[str, ...]:
             raise InvalidArgument(f"{field}[{index}]", text, "NAME:ADDRESS, or NAME:host-gateway; at most 64")
         checked.append(f"{name}={address}")
     return tuple(checked)
+
+
+def _check_exposed(ports: Sequence[str], field: str) -> tuple[str, ...]:
+    if len(ports) > 64:
+        raise InvalidArgument(field, f"{len(ports)} ports", "at most 64")
+    for index, text in enumerate(ports):
+        if not list(exposed([text])):
+            raise InvalidArgument(f"{field}[{index}]", text, "PORT[-PORT][/tcp|udp|sctp], ports 1 to 65535")
+    return tuple(ports)
 
 
 def _check_env(pairs: Sequence[str], field: str) -> list[str]:
@@ -302,6 +314,8 @@ def _to_spec_message(spec: ContainerSpec) -> pb.ContainerSpec:
         dns_search=spec.dns_search,
         dns_options=spec.dns_options,
         extra_hosts=spec.extra_hosts,
+        publish_all=spec.publish_all,
+        exposed_ports=spec.exposed_ports,
         networks=[
             pb.NetworkAttachment(
                 network=each.network,

@@ -244,9 +244,7 @@ def call(stub: object, method: str, request: object) -> None:
 
 def state(node: Node) -> str:
     """Everything that a refused request must not change."""
-    kernel = node.host.sh(
-        "ip -o link | sed 's/ <.*//; s/^[0-9]*//; s/@.*//'; nft list ruleset; ls -R /run/netns"
-    )
+    kernel = node.host.sh("ip -o link | sed 's/ <.*//; s/^[0-9]*//; s/@.*//'; nft list ruleset; ls -R /run/netns")
     files = [
         str(path)
         for name in ("state/volumes", "state/containers", "run/netns")

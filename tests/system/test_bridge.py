@@ -304,3 +304,28 @@ def test_udp_flows_follow_a_port(node: Node, image: str) -> None:
         for server in servers:
             server.kill()
             server.communicate()
+
+
+def test_publish_all(node: Node, image: str) -> None:
+    node.cli(
+        "run",
+        "-d",
+        "--name",
+        "web",
+        "-P",
+        "--expose",
+        "80",
+        "--expose",
+        "9000-9001/udp",
+        "-p",
+        "8088:81",
+        image,
+        *HTTPD,
+    )
+    shown = node.out("port", "web").splitlines()
+    assert "81/tcp -> 0.0.0.0:8088" in shown
+    assert [line.split()[0] for line in shown] == ["81/tcp", "80/tcp", "9000/udp", "9001/udp"]
+    host = next(line.split(" -> ")[1] for line in shown if line.startswith("80/"))
+    wait_until(lambda: curl(node, f"http://{host}/hello") == HELLO, what="httpd")
+    refused = node.cli("run", "-d", "-P", "--expose", "x", image, check=False)
+    assert "spec.exposed_ports[0]" in refused.stderr

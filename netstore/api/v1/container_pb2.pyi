@@ -177,6 +177,8 @@ class ContainerSpec(_message.Message):
     DNS_SEARCH_FIELD_NUMBER: _builtins.int
     DNS_OPTIONS_FIELD_NUMBER: _builtins.int
     EXTRA_HOSTS_FIELD_NUMBER: _builtins.int
+    PUBLISH_ALL_FIELD_NUMBER: _builtins.int
+    EXPOSED_PORTS_FIELD_NUMBER: _builtins.int
     image: _builtins.str
     """REQUIRED. The image: name[:tag], id or unique id prefix."""
     override_entrypoint: _builtins.bool
@@ -197,6 +199,8 @@ class ContainerSpec(_message.Message):
     """OPTIONAL. Signal that asks it to stop, such as "SIGTERM"; empty means the image's, else SIGTERM."""
     domainname: _builtins.str
     """OPTIONAL. NIS domain name; /etc/hosts gets the full name too."""
+    publish_all: _builtins.bool
+    """OPTIONAL. Publish every exposed port, the image's and `exposed_ports`, on a free host port (docker run -P)."""
     @_builtins.property
     def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """OPTIONAL. Replaces the image's command."""
@@ -241,6 +245,10 @@ class ContainerSpec(_message.Message):
     def extra_hosts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """OPTIONAL. Lines of /etc/hosts: "NAME:ADDRESS" or "NAME=ADDRESS"; "host-gateway" stands for the host. At most 64."""
 
+    @_builtins.property
+    def exposed_ports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """OPTIONAL. Ports exposed besides the image's: "80", "80/udp", "8000-8010/tcp". At most 64."""
+
     def __init__(
         self,
         *,
@@ -265,10 +273,12 @@ class ContainerSpec(_message.Message):
         dns_search: _abc.Iterable[_builtins.str] | None = ...,
         dns_options: _abc.Iterable[_builtins.str] | None = ...,
         extra_hosts: _abc.Iterable[_builtins.str] | None = ...,
+        publish_all: _builtins.bool = ...,
+        exposed_ports: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["stop_timeout", b"stop_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_remove", b"auto_remove", "command", b"command", "dns_options", b"dns_options", "dns_search", b"dns_search", "dns_servers", b"dns_servers", "domainname", b"domainname", "entrypoint", b"entrypoint", "env", b"env", "extra_hosts", b"extra_hosts", "hostname", b"hostname", "image", b"image", "mounts", b"mounts", "networks", b"networks", "override_entrypoint", b"override_entrypoint", "ports", b"ports", "read_only", b"read_only", "sandbox_container", b"sandbox_container", "stop_signal", b"stop_signal", "stop_timeout", b"stop_timeout", "user", b"user", "working_dir", b"working_dir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_remove", b"auto_remove", "command", b"command", "dns_options", b"dns_options", "dns_search", b"dns_search", "dns_servers", b"dns_servers", "domainname", b"domainname", "entrypoint", b"entrypoint", "env", b"env", "exposed_ports", b"exposed_ports", "extra_hosts", b"extra_hosts", "hostname", b"hostname", "image", b"image", "mounts", b"mounts", "networks", b"networks", "override_entrypoint", b"override_entrypoint", "ports", b"ports", "publish_all", b"publish_all", "read_only", b"read_only", "sandbox_container", b"sandbox_container", "stop_signal", b"stop_signal", "stop_timeout", b"stop_timeout", "user", b"user", "working_dir", b"working_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
