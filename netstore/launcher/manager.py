@@ -21,6 +21,7 @@ import structlog
 
 from netstore.errors import FailedPrecondition, InUse, InvalidArgument, KernelError, NetstoreError, Unavailable
 from netstore.kernel.paths import closing, open_in_root
+from netstore.launcher import rows
 from netstore.launcher.bundle import Bundle, process, specification
 from netstore.launcher.creation import Draft, Reserved, draft, reserve_container, wanted_ports
 from netstore.launcher.etc import Etc, write
@@ -55,7 +56,7 @@ log = structlog.get_logger(__name__)
 _LOST = 255
 """Exit code of a container whose supervisor did not write one, such as after a power cut."""
 
-Joined = tuple[Container, Image, Sandbox, list[tuple[Endpoint, Network, Sandbox]]]
+Joined = rows.Joined
 
 
 class ContainerManager:
@@ -144,7 +145,7 @@ class ContainerManager:
         return await self.get(reserved.container.id), list(plan.warnings)
 
     async def _undo(self, reserved: Reserved) -> None:
-        await self._store.write(lambda tx: _forget(tx, reserved.container))
+        await self._store.write(lambda tx: rows.forget(tx, reserved.container))
         await self._volumes.discard(list(reserved.made))
 
     def _make_directory(self, plan: Draft) -> None:
@@ -173,11 +174,11 @@ class ContainerManager:
 
     async def get(self, reference: str) -> Joined:
         """Return a container by name, id or id prefix, with its image, sandbox and endpoints."""
-        return await self._store.read(lambda tx: _joined(tx, tx.containers.find(reference)))
+        return await self._store.read(lambda tx: rows.joined(tx, tx.containers.find(reference)))
 
     async def all(self) -> list[Joined]:
         """Return every container, oldest first."""
-        return await self._store.read(lambda tx: [_joined(tx, each) for each in tx.containers.all()])
+        return await self._store.read(lambda tx: [rows.joined(tx, each) for each in tx.containers.all()])
 
     async def start(self, reference: str) -> Joined:
         """Start a container; one that runs is left as it is.
@@ -207,7 +208,7 @@ class ContainerManager:
         except BaseException as error:
             await self._clear(container)
             if isinstance(error, NetstoreError):
-                await self._store.write(partial(_record_failure, container_id=container.id, error=error))
+                await self._store.write(partial(rows.record_failure, container_id=container.id, error=error))
             raise
 
         def record(tx: Transaction) -> Container:
@@ -269,7 +270,7 @@ class ContainerManager:
 
         def running(tx: Transaction) -> list[Joined]:
             found = tx.containers.all("sandbox_id = ?", sandbox.id)
-            return [_joined(tx, each) for each in found if each.state is ContainerState.RUNNING]
+            return [rows.joined(tx, each) for each in found if each.state is ContainerState.RUNNING]
 
         for container, _, place, endpoints in await self._store.read(running):
             await asyncio.to_thread(write, self._directories.path(container.id), _etc(container, place, endpoints))
@@ -314,7 +315,7 @@ class ContainerManager:
         if self._runtime:
             await self._runtime.delete(container.id)
         await asyncio.to_thread(self._directories.unmount, container.id)
-        sandbox, others = await self._store.read(lambda tx: _sharing(tx, container))
+        sandbox, others = await self._store.read(lambda tx: rows.sharing(tx, container))
         if not others:
             await self._networks.endpoints.deactivate(sandbox)
 
@@ -387,10 +388,10 @@ class ContainerManager:
                     f"container {container.name} is running", hint="stop it first, or remove it with --force",
                     reason="CONTAINER_RUNNING",
                 )  # fmt: skip
-            await self._store.read(lambda tx: _refuse_joined(tx, container))
+            await self._store.read(lambda tx: rows.refuse_joined(tx, container))
             await self._end(container, signal.SIGKILL, 0)
         async with self._locks.hold(container.id):
-            anonymous = await self._store.write(lambda tx: _remove(tx, container.id))
+            anonymous = await self._store.write(lambda tx: rows.remove(tx, container.id))
             await asyncio.to_thread(self._directories.remove, container.id)
             if sandbox.container_id == container.id:
                 await self._networks.sandboxes.discard(sandbox)
@@ -479,71 +480,10 @@ def _require_running(container: Container) -> None:
         )
 
 
-def _joined(tx: Transaction, container: Container) -> Joined:
-    sandbox = tx.sandboxes.require(container.sandbox_id)
-    endpoints = [
-        (each, tx.networks.require(each.network_id), sandbox) for each in tx.endpoints.all("sandbox_id = ?", sandbox.id)
-    ]
-    return container, tx.images.require(container.image_id), sandbox, endpoints
-
-
 def _etc(container: Container, sandbox: Sandbox, endpoints: list[tuple[Endpoint, Network, Sandbox]]) -> Etc:
     on_host = not sandbox.path
     hostname = container.spec.hostname or (os.uname().nodename if on_host else sandbox.container_id[:12])
     return Etc(container.spec, hostname, [(endpoint, network) for endpoint, network, _ in endpoints], on_host)
-
-
-def _sharing(tx: Transaction, container: Container) -> tuple[Sandbox, list[str]]:
-    """Return a container's sandbox, and the names of the other containers that run in it."""
-    others = tx.containers.all("sandbox_id = ? AND id != ?", container.sandbox_id, container.id)
-    running = [other.name for other in others if other.state is ContainerState.RUNNING]
-    return tx.sandboxes.require(container.sandbox_id), running
-
-
-def _refuse_joined(tx: Transaction, container: Container) -> None:
-    sandbox = tx.sandboxes.require(container.sandbox_id)
-    if sandbox.container_id != container.id:
-        return
-    others = [each.name for each in tx.containers.all("sandbox_id = ? AND id != ?", sandbox.id, container.id)]
-    if others:
-        raise InUse(
-            f"{', '.join(others)} joined the network of container {container.name}",
-            hint="remove them first", containers=", ".join(others),
-        )  # fmt: skip
-
-
-def _remove(tx: Transaction, container_id: str) -> list[str]:
-    """Remove a container's rows; returns the ids of its anonymous volumes."""
-    container = tx.containers.require(container_id)
-    if container.state is ContainerState.RUNNING:
-        raise FailedPrecondition(
-            f"container {container.name} is running", hint="stop it first", reason="CONTAINER_RUNNING"
-        )
-    _refuse_joined(tx, container)
-    mounted = [mount.volume_id for mount in container.mounts if mount.volume_id]
-    volumes = [volume for volume_id in mounted if (volume := tx.volumes.get(volume_id))]
-    _forget(tx, container)
-    return [volume.id for volume in volumes if volume.anonymous]
-
-
-def _forget(tx: Transaction, container: Container) -> None:
-    present = tx.containers.get(container.id)
-    if present is None:
-        return
-    tx.event(Kind.CONTAINER, "remove", present.id, present.name)
-    tx.containers.delete(present.id)
-    sandbox = tx.sandboxes.require(present.sandbox_id)
-    if sandbox.container_id == present.id:
-        for endpoint in tx.endpoints.all("sandbox_id = ?", sandbox.id):
-            tx.endpoints.delete(endpoint.id)
-        tx.sandboxes.delete(sandbox.id)
-
-
-def _record_failure(tx: Transaction, *, container_id: str, error: NetstoreError) -> None:
-    container = tx.containers.get(container_id)
-    if container:
-        code = int(error.metadata.get("exit_code", "125"))
-        tx.containers.update(replace(container, message=error.what, exit_code=code))
 
 
 def _tree_size(root: Path) -> int:
