@@ -1,13 +1,14 @@
-"""netstore endpoint: ls, inspect, publish, unpublish."""
+"""netstore endpoint: ls, inspect, publish, unpublish, update."""
 
 from __future__ import annotations
 
 import click
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from netstore.api.v1 import endpoint_pb2
 from netstore.cli.client import Client, pages, pass_client
 from netstore.cli.format import listing, shapes, short_id, show_objects
-from netstore.cli.grammar import parse_port
+from netstore.cli.grammar import bandwidth, parse_port
 
 __all__ = ["group"]
 
@@ -64,3 +65,18 @@ def unpublish(client: Client, endpoint: str, ports: tuple[str, ...]) -> None:
     """Take published ports of an endpoint back."""
     wanted = [port for text in ports for port in parse_port(text)]
     client.endpoints.UnpublishPorts(endpoint_pb2.UnpublishPortsRequest(endpoint=endpoint, ports=wanted))
+
+
+@group.command()
+@click.argument("endpoint")
+@click.option("--bandwidth-in", help="Most that it receives, such as 50mbit; 0 for no limit.")
+@click.option("--bandwidth-out", help="Most that it sends.")
+@pass_client
+def update(client: Client, endpoint: str, bandwidth_in: str | None, bandwidth_out: str | None) -> None:
+    """Change an endpoint while it is attached."""
+    found = client.endpoints.GetEndpoint(endpoint_pb2.GetEndpointRequest(endpoint=endpoint)).endpoint
+    options = dict(found.spec.options) | bandwidth(bandwidth_in, bandwidth_out)
+    changed = endpoint_pb2.Endpoint(id=found.id, etag=found.etag, spec=endpoint_pb2.EndpointSpec(options=options))
+    request = endpoint_pb2.UpdateEndpointRequest(endpoint=changed, update_mask=FieldMask(paths=["spec.options"]))
+    client.endpoints.UpdateEndpoint(request)
+    click.echo(endpoint)

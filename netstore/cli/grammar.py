@@ -14,6 +14,7 @@ import click
 from netstore.api.v1 import common_pb2, container_pb2, mount_pb2
 
 __all__ = [
+    "bandwidth",
     "key_values",
     "parse_bytes",
     "parse_env",
@@ -145,6 +146,12 @@ def _range(text: str, whole: str) -> tuple[int, int]:
     if not 1 <= numbers[0] <= numbers[1] <= 65535:
         raise click.UsageError(f"-p: {whole!r}: ports are 1 to 65535, a range the smaller first")
     return numbers
+
+
+def bandwidth(incoming: str | None, outgoing: str | None) -> dict[str, str]:
+    """Return the endpoint options of --bandwidth-in and --bandwidth-out."""
+    given = {"in": incoming, "out": outgoing}
+    return {f"netstore.endpoint.bandwidth_{way}": value for way, value in given.items() if value}
 
 
 def truth(text: str, flag: str) -> bool:

@@ -13,7 +13,7 @@ from netstore.api.v1 import endpoint_pb2, network_pb2
 from netstore.cli.client import Client, pages, pass_client, tolerant
 from netstore.cli.completion import names
 from netstore.cli.format import listing, shapes, short_id, show_objects
-from netstore.cli.grammar import key_values, parse_port, truth
+from netstore.cli.grammar import bandwidth, key_values, parse_port, truth
 
 __all__ = ["group"]
 
@@ -135,18 +135,21 @@ def _sandbox(container: str | None, netns: str | None, pid: int | None) -> endpo
 @click.option("--mac-address", help="MAC address.")
 @click.option("--ifname", help="Name of the interface inside.")
 @click.option("--driver-opt", multiple=True, help="KEY=VALUE.")
+@click.option("--bandwidth-in", help="Most that it receives, such as 50mbit.")
+@click.option("--bandwidth-out", help="Most that it sends.")
 @click.option("--gw-priority", type=int, default=0, help="The highest gives the default route.")
 @click.option("-p", "--publish", multiple=True, help="Publish a port: [[IP:]HOSTPORT:]PORT[/tcp|udp|sctp].")
 @pass_client
 def connect(client: Client, network: str, container: str | None, netns: str | None, pid: int | None,
             name: str | None, alias: tuple[str, ...], ip: str | None, ip6: str | None, mac_address: str | None,
-            ifname: str | None, driver_opt: tuple[str, ...], gw_priority: int,
-            publish: tuple[str, ...]) -> None:  # fmt: skip
+            ifname: str | None, driver_opt: tuple[str, ...], bandwidth_in: str | None,
+            bandwidth_out: str | None, gw_priority: int, publish: tuple[str, ...]) -> None:  # fmt: skip
     """Connect a container, or any network namespace, to a network."""
     spec = endpoint_pb2.EndpointSpec(
         network=network, sandbox=_sandbox(container, netns, pid), name=name or "", aliases=alias,
         ipv4_address=ip or "", ipv6_address=ip6 or "", mac_address=mac_address or "", interface_name=ifname or "",
-        options=key_values(driver_opt, "--driver-opt"), gateway_priority=gw_priority,
+        options=key_values(driver_opt, "--driver-opt") | bandwidth(bandwidth_in, bandwidth_out),
+        gateway_priority=gw_priority,
         ports=[port for each in publish for port in parse_port(each)],
     )  # fmt: skip
     client.endpoints.AttachEndpoint(endpoint_pb2.AttachEndpointRequest(endpoint=endpoint_pb2.Endpoint(spec=spec)))

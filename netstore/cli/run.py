@@ -17,6 +17,7 @@ from netstore.api.v1 import container_pb2
 from netstore.cli.client import Client, details, fail, pass_client
 from netstore.cli.completion import names
 from netstore.cli.grammar import (
+    bandwidth,
     key_values,
     parse_env,
     parse_mount,
@@ -55,6 +56,8 @@ def _container_options(command: Any) -> Any:
         click.option("--ip", default="", help="Static IPv4 address on the first network."),
         click.option("--ip6", default="", help="Static IPv6 address on the first network."),
         click.option("--mac-address", default="", help="MAC address on the first network."),
+        click.option("--bandwidth-in", help="Most that it receives on the first network, such as 50mbit."),
+        click.option("--bandwidth-out", help="Most that it sends on the first network."),
         click.option("-p", "--publish", multiple=True, help="[[IP:][HOSTPORT]:]PORT[/tcp|udp|sctp]."),
         click.option("-P", "--publish-all", is_flag=True, help="Publish every exposed port on a free one."),
         click.option("--expose", multiple=True, help="A port exposed besides the image's: PORT[-PORT][/PROTOCOL]."),
@@ -167,7 +170,8 @@ def _add_networks(spec: container_pb2.ContainerSpec, options: dict[str, Any]) ->
         return
     spec.networks.extend(parse_network(each) for each in options["network"])
     flags = {"ipv4_address": options["ip"], "ipv6_address": options["ip6"], "mac_address": options["mac_address"]}
-    if not any((*flags.values(), *options["network_alias"])):
+    limits = bandwidth(options["bandwidth_in"], options["bandwidth_out"])
+    if not any((*flags.values(), *options["network_alias"], *limits)):
         return
     if not spec.networks:
         spec.networks.add(network="bridge")
@@ -177,6 +181,7 @@ def _add_networks(spec: container_pb2.ContainerSpec, options: dict[str, Any]) ->
             raise click.UsageError(f"--network gives {field} already: give it once")
         if value:
             setattr(first, field, value)
+    first.options.update(limits)
     first.aliases.extend(options["network_alias"])
 
 

@@ -78,6 +78,10 @@ class Driver(ABC):
     def apply_endpoint(self, network: Network, endpoint: Endpoint, namespace: int | None) -> None:
         """Put the endpoint's interface into the namespace of that descriptor; without one it waits in the host's."""
 
+    def update_endpoint(self, network: Network, endpoint: Endpoint, namespace: int) -> None:
+        """Make the kernel follow a change of an attached endpoint's options; by default there is nothing to do."""
+        return
+
     @abstractmethod
     def remove_endpoint(self, network: Network, endpoint: Endpoint) -> None:
         """Take the endpoint's interface and ports away."""

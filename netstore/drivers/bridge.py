@@ -15,6 +15,8 @@ from typing import Any
 
 from netstore.drivers.base import Driver, Observed
 from netstore.drivers.options import (
+    BANDWIDTH_IN,
+    BANDWIDTH_OUT,
     ENDPOINT_OPTIONS,
     SYSCTLS,
     Option,
@@ -156,11 +158,24 @@ class BridgeDriver(Driver):
             self.host.firewall.add(self._endpoint_elements(network, endpoint))
             if namespace is not None:
                 self._configure(network, endpoint, namespace)
+                if any(_rates(endpoint)):
+                    self.update_endpoint(network, endpoint, namespace)
             _forget_udp(endpoint.ports)
         except BaseException:
             if made:
                 self.remove_endpoint(network, endpoint)
             raise
+
+    def update_endpoint(self, network: Network, endpoint: Endpoint, namespace: int) -> None:
+        """Limit both ends of the pair: what the host's end sends is what the endpoint receives."""
+        incoming, outgoing = _rates(endpoint)
+        with _socket_in(namespace) as inside_:
+            ends = ((host_socket(), endpoint.host_interface, incoming), (inside_, endpoint.interface_name, outgoing))
+            for route, name, limit in ends:
+                index = route.index_of(name)
+                if index is None:
+                    raise KernelError(errno.ENODEV, "limiting the rate of", name)
+                route.run([netlink.rate_limit(index, limit)])
 
     def remove_endpoint(self, network: Network, endpoint: Endpoint) -> None:
         """Unpublish its ports, then delete the pair."""
@@ -356,6 +371,11 @@ def _set_sysctls(namespace: int, interface_name: str, settings: Sequence[tuple[s
             setting = f"{name.replace('/', '.')}={value}"
             accepted = f"a setting that the kernel has ({error.what})"
             raise InvalidArgument(f"spec.options[{SYSCTLS}]", setting, accepted) from error
+
+
+def _rates(endpoint: Endpoint) -> tuple[int, int]:
+    values = parse(ENDPOINT_OPTIONS, endpoint.spec.options)
+    return values[BANDWIDTH_IN], values[BANDWIDTH_OUT]
 
 
 def _forget_udp(ports: Collection[PortMapping]) -> None:

@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from netstore.errors import InvalidArgument
+from netstore.errors import Immutable, InvalidArgument
 
 __all__ = [
+    "BANDWIDTH_IN",
+    "BANDWIDTH_OUT",
     "ENDPOINT_OPTIONS",
     "SYSCTLS",
     "Option",
@@ -22,9 +24,12 @@ __all__ = [
     "ipv6",
     "number",
     "parse",
+    "rate",
+    "refuse_changes",
 ]
 
 _INTERFACE = re.compile(r"[a-zA-Z0-9_.-]{1,15}")
+_RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([kmg]?)(?:bit)?")
 _SYSCTL = re.compile(r"(net\.(?:ipv4|ipv6|mpls)\.[a-z_]+\.IFNAME\.[a-z0-9_]+)=(-?[0-9]+)")
 
 
@@ -59,6 +64,18 @@ def parse(table: Sequence[Option], options: Mapping[str, str], *, field: str = "
         except ValueError as error:
             raise InvalidArgument(f"{field}[{key}]", text, str(error)) from error
     return values
+
+
+def refuse_changes(table: Sequence[Option], present: Mapping[str, str], asked: Mapping[str, str]) -> None:
+    """Refuse a change of an option that is not live.
+
+    Raises:
+        Immutable: naming it.
+    """
+    live = {option.key for option in table if option.live}
+    for key in sorted({*present, *asked} - live):
+        if present.get(key) != asked.get(key):
+            raise Immutable(f"spec.options[{key}]", ", ".join(sorted(live)))
 
 
 def boolean(text: str) -> bool:
@@ -133,8 +150,21 @@ def sysctls(text: str) -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
+def rate(text: str) -> int:
+    """Parse a rate such as 50mbit (as tc: k, m, g are powers of 1000) into bytes a second; "" and 0 are no limit."""
+    match = _RATE.fullmatch(text.lower())
+    if match is None or (bits := int(float(match[1]) * {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}[match[2]])) > 10**12:
+        raise ValueError("a rate such as 512kbit, 50mbit or 1.5gbit")
+    if 0 < bits < 8000:
+        raise ValueError("at least 8kbit, or 0 for no limit")
+    return bits // 8
+
+
+BANDWIDTH_IN, BANDWIDTH_OUT = "netstore.endpoint.bandwidth_in", "netstore.endpoint.bandwidth_out"
 SYSCTLS = "com.docker.network.endpoint.sysctls"
 ENDPOINT_OPTIONS: Sequence[Option] = (
     Option(SYSCTLS, sysctls, (), "settings of the interface in the container; IFNAME stands for its name"),
+    Option(BANDWIDTH_IN, rate, 0, "most that it receives, such as 50mbit; 0 is no limit", live=True),
+    Option(BANDWIDTH_OUT, rate, 0, "most that it sends", live=True),
 )
 """Options of an endpoint, on every driver that makes interfaces."""

@@ -20,6 +20,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from netstore.errors import KernelError
+from netstore.kernel.attributes import attribute, nested
 
 __all__ = [
     "Link",
@@ -32,6 +33,7 @@ __all__ = [
     "link_set",
     "link_up",
     "port_set",
+    "rate_limit",
     "route_replace",
     "veth_add",
 ]
@@ -39,6 +41,10 @@ __all__ = [
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR = 20
 RTM_NEWROUTE = 24
+RTM_NEWQDISC, RTM_DELQDISC = 36, 37
+TC_H_ROOT, TC_LINKLAYER_ETHERNET = 0xFFFFFFFF, 1
+TCA_KIND, TCA_OPTIONS = 1, 2
+TCA_TBF_PARMS, TCA_TBF_RATE64, TCA_TBF_BURST = 1, 4, 6
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
 NLMSG_ERROR, NLMSG_DONE = 2, 3
@@ -407,3 +413,27 @@ def route_replace(gateway: str, index: int, destination: str = "") -> Request:
         fields["dst_len"] = int(length)
     data = _message(rtmsg, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, fields, attrs)
     return Request(data, f"setting the route to {destination or 'everywhere'} via", gateway)
+
+
+def rate_limit(index: int, bytes_per_second: int) -> Request:
+    """Limit what an interface sends (tc-tbf(8)), in place of the limit that it has; 0 takes the limit away.
+
+    The bucket holds 10 ms of the rate, at least 64 KiB for the largest packets before segmentation; 50 ms may wait.
+    """
+    if not bytes_per_second:
+        header = struct.pack("=BxHiIII", 0, 0, index, 0, TC_H_ROOT, 0)
+        data = _HEADER.pack(16 + len(header), RTM_DELQDISC, NLM_F_REQUEST | NLM_F_ACK, 0, 0) + header
+        return Request(
+            data, "taking the rate limit from interface", str(index), frozenset({errno.ENOENT, errno.EINVAL})
+        )
+    burst = max(bytes_per_second // 100, 1 << 16)
+    limit = min(burst + bytes_per_second // 20, 0xFFFFFFFF)
+    rate = struct.pack("=BBHhHI", 0, TC_LINKLAYER_ETHERNET, 0, 0, 0, min(bytes_per_second, 0xFFFFFFFF))
+    options = attribute(TCA_TBF_PARMS, rate + bytes(len(rate)) + struct.pack("=III", limit, 0, 0))
+    options += attribute(TCA_TBF_RATE64, struct.pack("=Q", bytes_per_second))
+    options += attribute(TCA_TBF_BURST, struct.pack("=I", burst))
+    body = struct.pack("=BxHiIII", 0, 0, index, 1 << 16, TC_H_ROOT, 0)
+    body += attribute(TCA_KIND, b"tbf\0") + nested(TCA_OPTIONS, options)
+    flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE
+    data = _HEADER.pack(16 + len(body), RTM_NEWQDISC, flags, 0, 0) + body
+    return Request(data, "limiting the rate of interface", str(index))

@@ -14,6 +14,7 @@ from dataclasses import replace
 import structlog
 
 from netstore.drivers.base import Driver
+from netstore.drivers.options import ENDPOINT_OPTIONS, refuse_changes
 from netstore.errors import Conflict, NetstoreError
 from netstore.kernel.sandboxes import open_resolver
 from netstore.model import Endpoint, Kind, Network, PortMapping, Sandbox, SandboxRef
@@ -214,19 +215,26 @@ class Endpoints:
         return endpoint, network, sandbox
 
     async def update(
-        self, endpoint_id: str, etag: str, *, labels: Mapping[str, str] | None, aliases: Sequence[str] | None
-    ) -> tuple[Endpoint, Network, Sandbox]:
-        """Replace an endpoint's labels or aliases; None keeps them.
+        self, endpoint_id: str, etag: str, *, labels: Mapping[str, str] | None, aliases: Sequence[str] | None,
+        options: Mapping[str, str] | None = None,
+    ) -> tuple[Endpoint, Network, Sandbox]:  # fmt: skip
+        """Replace an endpoint's labels, aliases or options; None keeps them.
 
         Raises:
             Conflict: the etag is not the current one.
+            Immutable: an option that is not live would change.
+            KernelError: the kernel refused; all is as it was.
         """
+        before = await self._store.read(lambda tx: tx.endpoints.require(endpoint_id))
 
         def change(tx: Transaction) -> tuple[Endpoint, Network, Sandbox]:
             endpoint, network, sandbox = planning.joined(tx, tx.endpoints.require(endpoint_id))
             if etag and etag != str(endpoint.revision):
                 raise Conflict(f"endpoint {endpoint.id[:12]} has changed", hint="read it again, then change it again")
             spec = endpoint.spec if aliases is None else replace(endpoint.spec, aliases=tuple(aliases))
+            if options is not None:
+                refuse_changes(ENDPOINT_OPTIONS, spec.options, options)
+                spec = replace(spec, options=dict(options))
             revision = tx.event(Kind.ENDPOINT, "update", endpoint.id, endpoint.name, network=network.name)
             endpoint = replace(
                 endpoint, spec=spec, labels=endpoint.labels if labels is None else dict(labels), revision=revision
@@ -235,4 +243,20 @@ class Endpoints:
             planning.register_names(tx, network, endpoint, sandbox)
             return endpoint, network, sandbox
 
-        return await self._store.write(change)
+        joined = await self._store.write(change)
+        if joined[0].spec.options != before.spec.options and joined[0].attached:
+            await self._follow(*joined, before)
+        return joined
+
+    async def _follow(self, endpoint: Endpoint, network: Network, sandbox: Sandbox, before: Endpoint) -> None:
+        """Make the kernel follow an endpoint's options; when it refuses, go back to what they were."""
+        async with self._sandboxes.reopen(sandbox) as opened:
+            if opened.namespace is None:
+                return
+            driver = self._driver(network)
+            try:
+                await self._context.apply(driver.update_endpoint, network, endpoint, opened.namespace)
+            except BaseException:
+                await self._store.write(lambda tx: tx.endpoints.update(replace(endpoint, spec=before.spec)))
+                await self._context.apply(driver.update_endpoint, network, before, opened.namespace)
+                raise

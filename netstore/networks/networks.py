@@ -10,6 +10,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
 from netstore.drivers.base import Driver
+from netstore.drivers.options import refuse_changes
 from netstore.errors import AlreadyExists, Conflict, FailedPrecondition, Immutable, InUse, InvalidArgument
 from netstore.kernel.links import host_socket
 from netstore.kernel.namespaces import open_pinned
@@ -148,7 +149,7 @@ class Networks:
                 if dns_servers is not None:
                     spec = replace(spec, dns_servers=tuple(dns_servers))
                 if options is not None:
-                    _refuse_changes(driver, spec.options, options)
+                    refuse_changes(driver.options, spec.options, options)
                     spec = replace(spec, options=dict(options))
                 changed = replace(network, spec=spec, labels=network.labels if labels is None else dict(labels))
                 if pools is not None:
@@ -250,13 +251,6 @@ def _apply_inside(driver: Driver, network: Network, endpoint: Endpoint, sandbox:
     if namespace is not None:  # one that ended is the reconciler's
         with closing(namespace):
             driver.apply_endpoint(network, endpoint, namespace)
-
-
-def _refuse_changes(driver: Driver, present: Mapping[str, str], asked: Mapping[str, str]) -> None:
-    live = {option.key for option in driver.options if option.live}
-    for key in sorted({*present, *asked} - live):
-        if present.get(key) != asked.get(key):
-            raise Immutable(f"spec.options[{key}]", ", ".join(sorted(live)))
 
 
 def _add_pools(tx: Transaction, network: Network, asked: Sequence[Pool]) -> Network:

@@ -91,7 +91,9 @@ class EndpointServicer(endpoint_pb2_grpc.EndpointServiceServicer):
         return pb.DetachEndpointResponse()
 
     async def UpdateEndpoint(self, request: pb.UpdateEndpointRequest, context: Any) -> pb.UpdateEndpointResponse:
-        paths = check_mask(request.update_mask, mutable=["labels", "spec.aliases"], immutable=["name", "spec"])
+        paths = check_mask(
+            request.update_mask, mutable=["labels", "spec.aliases", "spec.options"], immutable=["name", "spec"]
+        )
         wanted = request.endpoint
         endpoint, _, _ = await self._endpoints.get(wanted.id)
         joined = await self._endpoints.update(
@@ -99,6 +101,7 @@ class EndpointServicer(endpoint_pb2_grpc.EndpointServiceServicer):
             wanted.etag,
             labels=check_labels(wanted.labels) if "labels" in paths else None,
             aliases=check_aliases(wanted.spec.aliases, "spec.aliases") if "spec.aliases" in paths else None,
+            options=check_endpoint_options(wanted.spec.options, "spec.options") if "spec.options" in paths else None,
         )
         return pb.UpdateEndpointResponse(endpoint=to_message(*joined))
 

@@ -329,3 +329,48 @@ def test_publish_all(node: Node, image: str) -> None:
     wait_until(lambda: curl(node, f"http://{host}/hello") == HELLO, what="httpd")
     refused = node.cli("run", "-d", "-P", "--expose", "x", image, check=False)
     assert "spec.exposed_ports[0]" in refused.stderr
+
+
+def test_bandwidth_both_ways_and_live(node: Node, image: str) -> None:
+    node.cli("network", "create", "app")
+    for name in ("a", "b"):
+        node.host.netns(name)
+    node.cli("network", "connect", "--netns", "/run/netns/a", "--name", "a", "--bandwidth-in", "40mbit",
+             "--bandwidth-out", "20mbit", "app")  # fmt: skip
+    node.cli("network", "connect", "--netns", "/run/netns/b", "--name", "b", "app")
+    found = json.loads(node.out("endpoint", "ls", "--format", "json"))
+    ids = {each["name"]: each["id"] for each in found}
+    code = """
+import socket, sys, time
+if sys.argv[1] == "sink":
+    with socket.create_server(("", 9)) as server:
+        print(flush=True)
+        connection, _ = server.accept()
+        received, started = 0, 0.0
+        while data := connection.recv(1 << 20):
+            received += len(data)
+            if not started and received > 1 << 19:  # the bucket, and slow start, are past
+                received, started = 0, time.monotonic()
+        print(received * 8 / (time.monotonic() - started) / 1e6)
+else:
+    with socket.create_connection((sys.argv[2], 9)) as connection:
+        end = time.monotonic() + 2
+        while time.monotonic() < end:
+            connection.send(bytes(1 << 15))
+"""
+
+    def megabits(source: str, target: str, address: str) -> float:
+        inside = ["ip", "netns", "exec", target, sys.executable, "-c", code, "sink"]
+        sink = subprocess.Popen(node.host.command(*inside), stdout=subprocess.PIPE)
+        assert sink.stdout
+        sink.stdout.readline()
+        node.host.run("ip", "netns", "exec", source, sys.executable, "-c", code, "source", address)
+        return float(sink.communicate()[0])
+
+    assert 18 <= megabits("a", "b", "172.18.0.3") <= 22
+    assert 36 <= megabits("b", "a", "172.18.0.2") <= 44
+    node.cli("endpoint", "update", "--bandwidth-in", "80mbit", "--bandwidth-out", "0", ids["a"])
+    assert 72 <= megabits("b", "a", "172.18.0.2") <= 88
+    assert megabits("a", "b", "172.18.0.3") > 200
+    refused = node.cli("endpoint", "update", "--bandwidth-in", "fast", ids["a"], check=False)
+    assert "netstore.endpoint.bandwidth_in" in refused.stderr

@@ -148,7 +148,8 @@ class EndpointSpec(_message.Message):
     @_builtins.property
     def options(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """OPTIONAL. Options: "com.docker.network.endpoint.sysctls" holds settings of the interface, such as
-        "net.ipv4.conf.IFNAME.log_martians=1".
+        "net.ipv4.conf.IFNAME.log_martians=1"; "netstore.endpoint.bandwidth_in" and "…_out" the most that it receives and
+        sends, such as "50mbit". The bandwidths are live, the others immutable.
         """
 
     def __init__(
@@ -595,7 +596,7 @@ class UpdateEndpointRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """REQUIRED. The fields to change."""
+        """REQUIRED. The fields to change: "labels", "spec.aliases", "spec.options"."""
 
     def __init__(
         self,
