@@ -34,6 +34,7 @@ __all__ = [
     "Pool",
     "PortMapping",
     "Protocol",
+    "Route",
     "Sandbox",
     "SandboxRef",
     "Volume",
@@ -128,6 +129,14 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """A way to a destination (CIDR) by a machine of the network."""
+
+    destination: str
+    gateway: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkSpec:
     """What was asked for."""
 
@@ -138,6 +147,7 @@ class NetworkSpec:
     ipam_driver: str = "default"
     pools: tuple[Pool, ...] = ()
     dns_servers: tuple[str, ...] = ()
+    routes: tuple[Route, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)
 
 

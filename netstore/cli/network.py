@@ -39,19 +39,20 @@ def group() -> None:
 @click.option("--strict", is_flag=True, help="Refuse a subnet that overlaps one of the host's routes.")
 @click.option("--attachable", is_flag=True, help="Every network is: no effect.")
 @click.option("--ipam-driver", default="default", show_default=True, help="Address management.")
+@click.option("--route", multiple=True, help="A further route of its endpoints: DESTINATION,GATEWAY.")
 @click.option("--dns", multiple=True, help="Name server of its endpoints: [DOMAIN=]ADDRESS[:PORT].")
 @click.option("--label", multiple=True, help="KEY=VALUE.")
 @click.option("-o", "--opt", multiple=True, help="Driver option KEY=VALUE.")
 @pass_client
 def create(client: Client, name: str, driver: str, internal: bool, ipv4: str, ipv6: bool, strict: bool,
-           attachable: bool, ipam_driver: str, dns: tuple[str, ...], label: tuple[str, ...], opt: tuple[str, ...],
-           subnet: tuple[str, ...], gateway: tuple[str, ...], ip_range: tuple[str, ...],
+           attachable: bool, ipam_driver: str, route: tuple[str, ...], dns: tuple[str, ...], label: tuple[str, ...],
+           opt: tuple[str, ...], subnet: tuple[str, ...], gateway: tuple[str, ...], ip_range: tuple[str, ...],
            aux_address: tuple[str, ...]) -> None:  # fmt: skip
     """Create a network."""
     spec = network_pb2.NetworkSpec(
         driver=driver, internal=internal, enable_ipv4=truth(ipv4, "--ipv4"), enable_ipv6=ipv6, ipam_driver=ipam_driver,
         options=key_values(opt, "--opt"), ipam=_pools(subnet, gateway, ip_range, aux_address),
-        dns_servers=dns,
+        dns_servers=dns, routes=[_route(text) for text in route],
     )  # fmt: skip
     network = network_pb2.Network(name=name, labels=key_values(label, "--label"), spec=spec)
     request = network_pb2.CreateNetworkRequest(network=network, request_id=str(uuid.uuid4()), strict=strict)
@@ -59,6 +60,11 @@ def create(client: Client, name: str, driver: str, internal: bool, ipv4: str, ip
     for warning in response.warnings:
         click.echo(f"WARNING: {warning}", err=True)
     click.echo(response.network.id)
+
+
+def _route(text: str) -> network_pb2.Route:
+    destination, _, gateway = text.partition(",")
+    return network_pb2.Route(destination=destination, gateway=gateway)
 
 
 def _pools(

@@ -334,6 +334,7 @@ class BridgeDriver(Driver):
             requests.append(netlink.link_set(index, up=True))
             if endpoint.default_route:
                 requests += [netlink.route_replace(address.gateway, index) for address in _routed(network, endpoint)]
+            requests += [netlink.route_replace(each.gateway, index, each.destination) for each in network.spec.routes]
             route.run(requests)
             if sysctls:
                 _set_sysctls(namespace, endpoint.interface_name, sysctls)

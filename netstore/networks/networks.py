@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 
 from netstore.drivers.base import Driver
@@ -101,6 +101,7 @@ class Networks:
         if self._context.driver(spec.driver).has_interfaces and spec.ipam_driver == "default":
             resolved = ipam.resolve_pools(tx, spec, network.pools, routes, self._context.pools)
             network = replace(network, pools=resolved)
+            _check_routes(network)
         revision = tx.event(Kind.NETWORK, "create", network.id, network.name, driver=spec.driver)
         network = replace(network, revision=revision)
         tx.networks.insert(network)
@@ -293,6 +294,15 @@ def _check_families(spec: NetworkSpec) -> None:
         if pool.subnet and not enabled:
             name = "enable_ipv6" if ":" in pool.subnet else "enable_ipv4"
             raise InvalidArgument(f"spec.ipam[{index}].subnet", pool.subnet, f"a network with {name} for it")
+
+
+def _check_routes(network: Network) -> None:
+    """Check that the gateways of the routes are the network's own neighbours."""
+    subnets = [ip_network(pool.subnet) for pool in network.pools]
+    for index, route in enumerate(network.spec.routes):
+        if not any(ip_address(route.gateway) in subnet for subnet in subnets):
+            accepted = f"an address inside {', '.join(map(str, subnets))}"
+            raise InvalidArgument(f"spec.routes[{index}].gateway", route.gateway, accepted)
 
 
 def _same(present: Network, asked: Network) -> Network:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from ipaddress import ip_network
 from typing import Any
 
 from netstore.api.v1 import network_pb2 as pb
 from netstore.api.v1 import network_pb2_grpc
 from netstore.errors import InvalidArgument
-from netstore.model import Network, NetworkSpec, Pool
+from netstore.model import Network, NetworkSpec, Pool, Route
 from netstore.networks.manager import NetworkManager
+from netstore.rpc.endpoints import check_address
 from netstore.rpc.fields import (
     Filters,
     check_labels,
@@ -106,8 +108,24 @@ def to_spec(spec: pb.NetworkSpec) -> NetworkSpec:
         ipam_driver=spec.ipam_driver or "default",
         pools=pools,
         options=dict(spec.options),
+        routes=_routes(spec.routes),
         dns_servers=check_servers(spec.dns_servers, "spec.dns_servers", domains=True),
     )
+
+
+def _routes(routes: Sequence[pb.Route]) -> tuple[Route, ...]:
+    if len(routes) > 64:
+        raise InvalidArgument("spec.routes", f"{len(routes)} routes", "at most 64")
+    checked = []
+    for index, route in enumerate(routes):
+        field = f"spec.routes[{index}]"
+        try:
+            destination = ip_network(route.destination)
+        except ValueError as error:
+            raise InvalidArgument(f"{field}.destination", route.destination, "a CIDR such as 10.9.0.0/16") from error
+        gateway = check_address(route.gateway, f"{field}.gateway", destination.version)
+        checked.append(Route(destination=str(destination), gateway=gateway))
+    return tuple(checked)
 
 
 def to_message(network: Network, endpoint_count: int) -> pb.Network:
@@ -128,6 +146,7 @@ def to_message(network: Network, endpoint_count: int) -> pb.Network:
             ipam=_pools(spec.pools),
             options=spec.options,
             dns_servers=spec.dns_servers,
+            routes=[pb.Route(destination=each.destination, gateway=each.gateway) for each in spec.routes],
         ),
         status=pb.NetworkStatus(
             state=pb.NETWORK_STATE_ACTIVE,

@@ -374,3 +374,18 @@ else:
     assert megabits("a", "b", "172.18.0.3") > 200
     refused = node.cli("endpoint", "update", "--bandwidth-in", "fast", ids["a"], check=False)
     assert "netstore.endpoint.bandwidth_in" in refused.stderr
+
+
+def test_further_routes(node: Node, image: str) -> None:
+    node.cli("network", "create", "--ipv6", "--subnet", "10.8.0.0/24", "--subnet", "fd00:8::/64", "--route",
+             "198.51.100.0/24,10.8.0.9", "--route", "2001:db8:9::/48,fd00:8::9", "app")  # fmt: skip
+    node.cli("run", "-d", "--name", "c", "--network", "app", image)
+    assert "198.51.100.0/24 via 10.8.0.9 dev eth0" in node.out("exec", "c", "ip", "route")
+    assert "2001:db8:9::/48 via fd00:8::9 dev eth0" in node.out("exec", "c", "ip", "-6", "route")
+    for route, field in (
+        ("x,10.8.0.9", "destination"),
+        ("198.51.100.0/24,fd00::1", "gateway"),
+        ("198.51.100.0/24,10.7.0.1", "gateway"),
+    ):
+        refused = node.cli("network", "create", "--subnet", "10.9.0.0/24", "--route", route, "bad", check=False)
+        assert f"spec.routes[0].{field}" in refused.stderr

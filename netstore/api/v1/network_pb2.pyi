@@ -102,6 +102,32 @@ class IpamConfig(_message.Message):
 Global___IpamConfig: _TypeAlias = IpamConfig  # noqa: Y015
 
 @_typing.final
+class Route(_message.Message):
+    """Route is a way to a destination by a machine of the network."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DESTINATION_FIELD_NUMBER: _builtins.int
+    GATEWAY_FIELD_NUMBER: _builtins.int
+    destination: _builtins.str
+    """REQUIRED. CIDR."""
+    gateway: _builtins.str
+    """REQUIRED. An address inside one of the network's subnets, of the destination's family."""
+    def __init__(
+        self,
+        *,
+        destination: _builtins.str = ...,
+        gateway: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "gateway", b"gateway"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Route: _TypeAlias = Route  # noqa: Y015
+
+@_typing.final
 class NetworkSpec(_message.Message):
     """NetworkSpec is what was asked for."""
 
@@ -135,6 +161,7 @@ class NetworkSpec(_message.Message):
     IPAM_DRIVER_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     DNS_SERVERS_FIELD_NUMBER: _builtins.int
+    ROUTES_FIELD_NUMBER: _builtins.int
     driver: _builtins.str
     """OPTIONAL. "bridge" (default), or another driver; "host" and "null" exist as predefined networks only."""
     internal: _builtins.bool
@@ -159,6 +186,10 @@ class NetworkSpec(_message.Message):
         "DOMAIN=ADDRESS[:PORT]" for what is below that domain alone. At most 16.
         """
 
+    @_builtins.property
+    def routes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Route]:
+        """OPTIONAL. Further routes in every sandbox. At most 64; immutable."""
+
     def __init__(
         self,
         *,
@@ -170,10 +201,11 @@ class NetworkSpec(_message.Message):
         ipam_driver: _builtins.str = ...,
         options: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         dns_servers: _abc.Iterable[_builtins.str] | None = ...,
+        routes: _abc.Iterable[Global___Route] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_enable_ipv4", b"_enable_ipv4", "enable_ipv4", b"enable_ipv4"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enable_ipv4", b"_enable_ipv4", "dns_servers", b"dns_servers", "driver", b"driver", "enable_ipv4", b"enable_ipv4", "enable_ipv6", b"enable_ipv6", "internal", b"internal", "ipam", b"ipam", "ipam_driver", b"ipam_driver", "options", b"options"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enable_ipv4", b"_enable_ipv4", "dns_servers", b"dns_servers", "driver", b"driver", "enable_ipv4", b"enable_ipv4", "enable_ipv6", b"enable_ipv6", "internal", b"internal", "ipam", b"ipam", "ipam_driver", b"ipam_driver", "options", b"options", "routes", b"routes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__enable_ipv4: _TypeAlias = _typing.Literal["enable_ipv4"]  # noqa: Y015
     _WhichOneofArgType__enable_ipv4: _TypeAlias = _typing.Literal["_enable_ipv4", b"_enable_ipv4"]  # noqa: Y015
