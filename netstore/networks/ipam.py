@@ -26,7 +26,6 @@ __all__ = [
     "allocate",
     "choose_subnet",
     "overlapping_route",
-    "release",
     "release_pool",
     "reserve_pool",
     "resolve_pools",
@@ -351,8 +350,3 @@ def _address(pool: Pool, address: IPAddress) -> Address:
     prefix = ipaddress.ip_network(pool.subnet).prefixlen
     gateway = pool.aux_addresses.get(f"DefaultGatewayIPv{address.version}", pool.gateway)
     return Address(address=str(address), prefix=prefix, gateway=gateway)
-
-
-def release(tx: Transaction, endpoint_id: str) -> None:
-    """Give back every address of an endpoint."""
-    tx.execute("DELETE FROM addresses WHERE endpoint_id = ?", endpoint_id)

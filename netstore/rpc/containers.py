@@ -17,12 +17,12 @@ from netstore.launcher.manager import ContainerManager, Joined, parse_signal
 from netstore.model import Attachment, Container, ContainerSpec, ContainerState, Endpoint, Image, Network, Sandbox
 from netstore.rpc import endpoints as endpoint_messages
 from netstore.rpc.endpoints import (
-    check_address,
     check_aliases,
     check_endpoint_options,
     check_interface,
     check_mac,
     check_ports,
+    check_static,
 )
 from netstore.rpc.fields import (
     Filters,
@@ -185,14 +185,10 @@ def _to_spec(spec: pb.ContainerSpec) -> ContainerSpec:
 def _to_attachment(attachment: pb.NetworkAttachment, field: str) -> Attachment:
     if not attachment.network:
         raise InvalidArgument(f"{field}.network", "", "the name or id of a network")
-    addresses = {
-        f"ipv{version}_address": check_address(text, f"{field}.ipv{version}_address", version) if text else ""
-        for version, text in ((4, attachment.ipv4_address), (6, attachment.ipv6_address))
-    }
     return Attachment(
         network=attachment.network,
         aliases=check_aliases(attachment.aliases, f"{field}.aliases"),
-        **addresses,
+        **check_static(attachment.ipv4_address, attachment.ipv6_address, field),
         options=check_endpoint_options(attachment.options, f"{field}.options"),
         mac_address=check_mac(attachment.mac_address, f"{field}.mac_address"),
         interface_name=check_interface(attachment.interface_name, f"{field}.interface_name"),

@@ -31,6 +31,7 @@ __all__ = [
     "check_endpoint_options",
     "check_interface",
     "check_mac",
+    "check_static",
     "to_message",
     "to_port",
     "to_port_message",
@@ -173,6 +174,14 @@ def check_address(text: str, field: str, version: int = 0) -> str:
     return str(address)
 
 
+def check_static(ipv4: str, ipv6: str, field: str) -> dict[str, str]:
+    """Return `ipv4_address` and `ipv6_address`, checked, as keywords of a spec."""
+    return {
+        f"ipv{version}_address": check_address(text, f"{field}.ipv{version}_address", version) if text else ""
+        for version, text in ((4, ipv4), (6, ipv6))
+    }
+
+
 def check_endpoint_options(options: Mapping[str, str], field: str) -> dict[str, str]:
     """Return the options of an endpoint, checked."""
     parse(ENDPOINT_OPTIONS, options, field=field)
@@ -205,10 +214,6 @@ def _to_attach(endpoint: pb.Endpoint, prefix: str = "") -> AttachRequest:
     spec = endpoint.spec
     if not spec.network:
         raise InvalidArgument(f"{prefix}spec.network", "", "the name or id of a network")
-    addresses = {
-        f"ipv{version}_address": check_address(text, f"{prefix}spec.ipv{version}_address", version) if text else ""
-        for version, text in ((4, spec.ipv4_address), (6, spec.ipv6_address))
-    }
     return AttachRequest(
         network=spec.network,
         sandbox=_to_sandbox(spec.sandbox, f"{prefix}spec.sandbox"),
@@ -216,7 +221,7 @@ def _to_attach(endpoint: pb.Endpoint, prefix: str = "") -> AttachRequest:
         spec=EndpointSpec(
             name=check_name(f"{prefix}spec.name", spec.name) if spec.name else "",
             aliases=check_aliases(spec.aliases, f"{prefix}spec.aliases"),
-            **addresses,
+            **check_static(spec.ipv4_address, spec.ipv6_address, f"{prefix}spec"),
             options=check_endpoint_options(spec.options, f"{prefix}spec.options"),
             mac_address=check_mac(spec.mac_address, f"{prefix}spec.mac_address"),
             interface_name=check_interface(spec.interface_name, f"{prefix}spec.interface_name"),
