@@ -14,6 +14,7 @@ import struct
 
 from netstore.errors import KernelError
 from netstore.kernel.attributes import NETLINK_NETFILTER, attribute, be32, message, nested, text
+from netstore.kernel.attributes import messages as received_messages
 from netstore.kernel.namespaces import socket_inside
 
 __all__ = ["redirect", "remove_redirect"]
@@ -74,11 +75,8 @@ def _batch(namespace: int, messages: list[bytes]) -> int:
     with socket_inside(namespace, socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as connection:
         connection.send(data)
         while len(codes) < len(messages):  # the kernel queued every acknowledgement before send returned
-            received, at = connection.recv(65536, socket.MSG_DONTWAIT), 0
-            while at < len(received):
-                (length,) = struct.unpack_from("I", received, at)
-                codes.append(-struct.unpack_from("i", received, at + 16)[0])
-                at += (length + 3) & ~3
+            received = connection.recv(65536, socket.MSG_DONTWAIT)
+            codes += [-struct.unpack_from("i", answer, 16)[0] for _, answer in received_messages(received)]
     return next((code for code in codes if code), 0)
 
 

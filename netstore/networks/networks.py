@@ -101,7 +101,7 @@ class Networks:
         if self._context.driver(spec.driver).has_interfaces and spec.ipam_driver == "default":
             resolved = ipam.resolve_pools(tx, spec, network.pools, routes, self._context.pools)
             network = replace(network, pools=resolved)
-            _check_routes(network)
+        _check_routes(network)
         revision = tx.event(Kind.NETWORK, "create", network.id, network.name, driver=spec.driver)
         network = replace(network, revision=revision)
         tx.networks.insert(network)

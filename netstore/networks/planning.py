@@ -33,7 +33,6 @@ __all__ = [
     "Plan",
     "activate",
     "attach",
-    "bound_to_default",
     "changes",
     "detach",
     "each",
@@ -178,7 +177,7 @@ def reserve(
         )
         if attached and spec.ports:
             _refuse_unpublishable(network, endpoint)
-            claimed = ports.claim(tx, endpoint_id, bound_to_default(network, spec.ports))
+            claimed = ports.claim(tx, endpoint_id, _bound_to_default(network, spec.ports))
             endpoint = replace(endpoint, ports=claimed)
         endpoint = _take_default_route(tx, network, endpoint, place.others)
     try:
@@ -253,7 +252,7 @@ def _refuse_unpublishable(network: Network, endpoint: Endpoint) -> None:
         raise FailedPrecondition(f"endpoint {endpoint.id[:12]} is not attached", hint="start its container first")
 
 
-def bound_to_default(network: Network, wanted: Sequence[PortMapping]) -> list[PortMapping]:
+def _bound_to_default(network: Network, wanted: Sequence[PortMapping]) -> list[PortMapping]:
     """Fill in the network's default host address where a port names none."""
     default = network.spec.options.get("com.docker.network.bridge.host_binding_ipv4", "")
     default = "" if default == "0.0.0.0" else default
@@ -270,7 +269,7 @@ def activate(tx: Transaction, opened: OpenSandbox, wanted: Mapping[str, Sequence
         endpoint = replace(endpoint, attached=True)
         if wanted.get(endpoint.id):
             _refuse_unpublishable(network, endpoint)
-            claimed = ports.claim(tx, endpoint.id, bound_to_default(network, wanted[endpoint.id]))
+            claimed = ports.claim(tx, endpoint.id, _bound_to_default(network, wanted[endpoint.id]))
             endpoint = replace(endpoint, ports=claimed)
         where = {"network": network.name, "container": opened.sandbox.container_id}
         endpoint = replace(endpoint, revision=tx.event(Kind.ENDPOINT, "connect", endpoint.id, endpoint.name, **where))
@@ -292,7 +291,7 @@ def publish(
     """Take further ports for a live endpoint; those published already stay. Returns the new ones last."""
     endpoint, network, sandbox = joined(tx, tx.endpoints.find(reference, by_name=False))
     _refuse_unpublishable(network, endpoint)
-    bound = bound_to_default(network, wanted)
+    bound = _bound_to_default(network, wanted)
     unheld = [port for port in bound if not port.host_port or not ports.matching(endpoint.ports, port)]
     new = ports.claim(tx, endpoint.id, unheld)
     revision = tx.event(Kind.ENDPOINT, "publish", endpoint.id, endpoint.name, network=network.name)

@@ -12,11 +12,12 @@ from types import TracebackType
 import structlog
 
 from netstore.errors import NetstoreError
+from netstore.kernel.attributes import NETLINK_NETFILTER, messages
 from netstore.networks.manager import NetworkManager
 
 __all__ = ["Drift"]
 
-NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
+NETLINK_ROUTE = 0
 RTMGRP_LINK = 0x1
 NFNLGRP_NFTABLES = 7
 RTM_DELLINK = 17
@@ -69,7 +70,7 @@ class Drift:
         except OSError:  # ENOBUFS: events were lost, so look
             self._schedule()
             return
-        if any(relevant(kind, message) for kind, message in _messages(data)):
+        if any(relevant(kind, message) for kind, message in messages(data)):
             self._schedule()
 
     def _schedule(self) -> None:
@@ -102,15 +103,6 @@ def _listening(protocol: int, groups: int, kinds: list[int]) -> socket.socket:
     opened.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, filter_)
     opened.bind((0, groups))
     return opened
-
-
-def _messages(data: bytes) -> list[tuple[int, bytes]]:
-    found, at = [], 0
-    while at + 16 <= len(data):
-        length, kind = struct.unpack_from("IH", data, at)
-        found.append((kind, data[at : at + length]))
-        at += max((length + 3) & ~3, 16)
-    return found
 
 
 def _link_went(kind: int, message: bytes) -> bool:
