@@ -39,7 +39,7 @@ def _snapshot() -> dict[str, list[str]]:
         "namespaces": lines("ip netns list"),
         "tables": lines("nft list tables"),
         "mounts": lines("awk '{print $5}' /proc/self/mountinfo"),
-        "loops": lines("losetup -a"),
+        "loops": lines(f"losetup -nlO NAME,BACK-FILE | grep -F {tempfile.gettempdir()}/"),  # other runs have their own
         "cgroups": lines("ls -d /sys/fs/cgroup/*/netstore /sys/fs/cgroup/netstore 2>/dev/null"),
         "processes": lines("pgrep -a 'conmon|crun|netstored|netstore-resolv' | grep -v '<defunct>'"),
     }
