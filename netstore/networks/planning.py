@@ -237,8 +237,12 @@ def register_names(tx: Transaction, network: Network, endpoint: Endpoint, sandbo
 def _insert_names(tx: Transaction, network: Network, endpoint: Endpoint, sandbox: Sandbox) -> None:
     if network.predefined:  # on the default network nothing is resolved, as Docker
         return
-    names = {endpoint.name, *endpoint.spec.aliases, sandbox.container_id[:12]} - {""}
-    for name in {name.lower() for name in names}:
+    names = {endpoint.name, *endpoint.spec.aliases, sandbox.container_id[:12]}
+    container = tx.containers.get(sandbox.container_id) if sandbox.container_id else None
+    if container and (hostname := container.spec.hostname):
+        domain = container.spec.domainname
+        names |= {hostname, f"{hostname}.{domain}" if domain else ""}
+    for name in {name.lower() for name in names - {""}}:
         tx.execute("INSERT INTO names VALUES (?, ?, ?)", network.id, name, endpoint.id)
 
 

@@ -1,4 +1,4 @@
-"""Answers to questions of sandboxes (RFC 1035), from what the store holds; dnslib encodes.
+"""Answers to questions of sandboxes, from what the store holds.
 
 Encoded answers are kept by the question's bytes until the store changes, so that most cost a look-up.
 """
@@ -6,26 +6,34 @@ Encoded answers are kept by the question's bytes until the store changes, so tha
 from __future__ import annotations
 
 import random
-import socket
+from ipaddress import IPv4Address, IPv6Address
 
-from dnslib import AAAA, EDNS0, PTR, QTYPE, RCODE, RR, A, DNSError, DNSRecord
+from dnslib import AAAA, PTR, QTYPE, RR, SRV, A, DNSLabel
 
-from netstore.resolver.names import Names, View
+from netstore.resolver.names import Names, Service, View
+from netstore.resolver.wire import (
+    NXDOMAIN,
+    TTL_SECONDS,
+    Question,
+    Unanswerable,
+    encode,
+    parse,
+    refusal,
+    start_of_authority,
+)
 
-__all__ = ["Answers", "Forward", "refusal"]
+__all__ = ["Answers", "Forward"]
 
-TTL_SECONDS = 1
-"""Low: an address may be somebody else's soon (Docker's 600 s is a complaint)."""
-
-_MAX_CACHED = 10_000
+_MAX_CACHED_BYTES = 8 << 20
 _ROTATIONS = 4
-_UDP_BYTES = 512
-_EDNS_BYTES = 1232  # fits every path (dnsflagday.net)
-_HEADER_BYTES = 12
+_ENTRY_BYTES = 400  # what an entry costs besides its bytes
 
 
 class Forward(Exception):
-    """The question is not ours: ask upstream."""
+    """The question is not ours: ask `servers`; [] means the host's."""
+
+    def __init__(self, servers: list[str]) -> None:
+        self.servers = servers
 
 
 class Answers:
@@ -35,46 +43,39 @@ class Answers:
         self._names = names
         self._version = -2
         self._cache: dict[tuple[str, bytes], list[bytes]] = {}
+        self._cached_bytes = 0
         self._views: dict[str, View] = {}
 
-    def answer(self, sandbox_id: str, question: bytes, *, tcp: bool) -> bytes | None:
-        """Return the answer's bytes; None for what deserves none.
+    def answer(self, sandbox_id: str, data: bytes, *, tcp: bool) -> bytes | None:
+        """Return the bytes that answer a question; None for what deserves no answer.
 
         Raises:
             Forward: the question is for an upstream.
         """
-        if len(question) < _HEADER_BYTES or question[2] & 0x80:  # too short, or an answer itself
-            return None
         self._refresh()
-        key = (sandbox_id, question[2:] + bytes([tcp]))
+        key = (sandbox_id, data[2:] + bytes([tcp]))
         ready = self._cache.get(key)
         if ready is None:
-            ready = self._make(sandbox_id, question, tcp=tcp)
-            if len(self._cache) >= _MAX_CACHED:
-                self._cache.clear()
-            self._cache[key] = ready
-        return question[:2] + random.choice(ready)[2:]
+            try:
+                ready = self._make(sandbox_id, data, parse(data), tcp=tcp)
+            except Unanswerable as error:
+                return refusal(data, error.code)
+            self._keep(key, ready)
+        return data[:2] + random.choice(ready)[2:]
 
-    def may_forward(self, sandbox_id: str) -> bool:
-        """Say whether a sandbox may ask outside: one that has only internal networks may not."""
-        self._refresh()
-        return self._view(sandbox_id).forwards
-
-    def servers(self, sandbox_id: str, question: bytes) -> list[str]:
-        """Return the name servers that a sandbox or its networks were given for a question; [] means the host's."""
-        view = self._view(sandbox_id)
-        if not view.servers:
-            return []
-        try:
-            return view.servers_for(str(DNSRecord.parse(question).q.qname).rstrip(".").lower())
-        except (DNSError, UnicodeDecodeError, ValueError, IndexError):
-            return []
+    def _keep(self, key: tuple[str, bytes], ready: list[bytes]) -> None:
+        self._cached_bytes += len(key[1]) + sum(map(len, ready)) + _ENTRY_BYTES
+        if self._cached_bytes > _MAX_CACHED_BYTES:
+            self._cache.clear()
+            self._cached_bytes = 0
+        self._cache[key] = ready
 
     def _refresh(self) -> None:
         version = self._names.version()
         if version != self._version:
             self._version = version
             self._cache.clear()
+            self._cached_bytes = 0
             self._views.clear()
 
     def _view(self, sandbox_id: str) -> View:
@@ -82,77 +83,80 @@ class Answers:
             self._views[sandbox_id] = self._names.view(sandbox_id)
         return self._views[sandbox_id]
 
-    def _make(self, sandbox_id: str, question: bytes, *, tcp: bool) -> list[bytes]:
-        try:
-            record = DNSRecord.parse(question)
-            name = str(record.q.qname).rstrip(".").lower()
-            kind = QTYPE.get(record.q.qtype)
-        except (DNSError, UnicodeDecodeError, ValueError, IndexError):
-            return [question[:2] + bytes([0x80, RCODE.FORMERR]) + bytes(8)]
+    def _make(self, sandbox_id: str, data: bytes, question: Question, *, tcp: bool) -> list[bytes]:
+        """Return encodings of the answer, in several orders where it has several records (round robin)."""
         view = self._view(sandbox_id)
-        if kind == "PTR":
-            resources = [self._reverse(view, name)]
-            return [_encode(record, resources, tcp=tcp)]
-        addresses = self._names.addresses(view, name)
-        if addresses is None:
-            raise Forward
-        wanted = [address for address in addresses if kind in ("ANY", "AAAA" if ":" in address else "A")]
-        if not wanted:  # known, but nothing of that type: not for an upstream either
-            return [_encode(record, [], tcp=tcp)]
+        found = self._resources(view, question)
+        if found is None:
+            _forward(view, question)
+        if not found:
+            code = NXDOMAIN if found is None else 0
+            return [encode(data, question, code=code, authority=[start_of_authority()], tcp=tcp)]
         ready = []
-        for _ in range(_ROTATIONS if len(wanted) > 1 else 1):
-            resources = [_address(record, address) for address in random.sample(wanted, len(wanted))]
-            ready.append(_encode(record, resources, tcp=tcp))
+        for _ in range(_ROTATIONS if len(found) > 1 else 1):
+            chosen = random.sample(found, len(found))
+            answers = [answer for answer, _ in chosen]
+            ready.append(encode(data, question, answers, additional=_distinct(chosen), tcp=tcp))
         return ready
 
-    def _reverse(self, view: View, name: str) -> RR:
-        packed = _reversed_address(name)
-        owner = self._names.name_of(view, packed) if packed else ""
-        if not owner:
-            raise Forward
-        return RR(f"{name}.", QTYPE.PTR, ttl=TTL_SECONDS, rdata=PTR(f"{owner}."))
+    def _resources(self, view: View, question: Question) -> list[tuple[RR, list[RR]]] | None:
+        """Return the records that answer, each with what helps to use it; None when the name is not ours."""
+        name = DNSLabel(list(question.labels))
+        reverse = _reversed_address(question.name)
+        if reverse:
+            owner = self._names.name_of(view, reverse.packed)
+            if question.kind not in ("PTR", "ANY"):
+                return [] if owner else None
+            return [(RR(name, QTYPE.PTR, ttl=TTL_SECONDS, rdata=PTR(owner)), [])] if owner else None
+        labels = question.name.split(".", 2)
+        if len(labels) == 3 and labels[0][:1] == labels[1][:1] == "_":
+            services = self._names.services(view, labels[0][1:], labels[1][1:], labels[2])
+            if services is not None and question.kind not in ("SRV", "ANY"):
+                services = []
+            return None if services is None else [_service(name, each) for each in services]
+        addresses = self._names.addresses(view, question.name)
+        if addresses is None:
+            return None
+        wanted = [each for each in addresses if question.kind in ("ANY", "AAAA" if ":" in each else "A")]
+        return [(_address(name, each), []) for each in wanted]
 
 
-def _address(record: DNSRecord, address: str) -> RR:
+def _forward(view: View, question: Question) -> None:
+    """Raise `Forward` where there is somebody else to ask.
+
+    There is not behind internal networks alone, nor about addresses of the sandbox's own networks.
+    """
+    servers = view.servers_for(question.name)
+    reverse = _reversed_address(question.name)
+    if (servers or view.forwards) and not (reverse and view.holds(reverse)):
+        raise Forward(servers)
+
+
+def _service(name: DNSLabel, service: Service) -> tuple[RR, list[RR]]:
+    record = SRV(priority=0, weight=0, port=service.port, target=service.target)
+    answer = RR(name, QTYPE.SRV, ttl=TTL_SECONDS, rdata=record)
+    return answer, [_address(service.target, each) for each in service.addresses]
+
+
+def _address(name: str | DNSLabel, address: str) -> RR:
     if ":" in address:
-        return RR(record.q.qname, QTYPE.AAAA, ttl=TTL_SECONDS, rdata=AAAA(address))
-    return RR(record.q.qname, QTYPE.A, ttl=TTL_SECONDS, rdata=A(address))
+        return RR(name, QTYPE.AAAA, ttl=TTL_SECONDS, rdata=AAAA(address))
+    return RR(name, QTYPE.A, ttl=TTL_SECONDS, rdata=A(address))
 
 
-def _reversed_address(name: str) -> bytes:
-    """Return the packed address that a name under in-addr.arpa or ip6.arpa stands for, b"" for another name."""
+def _distinct(chosen: list[tuple[RR, list[RR]]]) -> list[RR]:
+    """Return what helps to use the answers, each once."""
+    return list({(str(each.rname), str(each.rdata)): each for _, helpful in chosen for each in helpful}.values())
+
+
+def _reversed_address(name: str) -> IPv4Address | IPv6Address | None:
+    """Return the address that a name under in-addr.arpa or ip6.arpa stands for, None for another name."""
     labels = name.split(".")[-3::-1]
     try:
-        if name.endswith(".in-addr.arpa") and len(labels) == 4:
-            return socket.inet_aton(".".join(labels))
+        if name.endswith(".in-addr.arpa"):
+            return IPv4Address(".".join(labels))
         if name.endswith(".ip6.arpa") and len(labels) == 32:
-            return bytes.fromhex("".join(labels))
-    except (OSError, ValueError):
+            return IPv6Address(bytes.fromhex("".join(labels)))
+    except ValueError:
         pass
-    return b""
-
-
-def _encode(record: DNSRecord, resources: list[RR], *, tcp: bool) -> bytes:
-    reply = record.reply(ra=1, aa=1)
-    for resource in resources:
-        reply.add_answer(resource)
-    if any(each.rtype == QTYPE.OPT for each in record.ar):  # RFC 6891, section 6.1.1: an answer to EDNS has it too
-        reply.add_ar(EDNS0(udp_len=_EDNS_BYTES))
-    data = bytes(reply.pack())
-    advertised = next((int(each.rclass) for each in record.ar if each.rtype == QTYPE.OPT), _UDP_BYTES)
-    if not tcp and len(data) > max(advertised, _UDP_BYTES):
-        data = bytes(reply.truncate().pack())
-    return data
-
-
-def refusal(question: bytes, code: int) -> bytes:
-    """Return an answer that is only a response code, with the question's id and flags."""
-    flags = bytes([question[2] & 0x79 | 0x80, 0x80 | code])
-    return question[:2] + flags + question[4:6] + bytes(6) + _question_section(question)
-
-
-def _question_section(question: bytes) -> bytes:
-    end = _HEADER_BYTES
-    while end < len(question) and question[end]:
-        end += question[end] + 1
-    return question[_HEADER_BYTES : end + 5]
+    return None

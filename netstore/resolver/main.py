@@ -24,9 +24,10 @@ import structlog
 
 from netstore import __version__, logs
 from netstore.networks.handover import receive, send
-from netstore.resolver.answers import Answers, Forward, refusal
+from netstore.resolver.answers import Answers, Forward
 from netstore.resolver.names import Names
-from netstore.resolver.upstream import REFUSED, SERVFAIL, Upstreams
+from netstore.resolver.upstream import Upstreams
+from netstore.resolver.wire import SERVFAIL, refusal
 
 __all__ = ["Resolver", "main"]
 
@@ -101,28 +102,32 @@ class Resolver:
             except OSError:
                 return
             try:
-                answer = self._answers.answer(sandbox_id, question, tcp=False)
-            except Forward:
-                self._spawn(self._forward_datagram(sandbox_id, udp, question, client))
+                answer = self._answer(sandbox_id, question, tcp=False)
+            except Forward as forward:
+                self._spawn(self._forward_datagram(udp, question, client, forward.servers))
                 continue
-            except Exception as error:
-                log.error("a question failed", error=repr(error))
-                answer = refusal(question, SERVFAIL)
             if answer:
                 with contextlib.suppress(OSError):
                     udp.sendto(answer, client)
 
-    async def _forward_datagram(
-        self, sandbox_id: str, udp: socket.socket, question: bytes, client: tuple[str, int]
-    ) -> None:
-        answer = await self._forward(sandbox_id, question, tcp=False)
-        with contextlib.suppress(OSError):
-            udp.sendto(answer, client)
+    def _answer(self, sandbox_id: str, question: bytes, *, tcp: bool) -> bytes | None:
+        try:
+            return self._answers.answer(sandbox_id, question, tcp=tcp)
+        except Forward:
+            raise
+        except Exception as error:
+            log.error("a question failed", error=repr(error))
+            return refusal(question, SERVFAIL)
 
-    async def _forward(self, sandbox_id: str, question: bytes, *, tcp: bool) -> bytes:
-        if not self._answers.may_forward(sandbox_id):
-            return refusal(question, REFUSED)
-        servers = self._answers.servers(sandbox_id, question)
+    async def _forward_datagram(
+        self, udp: socket.socket, question: bytes, client: tuple[str, int], servers: list[str]
+    ) -> None:
+        answer = await self._forward(question, servers, tcp=False)
+        if answer:
+            with contextlib.suppress(OSError):
+                udp.sendto(answer, client)
+
+    async def _forward(self, question: bytes, servers: list[str], *, tcp: bool) -> bytes | None:
         return await self._upstreams.ask(question, servers, tcp=tcp) or refusal(question, SERVFAIL)
 
     def _connections(self, sandbox_id: str, tcp: socket.socket) -> None:
@@ -140,9 +145,9 @@ class Resolver:
                 async with asyncio.timeout(_TCP_SECONDS):
                     question = await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big"))
                 try:
-                    answer = self._answers.answer(sandbox_id, question, tcp=True)
-                except Forward:
-                    answer = await self._forward(sandbox_id, question, tcp=True)
+                    answer = self._answer(sandbox_id, question, tcp=True)
+                except Forward as forward:
+                    answer = await self._forward(question, forward.servers, tcp=True)
                 if answer is None:
                     return
                 writer.write(len(answer).to_bytes(2, "big") + answer)

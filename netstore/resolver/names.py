@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import json
+import socket
 import sqlite3
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
+from typing import Any
 
-__all__ = ["Names", "View"]
+from netstore.resolver.upstream import split_server
+
+__all__ = ["Names", "Service", "View"]
 
 _HOST_NAMES = ("host.docker.internal", "host.netstore.internal")
+_PROTOCOLS = ("tcp", "udp", "sctp")
+_SERVICE_LABEL = "netstore.service."
 
 
 @dataclass(frozen=True, slots=True)
 class View:
     """What one sandbox sees: its user-defined networks (id -> name), the host, whether it may ask outside."""
 
-    networks: dict[str, str]
+    networks: Mapping[str, str]
     host: tuple[str, ...]
     forwards: bool
     servers: tuple[str, ...] = ()
     """Name servers to ask instead of the host's; "DOMAIN=ADDRESS" for what is below a domain alone."""
+    subnets: tuple[str, ...] = ()
+    """Of all its networks, the predefined one too."""
+    links: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
+    """Names of its own for others: alias -> (network id, the other's name)."""
 
     def servers_for(self, name: str) -> list[str]:
         """Return the servers for a lower-case name: those of the closest domain, else those of no domain."""
@@ -36,6 +48,19 @@ class View:
                 found.append(server)
         return found
 
+    def holds(self, address: IPv4Address | IPv6Address) -> bool:
+        """Say whether an address is one of its networks'."""
+        return any(address in ip_network(subnet) for subnet in self.subnets)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """Where a service is: the port, the name of who has it, and its addresses."""
+
+    port: int
+    target: str
+    addresses: tuple[str, ...]
+
 
 class Names:
     """Reads the database; `version` changes whenever somebody committed to it."""
@@ -50,86 +75,186 @@ class Names:
             self._connection.execute("PRAGMA busy_timeout = 200")
         return self._connection
 
+    def _rows(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
+        return self._database().execute(sql, values).fetchall()
+
     def open(self) -> bool:
-        """Open the database where it is there; False when it is not yet."""
+        """Open the database anew where it is there; False when it is not yet."""
+        self.close()
         try:
-            self._database().execute("SELECT 1 FROM names LIMIT 1")
+            self._rows("SELECT 1 FROM names LIMIT 1")
         except sqlite3.Error:
-            self._connection = None
+            self.close()
             return False
         return True
+
+    def close(self) -> None:
+        """Let go of the database; it is opened again when it is needed."""
+        if self._connection:
+            self._connection.close()
+        self._connection = None
 
     def version(self) -> int:
         """Return SQLite's data_version, which another's commit changes; -1 when the database cannot be read."""
         try:
             return int(self._database().execute("PRAGMA data_version").fetchone()[0])
         except sqlite3.Error:
-            self._connection = None
+            self.close()
             return -1
 
     def view(self, sandbox_id: str) -> View:
         """Return what a sandbox sees."""
-        rows = self._database().execute(
+        rows = self._rows(
             "SELECT networks.body, endpoints.body FROM endpoints JOIN networks ON networks.id = network_id"
             " WHERE sandbox_id = ?",
-            (sandbox_id,),
+            sandbox_id,
         )
-        networks: dict[str, str] = {}
-        host: tuple[str, ...] = ()
-        forwards = False
-        row = self._database().execute("SELECT body FROM sandboxes WHERE id = ?", (sandbox_id,)).fetchone()
-        own = tuple(json.loads(row[0]).get("dns_servers", ())) if row else ()
-        shared: tuple[str, ...] = ()
-        for network_text, endpoint_text in rows:
-            network, endpoint = json.loads(network_text), json.loads(endpoint_text)
-            if not endpoint.get("attached"):
-                continue
-            forwards = forwards or not network["spec"].get("internal")
-            shared += tuple(network["spec"].get("dns_servers", ()))
-            gateways = tuple(each["gateway"] for each in endpoint.get("addresses", []) if each.get("gateway"))
-            if gateways and (not host or endpoint.get("default_route")):
-                host = gateways
-            if not network.get("predefined"):
-                networks[network["id"]] = network["name"]
-        domains = tuple(entry for entry in shared if "=" in entry)
-        return View(networks, host, forwards, (*own, *domains) if own else shared)
+        pairs = [(json.loads(network), json.loads(endpoint)) for network, endpoint in rows]
+        pairs = [(network, endpoint) for network, endpoint in pairs if endpoint["attached"]]
+        forwards = any(not network["spec"]["internal"] for network, _ in pairs)
+        subnets = tuple(pool["subnet"] for network, _ in pairs for pool in network["pools"] if pool["subnet"])
+        servers = self._servers(sandbox_id, [network for network, _ in pairs])
+        links: dict[str, list[tuple[str, str]]] = {}
+        for network, endpoint in pairs:
+            for link in endpoint["spec"].get("links", ()):
+                target, _, alias = link.lower().partition(":")
+                links.setdefault(alias, []).append((network["id"], target))
+        return View(
+            networks={network["id"]: network["name"] for network, _ in pairs if not network["predefined"]},
+            host=_host(endpoint for _, endpoint in pairs),
+            forwards=forwards,
+            servers=servers if forwards else tuple(each for each in servers if _is_inside(each, subnets)),
+            subnets=subnets,
+            links=links,
+        )
+
+    def _servers(self, sandbox_id: str, networks: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+        """Return a sandbox's own name servers, else its networks'; the networks' domains in both cases."""
+        rows = self._rows("SELECT body FROM sandboxes WHERE id = ?", sandbox_id)
+        own = tuple(server for (body,) in rows for server in json.loads(body).get("dns_servers", ()))
+        shared = tuple(dict.fromkeys(server for network in networks for server in network["spec"]["dns_servers"]))
+        return (*own, *(entry for entry in shared if "=" in entry)) if own else shared
 
     def addresses(self, view: View, name: str) -> list[str] | None:
-        """Return the addresses of a lower-case name on the networks of a view, None when nobody has it.
-
-        `<name>.<network>` means that network alone, as Docker has it.
-        """
+        """Return the addresses of a lower-case name on the networks of a view, None when nobody has it."""
         if name in _HOST_NAMES:
             return list(view.host)
-        found = self._addresses(list(view.networks), name)
+        holders = self._holders(view, name)
+        return [address for _, endpoint in holders for address in _addresses(endpoint)] if holders else None
+
+    def _holders(self, view: View, name: str) -> list[tuple[str, dict[str, Any]]]:
+        """Return the endpoints of a name, each with the name of its network.
+
+        A link of the sandbox's own comes first; `<name>.<network>` means that network alone, as Docker has it.
+        """
+        linked = [each for network, target in view.links.get(name, ()) for each in self._on(view, [network], target)]
+        found = linked or self._on(view, list(view.networks), name)
         for network_id, network in view.networks.items():
             suffix = f".{network.lower()}"
-            if found is None and name.endswith(suffix):
-                found = self._addresses([network_id], name.removesuffix(suffix))
+            if not found and name.endswith(suffix):
+                found = self._on(view, [network_id], name.removesuffix(suffix))
         return found
 
-    def _addresses(self, networks: list[str], name: str) -> list[str] | None:
+    def _on(self, view: View, networks: Sequence[str], name: str) -> list[tuple[str, dict[str, Any]]]:
         marks = ", ".join("?" * len(networks))
-        rows = self._database().execute(
-            f"SELECT body FROM endpoints JOIN names ON names.endpoint_id = endpoints.id"
+        rows = self._rows(
+            f"SELECT names.network_id, body FROM endpoints JOIN names ON names.endpoint_id = endpoints.id"
             f" WHERE names.network_id IN ({marks}) AND names.name = ?",
-            (*networks, name),
+            *networks, name,
+        )  # fmt: skip
+        found = [(view.networks.get(network_id, ""), json.loads(body)) for network_id, body in rows]
+        return [(network, endpoint) for network, endpoint in found if endpoint["attached"]]
+
+    def services(self, view: View, service: str, protocol: str, name: str) -> list[Service] | None:
+        """Return where `_service._protocol.name` is (RFC 2782), None when nobody has the name.
+
+        A service is a port that is exposed or published, by its number or by its name in services(5), or one that a
+        label `netstore.service.NAME=PORT[/PROTOCOL]` of the container or endpoint names.
+        """
+        holders = self._holders(view, name)
+        if not holders:
+            return None
+        return [
+            Service(port, target, tuple(_addresses(endpoint)))
+            for network, endpoint in holders
+            if (target := _full_name(endpoint["name"] or name, network)) and protocol in _PROTOCOLS
+            if (port := self._port(endpoint, service, protocol))
+        ]
+
+    def _port(self, endpoint: Mapping[str, Any], service: str, protocol: str) -> int:
+        """Return the port of a service of an endpoint, 0 when it has none."""
+        query = (
+            "SELECT containers.body, images.body FROM sandboxes JOIN containers ON containers.id = container_id"
+            " JOIN images ON images.id = image_id WHERE sandboxes.id = ?"
         )
-        bodies = [body for (text,) in rows if (body := json.loads(text)).get("attached")]
-        return [each["address"] for body in bodies for each in body.get("addresses", [])] if bodies else None
+        labels, exposed = dict(endpoint["labels"]), list[str]()
+        for texts in self._rows(query, endpoint["sandbox_id"]):
+            container, image = map(json.loads, texts)
+            labels |= container["labels"]
+            exposed += [*container["spec"].get("exposed_ports", ()), *image["config"].get("exposed_ports", ())]
+        number, _, declared = labels.get(f"{_SERVICE_LABEL}{service}", "").partition("/")
+        if number.isdecimal() and 0 < int(number) < 65536 and (declared or "tcp") == protocol:
+            return int(number)
+        port = _known_port(service, protocol)
+        ranges = [(each["container_port"], each["count"], each["protocol"]) for each in endpoint["ports"]]
+        published = any(first <= port < first + count and of == protocol for first, count, of in ranges)
+        return port if port and (published or _exposes(exposed, port, protocol)) else 0
 
     def name_of(self, view: View, packed: bytes) -> str:
         """Return `<name>.<network>` of an address on the networks of a view, "" when nobody has it."""
+        query = (
+            "SELECT body, (SELECT min(name) FROM names WHERE names.endpoint_id = endpoints.id)"
+            " FROM addresses JOIN endpoints ON endpoints.id = addresses.endpoint_id"
+            " WHERE addresses.network_id = ? AND address = ?"
+        )
         for network_id, network in view.networks.items():
-            row = (
-                self._database()
-                .execute(
-                    "SELECT endpoints.name FROM addresses JOIN endpoints ON endpoints.id = endpoint_id"
-                    " WHERE addresses.network_id = ? AND address = ?",
-                    (network_id, packed),
-                )
-                .fetchone()
-            )
-            if row and row[0]:
-                return f"{row[0]}.{network}"
+            for body, name in self._rows(query, network_id, packed):
+                endpoint = json.loads(body)
+                if endpoint["attached"]:
+                    return _full_name(endpoint["name"] or name or "", network)
         return ""
+
+
+def _addresses(endpoint: Mapping[str, Any]) -> list[str]:
+    return [each["address"] for each in endpoint["addresses"]]
+
+
+def _host(endpoints: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return the host as a sandbox sees it: the gateways of the endpoint with the default route, or of any."""
+    host: tuple[str, ...] = ()
+    for endpoint in endpoints:
+        gateways = tuple(each["gateway"] for each in endpoint["addresses"] if each["gateway"])
+        if gateways and (not host or endpoint["default_route"]):
+            host = gateways
+    return host
+
+
+def _is_inside(entry: str, subnets: Sequence[str]) -> bool:
+    """Say whether a name server is on one of these subnets: one that who has no way out may ask too."""
+    address = ip_address(split_server(entry.rpartition("=")[2])[0])
+    return any(address in ip_network(subnet) for subnet in subnets)
+
+
+def _full_name(name: str, network: str) -> str:
+    """Return `name.network`, "" where that is no name on the wire (a label of at most 63 bytes, 253 in all)."""
+    full = f"{name}.{network}" if network else name
+    return full if len(full) <= 253 and all(0 < len(label) <= 63 for label in full.split(".")) else ""
+
+
+def _known_port(service: str, protocol: str) -> int:
+    if service.isdecimal():
+        return int(service) if int(service) < 65536 else 0
+    try:
+        return socket.getservbyname(service, protocol)
+    except (OSError, UnicodeEncodeError, ValueError):
+        return 0
+
+
+def _exposes(texts: Sequence[str], port: int, protocol: str) -> bool:
+    """Say whether one of EXPOSE's texts, `PORT[-PORT][/PROTOCOL]`, is about a port."""
+    for text in texts:
+        numbers, _, of = text.partition("/")
+        first, _, last = numbers.partition("-")
+        if (of or "tcp") == protocol and first.isdecimal() and int(first) <= port <= int(last or first):
+            return True
+    return False

@@ -9,13 +9,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["Upstreams"]
+from netstore.resolver.wire import REFUSED, SERVFAIL
+
+__all__ = ["Upstreams", "split_server"]
 
 _ATTEMPT_SECONDS = 2.0
 _AVOID_SECONDS = 30.0
 _MAX_SERVERS = 3
 _MAX_UNDERWAY = 1024
-SERVFAIL, REFUSED = 2, 5
 
 
 class _Answer(asyncio.DatagramProtocol):
@@ -36,7 +37,7 @@ class Upstreams:
     """Name servers in order: those given, else the host's resolv.conf, read again when it changes."""
 
     def __init__(self, given: list[str], resolv_conf: Path) -> None:
-        self._given = [_split(each) for each in given]
+        self._given = [split_server(each) for each in given]
         self._resolv_conf = resolv_conf
         self._read: list[tuple[str, int]] = []
         self._stamp = 0
@@ -68,7 +69,9 @@ class Upstreams:
         self._underway += 1
         last = None
         try:
-            for server in self._healthy_first([_split(each) for each in servers[:_MAX_SERVERS]] or self.servers()):
+            for server in self._healthy_first(
+                [split_server(each) for each in servers[:_MAX_SERVERS]] or self.servers()
+            ):
                 with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
                     async with asyncio.timeout(_ATTEMPT_SECONDS):
                         last = await (_ask_tcp(server, question) if tcp else _ask_udp(server, question))
@@ -106,7 +109,12 @@ async def _ask_tcp(server: tuple[str, int], question: bytes) -> bytes:
         writer.close()
 
 
-def _split(text: str) -> tuple[str, int]:
+def split_server(text: str) -> tuple[str, int]:
+    """Return address and port of "ADDRESS[:PORT]", an IPv6 address with a port in brackets.
+
+    Raises:
+        ValueError, OSError: it is none.
+    """
     host, separator, port = text.rpartition(":")
     if not separator or (":" in host and not host.endswith("]")):  # no port, or a bare IPv6 address
         host, port = text, "53"
