@@ -7,6 +7,7 @@ everybody else's, keeps its say: a packet dropped by any of them is dropped.
 How a published port works without a process: destination NAT in prerouting and output for addresses that are the
 node's own, `route_localnet` on our bridges for 127.0.0.1, and source NAT only where a reply would otherwise not come
 back: from loopback, and between endpoints of one subnet (hairpin). The container sees everybody else's source address.
+Only ::1 needs a process, one for the node: what is published there is redirected to the relay (resolver/relay.py).
 
 Names of maps and sets that hold addresses end in 6 where the addresses are IPv6.
 
@@ -21,9 +22,9 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any, TypeAlias
 
 from netstore.kernel.nftables import Nftables
-from netstore.model import PAIR_PREFIX, Address, PortMapping
+from netstore.model import PAIR_PREFIX, Address, PortMapping, Protocol
 
-__all__ = ["Element", "Firewall", "direct_elements", "guard_elements", "port_elements"]
+__all__ = ["Element", "Firewall", "direct_elements", "guard_elements", "port_elements", "relay_elements"]
 
 # A set's or map's name, and one element of it as nft writes it: ("ports", "tcp . 8080 : 172.18.0.2 . 80").
 Element = tuple[str, str]
@@ -44,6 +45,10 @@ _SETS: _Sets = {
     "routed": ("set", "type ifname;"),
     "routed6": ("set", "type ifname;"),
     "trusted": ("set", "type ifname . ifname;"),
+    # Ports served on ::1, and where the relay listens that serves them.
+    "relayed": ("set", "type inet_service;"),
+    "relayed_ranges": ("set", "type inet_service; flags interval;"),
+    "relay": ("map", "type inet_proto : inet_service;"),
 }
 for _six, _addr in (("", "ipv4_addr"), ("6", "ipv6_addr")):
     _SETS |= {
@@ -114,7 +119,12 @@ _CHAINS: _Chains = {
     ),
     "output": (
         "type nat hook output priority -100; policy accept;",
-        ("ip6 daddr ::1 accept", "fib daddr type local jump publish"),
+        (
+            "ip6 daddr ::1 tcp dport @relayed redirect to :meta l4proto map @relay",
+            "ip6 daddr ::1 tcp dport @relayed_ranges redirect to :meta l4proto map @relay",
+            "ip6 daddr ::1 accept",
+            "fib daddr type local jump publish",
+        ),
     ),
     "postrouting": (
         "type nat hook postrouting priority srcnat; policy accept;",
@@ -222,6 +232,9 @@ def port_elements(port: PortMapping, addresses: Collection[Address]) -> Iterator
 
     A range onto the same numbers is one element; one onto others is an element for each port.
     """
+    if port.protocol is Protocol.TCP and port.host_ip in ("", "::1") and addresses:
+        last = port.host_port + port.count - 1
+        yield ("relayed_ranges", f"{port.host_port}-{last}") if port.count > 1 else ("relayed", f"{port.host_port}")
     for address, six in _served(port, addresses):
         place = f"{port.host_ip} . {port.protocol}" if port.host_ip else f"{port.protocol}"
         at = f"_at{six}" if port.host_ip else six
@@ -237,6 +250,12 @@ def port_elements(port: PortMapping, addresses: Collection[Address]) -> Iterator
         for number in range(port.container_port, port.container_port + port.count) if port.sources else ():
             yield f"limited{six}", f"{address} . {port.protocol} . {number}"
             yield from ((f"allowed{six}", f"{source} . {address} . {port.protocol} . {number}") for source in sources)
+
+
+def relay_elements(port: int) -> Iterator[Element]:
+    """Yield the element that says where the relay of ::1 listens; none for port 0."""
+    if port:
+        yield "relay", f"tcp : {port}"
 
 
 def guard_elements(interface: str, mac: str, senders: Collection[str]) -> Iterator[Element]:
@@ -258,8 +277,8 @@ def direct_elements(port: PortMapping, addresses: Collection[Address]) -> Iterat
 
 
 def _served(port: PortMapping, addresses: Collection[Address]) -> Iterator[tuple[str, str]]:
-    """Yield an endpoint's first address of each family that the host address of a port takes in."""
-    for six in ("", "6"):
+    """Yield an endpoint's first address of each family that the host address of a port takes in; none for ::1."""
+    for six in ("", "6") if port.host_ip != "::1" else ():
         if port.host_ip and (":" in port.host_ip) != bool(six):
             continue
         found = next((each.address for each in addresses if (":" in each.address) == bool(six)), None)

@@ -1,4 +1,7 @@
-"""What netstore keeps inside a sandbox besides interfaces: loopback up, and the sockets of its resolver."""
+"""What netstore keeps inside a sandbox besides interfaces: loopback up, and the sockets of its resolver.
+
+And, in the host's own namespace, the socket of the relay of [::1].
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from netstore.kernel.namespaces import inside, socket_inside
 from netstore.kernel.netlink import RouteSocket, link_set
 from netstore.kernel.redirect import redirect, remove_redirect
 
-__all__ = ["RESOLVER_ADDRESS", "close_resolver", "interface_names", "open_resolver", "raise_loopback"]
+__all__ = ["RESOLVER_ADDRESS", "close_resolver", "interface_names", "open_relay", "open_resolver", "raise_loopback"]
 
 RESOLVER_ADDRESS = "127.0.0.11"
 """Where Docker's embedded resolver answers, and ours."""
@@ -55,6 +58,18 @@ def open_resolver(namespace: int) -> tuple[socket.socket, socket.socket]:
             ) from error
         raise
     return udp, tcp
+
+
+def open_relay() -> socket.socket | None:
+    """Open the socket to which the firewall redirects [::1], None where the host has no IPv6."""
+    listener = socket.socket(socket.AF_INET6, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        listener.bind(("::1", 0))
+        listener.listen(4096)
+    except OSError:
+        listener.close()
+        return None
+    return listener
 
 
 def close_resolver(namespace: int) -> None:

@@ -7,6 +7,8 @@ One SOCK_SEQPACKET connection to RUN_DIR/resolver.sock; a message is JSON, with 
     netstored -> resolver   {"add": "<sandbox id>"} + UDP, TCP
                             {"remove": "<sandbox id>"}
 
+The relay's one listening socket goes the same way, under the name `RELAY` in place of a sandbox's id.
+
 So whichever of the two is restarted gets the sockets back from the other, and a query that waits in one is not lost.
 """
 
@@ -21,27 +23,27 @@ from pathlib import Path
 
 import structlog
 
-__all__ = ["ResolverLink", "receive", "send"]
+__all__ = ["RELAY", "ResolverLink", "receive", "send"]
 
 log = structlog.get_logger(__name__)
 
 _RETRY_SECONDS = 0.2
 _ADOPT_SECONDS = 0.5
-Pair = tuple[socket.socket, socket.socket]
+RELAY = "::1"
+Sockets = tuple[socket.socket, ...]
 
 
-def send(connection: socket.socket, message: dict[str, str], pair: Pair | None = None) -> None:
-    """Send one message and, with it, duplicates of two sockets."""
-    rights = array.array("i", [each.fileno() for each in pair] if pair else [])
-    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if pair else []
+def send(connection: socket.socket, message: dict[str, str], sockets: Sockets = ()) -> None:
+    """Send one message and, with it, duplicates of sockets."""
+    rights = array.array("i", [each.fileno() for each in sockets])
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if sockets else []
     connection.sendmsg([json.dumps(message).encode()], ancillary)
 
 
-def receive(connection: socket.socket) -> tuple[dict[str, str], Pair | None]:
+def receive(connection: socket.socket) -> tuple[dict[str, str], Sockets]:
     """Return one message and the sockets that came with it; an empty one at the end of the connection."""
     data, rights, _, _ = socket.recv_fds(connection, 4096, 2)
-    pair = (socket.socket(fileno=rights[0]), socket.socket(fileno=rights[1])) if len(rights) == 2 else None
-    return (json.loads(data) if data else {}), pair
+    return (json.loads(data) if data else {}), tuple(socket.socket(fileno=each) for each in rights)
 
 
 class ResolverLink:
@@ -49,7 +51,7 @@ class ResolverLink:
 
     def __init__(self, run_dir: Path) -> None:
         self._path = run_dir / "resolver.sock"
-        self._pairs: dict[str, Pair] = {}
+        self._sockets: dict[str, Sockets] = {}
         self._connection: socket.socket | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -60,7 +62,11 @@ class ResolverLink:
 
     def held(self) -> set[str]:
         """Return the ids of sandboxes whose sockets there are."""
-        return set(self._pairs)
+        return set(self._sockets) - {RELAY}
+
+    def relay_port(self) -> int:
+        """Return the port on which the relay listens, 0 when it has no socket."""
+        return next((int(each.getsockname()[1]) for each in self._sockets.get(RELAY, ())), 0)
 
     async def start(self) -> None:
         """Connect, waiting a moment for a resolver that runs already: it may hold sockets that we need."""
@@ -75,27 +81,27 @@ class ResolverLink:
         if self._task:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        for pair in self._pairs.values():
-            _close(pair)
-        self._pairs.clear()
+        for sockets in self._sockets.values():
+            _close(sockets)
+        self._sockets.clear()
 
-    async def add(self, sandbox_id: str, udp: socket.socket, tcp: socket.socket) -> None:
-        """Take a sandbox's sockets over and hand duplicates to the resolver."""
+    async def add(self, sandbox_id: str, *sockets: socket.socket) -> None:
+        """Take the sockets of a sandbox, or of the relay, over and hand duplicates to the resolver."""
         await self.remove(sandbox_id)
-        self._pairs[sandbox_id] = (udp, tcp)
-        self._send({"add": sandbox_id}, self._pairs[sandbox_id])
+        self._sockets[sandbox_id] = sockets
+        self._send({"add": sandbox_id}, sockets)
 
     async def remove(self, sandbox_id: str) -> None:
         """Close a sandbox's sockets, here and there; one that has none is a success."""
-        pair = self._pairs.pop(sandbox_id, None)
-        if pair:
-            _close(pair)
+        sockets = self._sockets.pop(sandbox_id, None)
+        if sockets:
+            _close(sockets)
             self._send({"remove": sandbox_id})
 
-    def _send(self, message: dict[str, str], pair: Pair | None = None) -> None:
+    def _send(self, message: dict[str, str], sockets: Sockets = ()) -> None:
         if self._connection:
             try:
-                send(self._connection, message, pair)
+                send(self._connection, message, sockets)
             except OSError as error:
                 log.warning("the resolver does not take messages", reason=str(error))
 
@@ -115,18 +121,18 @@ class ResolverLink:
             held: set[str] = set()
             while True:
                 await _readable(connection)
-                message, pair = receive(connection)
+                message, sockets = receive(connection)
                 if not message.get("held"):
                     break
-                held.add(message["held"])
-                if pair and message["held"] in self._pairs:
-                    _close(pair)
-                elif pair:
-                    self._pairs[message["held"]] = pair
+                if message["held"] in self._sockets:  # ours go to it below: they may be newer
+                    _close(sockets)
+                elif sockets:
+                    held.add(message["held"])
+                    self._sockets[message["held"]] = sockets
             self._connection = connection
             first.set()
-            for sandbox_id in self._pairs.keys() - held:
-                send(connection, {"add": sandbox_id}, self._pairs[sandbox_id])
+            for sandbox_id in self._sockets.keys() - held:
+                send(connection, {"add": sandbox_id}, self._sockets[sandbox_id])
             log.info("the resolver is connected", adopted=len(held))
             await _readable(connection)
             connection.recv(1)
@@ -143,6 +149,6 @@ async def _readable(connection: socket.socket) -> None:
         loop.remove_reader(connection)
 
 
-def _close(pair: Pair) -> None:
-    for each in pair:
+def _close(sockets: Sockets) -> None:
+    for each in sockets:
         each.close()

@@ -8,10 +8,11 @@ from pathlib import Path
 from netstore.drivers.base import Host, load_drivers
 from netstore.kernel.firewall import Firewall
 from netstore.kernel.links import Deletions
+from netstore.kernel.sandboxes import open_relay
 from netstore.model import Finding
 from netstore.networks.context import Context
 from netstore.networks.endpoints import Endpoints
-from netstore.networks.handover import ResolverLink
+from netstore.networks.handover import RELAY, ResolverLink
 from netstore.networks.ipam import DEFAULT_POOLS, AddressPool, unique_local_pool
 from netstore.networks.networks import Networks
 from netstore.networks.reconcile import Reconciler
@@ -49,9 +50,15 @@ class NetworkManager:
         """Make the firewall's skeleton and the predefined networks, then everything that the store holds."""
         self._context.netns_dir.mkdir(parents=True, exist_ok=True)
         await self.resolver.start()
+        await self._give_relay()
         await self._context.apply(self._firewall.ensure)
         await self.networks.start()
         await self.check(repair=True)
+
+    async def _give_relay(self) -> None:
+        """Open the socket of the relay of [::1], if netstore-resolver does not hold it from before."""
+        if not self.resolver.relay_port() and (listener := open_relay()):
+            await self.resolver.add(RELAY, listener)
 
     async def check(self, *, repair: bool) -> list[Finding]:
         """Compare kernel and store; see `Reconciler.check`."""

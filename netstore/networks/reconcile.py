@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from netstore.errors import NetstoreError
-from netstore.kernel.firewall import Firewall
+from netstore.kernel.firewall import Firewall, relay_elements
 from netstore.kernel.links import host_socket
 from netstore.kernel.namespaces import open_pinned, remove
 from netstore.model import Endpoint, Finding, Kind, Network, Sandbox
@@ -117,7 +117,7 @@ class Reconciler:
             await self._context.apply(driver.apply_endpoint, network, endpoint, opened.namespace)
 
     async def _elements(self, desired: _Desired, *, repair: bool) -> list[Finding]:
-        wanted = set[tuple[str, str]]()
+        wanted = set(relay_elements(self._context.resolver.relay_port()))
         for network in desired.networks:
             wanted |= self._context.driver(network.spec.driver).elements(network, desired.attached(network))
         present = await self._context.apply(self._firewall.elements)

@@ -1,4 +1,5 @@
-"""netstore-resolver: answers DNS inside every sandbox, on sockets that netstored opened there.
+"""netstore-resolver: answers DNS inside every sandbox, on sockets that netstored opened there; and carries
+TCP from the host's [::1] to published ports (`relay`).
 
 A process of its own, without privileges: names go on resolving while netstored is stopped, killed or upgraded.
 """
@@ -23,9 +24,10 @@ import click
 import structlog
 
 from netstore import __version__, logs
-from netstore.networks.handover import receive, send
+from netstore.networks.handover import RELAY, receive, send
 from netstore.resolver.answers import Answers, Forward
 from netstore.resolver.names import Names
+from netstore.resolver.relay import Relay
 from netstore.resolver.upstream import Upstreams
 from netstore.resolver.wire import SERVFAIL, refusal
 
@@ -40,10 +42,11 @@ log = structlog.get_logger(__name__)
 class Resolver:
     """Serves the sockets of every sandbox that netstored hands over."""
 
-    def __init__(self, names: Names, upstreams: Upstreams) -> None:
+    def __init__(self, names: Names, upstreams: Upstreams, relay: Relay) -> None:
         self._answers = Answers(names)
+        self._relay = relay
         self._upstreams = upstreams
-        self._pairs: dict[str, tuple[socket.socket, socket.socket]] = {}
+        self._sockets: dict[str, tuple[socket.socket, ...]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def accept(self, listener: socket.socket) -> None:
@@ -56,16 +59,19 @@ class Resolver:
     async def _session(self, connection: socket.socket) -> None:
         with connection:
             connection.setblocking(False)
-            for sandbox_id, held in self._pairs.items():
+            for sandbox_id, held in self._sockets.items():
                 send(connection, {"held": sandbox_id}, held)
             send(connection, {"held": ""})
             while True:
                 await _readable(connection)
-                message, pair = receive(connection)
+                message, sockets = receive(connection)
                 if not message:
                     return
-                if "add" in message and pair:
-                    self.add(message["add"], *pair)
+                if message.get("add") == RELAY:
+                    self._sockets[RELAY] = sockets
+                    self._relay.serve(*sockets)
+                elif "add" in message and sockets:
+                    self.add(message["add"], *sockets)
                 elif "remove" in message:
                     self.remove(message["remove"])
 
@@ -75,13 +81,13 @@ class Resolver:
         loop = asyncio.get_running_loop()
         for each in (udp, tcp):
             each.setblocking(False)
-        self._pairs[sandbox_id] = (udp, tcp)
+        self._sockets[sandbox_id] = (udp, tcp)
         loop.add_reader(udp, self._datagrams, sandbox_id, udp)
         loop.add_reader(tcp, self._connections, sandbox_id, tcp)
 
     def remove(self, sandbox_id: str) -> None:
         """Serve a sandbox no longer."""
-        for each in self._pairs.pop(sandbox_id, ()):
+        for each in self._sockets.pop(sandbox_id, ()):
             asyncio.get_running_loop().remove_reader(each)
             each.close()
 
@@ -201,7 +207,7 @@ async def _serve(listener: socket.socket, database: Path, upstreams: Upstreams) 
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     names = Names(database)
     names.open()
-    resolver = Resolver(names, upstreams)
+    resolver = Resolver(names, upstreams, Relay(database))
     accepting = asyncio.create_task(resolver.accept(listener))
     log.info("netstore-resolver is ready", version=__version__, user=os.getuid())
     logs.notify("READY=1")

@@ -389,3 +389,39 @@ def test_further_routes(node: Node, image: str) -> None:
     ):
         refused = node.cli("network", "create", "--subnet", "10.9.0.0/24", "--route", route, "bad", check=False)
         assert f"spec.routes[0].{field}" in refused.stderr
+
+
+def test_ipv6_loopback_is_relayed(node: Node, image: str) -> None:
+    """A port published on every address, or on ::1, answers there: also of IPv4 alone, in a range, with netstored dead."""
+    node.cli("network", "create", "app")
+    node.cli("network", "create", "--ipv4=false", "--ipv6", "six")
+    both = "httpd -p 80 -h /data; httpd -p 9001 -h /data; exec httpd -f -p 81 -h /data"
+    node.cli("run", "-d", "--name", "web", "--network", "app", "-p", "8080:80", "-p", "[::1]:8081:81",
+             "-p", "9000-9002:9000-9002", "-p", "127.0.0.1:8082:80", image, "sh", "-c", both)  # fmt: skip
+    node.cli("run", "-d", "--name", "web6", "--network", "six", "-p", "8086:80", image, *HTTPD)
+    wait_until(lambda: curl(node, "http://127.0.0.1:8080/hello"), what="httpd")
+    for port in (8080, 8081, 9001, 8086):
+        assert curl(node, f"http://[::1]:{port}/hello") == HELLO, port
+    for url in ("[::1]:8082", "127.0.0.1:8081", "203.0.113.1:8081", "[::1]:9000"):
+        assert curl(node, f"http://{url}/hello") == "", url
+    node.kill()
+    assert curl(node, "http://[::1]:8080/hello") == HELLO
+    node.start()
+    assert curl(node, "http://[::1]:8080/hello") == HELLO
+    assert node.resolver
+    node.resolver.kill()
+    node.resolver.wait()
+    node.start_resolver()
+    assert curl(node, "http://[::1]:8080/hello") == HELLO  # it waited in the socket that netstored kept
+    node.cli("port", "unpublish", "web", "8080:80")
+    assert curl(node, "http://[::1]:8080/hello") == ""
+    node.host.sh("nft flush ruleset")
+    wait_until(lambda: curl(node, "http://[::1]:8086/hello") == HELLO, what="the repair")
+
+
+def test_relay_carries_much_and_many(node: Node, image: str) -> None:
+    node.cli("run", "-d", "--name", "web", "-p", "8080:80", image, "sh", "-c",
+             "head -c 20000000 /dev/zero > /data/big; exec httpd -f -p 80 -h /data")  # fmt: skip
+    wait_until(lambda: curl(node, "http://[::1]:8080/hello") == HELLO, what="httpd")
+    script = "for i in $(seq 40); do curl -gsS -m 20 http://[::1]:8080/big | wc -c & done; wait"
+    assert node.host.sh(script).split() == ["20000000"] * 40
