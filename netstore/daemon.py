@@ -106,6 +106,7 @@ class Daemon:
             )
             stack.push_async_callback(self._containers.close)
             await self._containers.start_up()
+            await self._volumes.settle()
             stack.enter_context(Drift(self._networks))
             server, checks = self._build()
             await self._listen(server)

@@ -91,9 +91,16 @@ class ContainerManager:
             if container.state is not ContainerState.RUNNING:
                 await self._clear(container)
             elif is_alive(container.supervisor_pid, container.supervisor_start):
+                await self._take_up_volumes(container)
                 self._watch(container)
             else:
                 await self._ended(container.id)
+
+    async def _take_up_volumes(self, container: Container) -> None:
+        try:
+            await self._volumes.hold((mount.volume_id for mount in container.mounts), container.id)
+        except NetstoreError as error:
+            log.error("a volume of a running container cannot be staged", container=container.name, error=str(error))
 
     async def close(self) -> None:
         """Stop watching; containers go on."""
@@ -140,7 +147,7 @@ class ContainerManager:
             if reserved.fresh:
                 undo.push_async_callback(self._undo, reserved)
                 await self._volumes.apply(list(reserved.made))
-                await asyncio.to_thread(self._fill, reserved)
+                await self._fill_volumes(reserved)
                 undo.pop_all()
         return await self.get(reserved.container.id), list(plan.warnings)
 
@@ -153,6 +160,16 @@ class ContainerManager:
         self._directories.make(plan.container.id)
         with closing(self._directories.overlay(plan.container.id, plan.image.layers)) as rootfs:
             resolve(rootfs, plan.container.spec.user or plan.image.config.user)
+
+    async def _fill_volumes(self, reserved: Reserved) -> None:
+        """Fill volumes while they are staged; those that are not to be filled are not staged either."""
+        filled = [mount.volume_id for mount in reserved.container.mounts if not mount.spec.no_copy]
+        holder = f"copy-up of {reserved.container.id}"
+        await self._volumes.hold(filled, holder)
+        try:
+            await asyncio.to_thread(self._fill, reserved)
+        finally:
+            await self._volumes.staging.release_all(holder)
 
     def _fill(self, reserved: Reserved) -> None:
         """Make missing sources of binds, and copy the image's content into empty volumes. Blocking."""
@@ -199,6 +216,7 @@ class ContainerManager:
     ) -> None:
         runtime = self._required_runtime()
         try:
+            await self._volumes.hold((mount.volume_id for mount in container.mounts), container.id)
             await asyncio.to_thread(self._write_bundle, container, image, sandbox, endpoints)
             if sandbox.container_id == container.id:
                 await self._connect(container, image, sandbox, endpoints)
@@ -315,6 +333,7 @@ class ContainerManager:
         if self._runtime:
             await self._runtime.delete(container.id)
         await asyncio.to_thread(self._directories.unmount, container.id)
+        await self._volumes.staging.release_all(container.id)
         sandbox, others = await self._store.read(lambda tx: rows.sharing(tx, container))
         if not others:
             await self._networks.endpoints.deactivate(sandbox)
@@ -441,7 +460,7 @@ class ContainerManager:
             for each, _, _, _ in joined
         ]
         rows.append(_sum(Kind.CONTAINER, sizes))
-        volumes = [(await self._volumes.usage(volume), bool(names)) for volume, names in await self._volumes.all()]
+        volumes = [(await self._volumes.measure(volume), bool(names)) for volume, names in await self._volumes.all()]
         return [*rows, _sum(Kind.VOLUME, volumes)]
 
     def log_path(self, container: Container) -> str:

@@ -1,7 +1,8 @@
 """Copy-up: an image's content at a mount target becomes the content of a volume that is empty (Docker's behaviour).
 
 Owners, modes, times, xattrs and hard links are kept. The copy is made beside the volume and moved into place, so that
-a crash leaves all of it or nothing.
+a crash leaves all of it or nothing. A mounted volume has no place beside it: there the copy is made inside, renamed
+once it is whole, and its members are moved up; a crash in between is finished by the next copy-up.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ import stat
 from pathlib import Path
 
 from netstore.errors import Exhausted, KernelError
+from netstore.kernel.mounts import is_mount_point
+from netstore.kernel.paths import closing
 
 __all__ = ["copy_up"]
 
 _CHUNK = 1 << 24
+_PARTIAL, _WHOLE = ".netstore-copying", ".netstore-copied"
 
 
 def copy_up(source: int, data: Path) -> bool:
@@ -26,9 +30,12 @@ def copy_up(source: int, data: Path) -> bool:
         Exhausted: no space is left; the volume is as it was.
         KernelError: the kernel refused.
     """
-    if any(os.scandir(data)):
+    mounted = is_mount_point(data)
+    if mounted:
+        _finish(data)
+    if set(os.listdir(data)) - {_PARTIAL}:
         return False
-    staging = data.with_name(f".{data.name}.copy-up")
+    staging = data / _PARTIAL if mounted else data.with_name(f".{data.name}.copy-up")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(mode=0o700)
     try:
@@ -37,6 +44,10 @@ def copy_up(source: int, data: Path) -> bool:
             _copy_directory(source, target, {})
         finally:
             os.close(target)
+        if mounted:
+            os.rename(staging, data / _WHOLE)
+            _finish(data)
+            return True
         os.rename(staging, data)  # replaces an empty directory, and only that
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -47,6 +58,20 @@ def copy_up(source: int, data: Path) -> bool:
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return True
+
+
+def _finish(data: Path) -> None:
+    """Move the members of a whole copy up into the volume, and give the volume the copy's owner, mode and times."""
+    try:
+        copied = os.open(data / _WHOLE, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    with closing(copied), closing(os.open(data, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
+        status = os.fstat(copied)
+        for name in os.listdir(copied):
+            os.rename(name, name, src_dir_fd=copied, dst_dir_fd=root)
+        _settle(copied, root, ".", status)
+        os.rmdir(_WHOLE, dir_fd=root)
 
 
 def _copy_directory(source: int, target: int, links: dict[tuple[int, int], str]) -> None:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from netstore.errors import AlreadyExists, Conflict, InUse, InvalidArgument, NetstoreError
 from netstore.model import Finding, Kind, MountSpec, Volume, VolumeSpec, new_id
 from netstore.store import Store, Transaction
-from netstore.volumes.drivers.base import VolumeDriver, load_drivers
+from netstore.volumes.drivers.base import Node, Observed, Usage, VolumeDriver, load_drivers
+from netstore.volumes.staging import Staging
 
 __all__ = ["ANONYMOUS_LABEL", "VolumeManager"]
 
@@ -27,7 +28,8 @@ class VolumeManager:
 
     def __init__(self, store: Store, state_dir: Path) -> None:
         self._store = store
-        self._drivers = load_drivers(state_dir)
+        self._drivers = load_drivers(Node(state_dir))
+        self.staging = Staging(self._drivers)
 
     @property
     def drivers(self) -> list[str]:
@@ -36,25 +38,46 @@ class VolumeManager:
 
     async def start(self) -> None:
         """Make the storage of volumes whose creation a crash cut short; remove what no volume owns."""
+        await self._check_storage(repair=True)
+
+    async def settle(self) -> None:
+        """Unstage what nobody holds: after a start, once all who hold volumes have said so."""
         await self.check(repair=True)
 
     async def check(self, *, repair: bool) -> list[Finding]:
-        """Compare storage and store, and repair what differs when `repair` is set."""
+        """Compare storage, mounts and store, and repair what differs when `repair` is set."""
+        volumes, observed, findings = await self._check_storage(repair=repair)
+        staged = frozenset[str]().union(*(each.staged for each in observed.values()))
+        return findings + await self.staging.check(volumes, staged, repair=repair)
+
+    async def _check_storage(self, *, repair: bool) -> tuple[list[Volume], dict[str, Observed], list[Finding]]:
         findings = []
-        volumes = await self.all()
+        observed = {name: await asyncio.to_thread(driver.observe) for name, driver in self._drivers.items()}
+        volumes = [volume for volume, _ in await self.all()]
         for name, driver in self._drivers.items():
-            present = await asyncio.to_thread(driver.observe)
-            owned = {volume.name: volume for volume, _ in volumes if volume.spec.driver == name}
-            for volume in (volume for key, volume in owned.items() if key not in present):
+            owned = {volume.id: volume for volume in volumes if volume.spec.driver == name}
+            for volume in (volume for key, volume in owned.items() if key not in observed[name].whole):
                 finding = Finding(
                     kind=Kind.VOLUME, resource_id=volume.id, name=volume.name, detail="its data is missing"
                 )
-                findings.append(await _repaired(finding, driver.apply, volume, repair=repair))
-            for leftover in sorted(present - set(owned)):
-                finding = Finding(name=leftover, detail="a directory that no volume owns")
-                orphan = Volume(id=new_id(), name=leftover, spec=VolumeSpec(driver=name))
-                findings.append(await _repaired(finding, driver.remove, orphan, repair=repair))
-        return findings
+                findings.append(await self._repaired(finding, driver.create, volume, repair=repair))
+            for leftover in sorted(observed[name].present - set(owned)):
+                finding = Finding(name=leftover, detail=f"storage of the driver {name} that no volume owns")
+                orphan = Volume(id=leftover, name=leftover, spec=VolumeSpec(driver=name))
+                findings.append(await self._repaired(finding, driver.remove, orphan, repair=repair))
+        return volumes, observed, findings
+
+    async def _repaired(
+        self, finding: Finding, work: Callable[[Volume], None], volume: Volume, *, repair: bool
+    ) -> Finding:
+        if not repair:
+            return finding
+        try:
+            async with self.staging.alone(volume):
+                await asyncio.to_thread(work, volume)
+        except NetstoreError as error:
+            return replace(finding, error=str(error))
+        return replace(finding, repaired=True)
 
     async def create(
         self, name: str, spec: VolumeSpec, *, labels: Mapping[str, str], request_id: str = ""
@@ -106,9 +129,27 @@ class VolumeManager:
         """Make the storage of new volumes; when it cannot be made, the rows go too."""
         try:
             for volume in volumes:
-                await asyncio.to_thread(self._drivers[volume.spec.driver].apply, volume)
+                async with self.staging.alone(volume):
+                    await asyncio.to_thread(self._drivers[volume.spec.driver].create, volume)
         except BaseException:
             await self.discard(volumes)
+            raise
+
+    async def hold(self, volume_ids: Iterable[str], holder: str) -> None:
+        """Stage volumes and keep them so for a holder, such as a container that runs; `staging` gives them back.
+
+        Raises:
+            NetstoreError: one cannot be staged; none is held.
+        """
+        wanted = sorted({each for each in volume_ids if each})
+        if not wanted:
+            return
+        found = await self._store.read(lambda tx: [tx.volumes.require(each) for each in wanted])
+        try:
+            for volume in found:
+                await self.staging.hold(volume, holder)
+        except BaseException:
+            await self.staging.release_all(holder)
             raise
 
     async def discard(self, volumes: list[Volume]) -> None:
@@ -127,9 +168,17 @@ class VolumeManager:
         """Return every volume, oldest first, and the names of the containers that mount each."""
         return await self._store.read(lambda tx: [_used(tx, volume) for volume in tx.volumes.all()])
 
-    async def usage(self, volume: Volume) -> int:
-        """Return the bytes that a volume holds."""
+    def driver_of(self, volume: Volume) -> VolumeDriver:
+        """Return the driver of a volume."""
+        return self._driver(volume.spec.driver)
+
+    async def usage(self, volume: Volume) -> Usage:
+        """Return what a volume holds, as far as that is known without a walk through it."""
         return await asyncio.to_thread(self._drivers[volume.spec.driver].usage, volume)
+
+    async def measure(self, volume: Volume) -> int:
+        """Return the bytes that a volume takes on the node. May be slow."""
+        return await asyncio.to_thread(self._drivers[volume.spec.driver].measure, volume)
 
     async def update_labels(self, reference: str, labels: Mapping[str, str], etag: str) -> tuple[Volume, list[str]]:
         """Replace a volume's labels.
@@ -169,7 +218,9 @@ class VolumeManager:
             return volume
 
         volume = await self._store.write(remove)
-        await asyncio.to_thread(self._drivers[volume.spec.driver].remove, volume)
+        async with self.staging.alone(volume):
+            self.staging.forget(volume.id)
+            await asyncio.to_thread(self._drivers[volume.spec.driver].remove, volume)
 
     async def prune(self, wanted: Callable[[Volume], bool], *, all_: bool, dry_run: bool) -> tuple[list[str], int]:
         """Remove volumes that no container mounts and that are wanted; returns their names and the bytes given back."""
@@ -177,7 +228,7 @@ class VolumeManager:
         for volume, containers in await self.all():
             if containers or not (volume.anonymous or all_) or not wanted(volume):
                 continue
-            size = await self.usage(volume)
+            size = await self.measure(volume)
             if not dry_run:
                 try:
                     await self.delete(volume.id)
@@ -206,16 +257,6 @@ class VolumeManager:
         volume = replace(volume, mountpoint=mountpoint, revision=revision)
         tx.volumes.insert(volume)
         return volume
-
-
-async def _repaired(finding: Finding, work: Callable[[Volume], None], volume: Volume, *, repair: bool) -> Finding:
-    if not repair:
-        return finding
-    try:
-        await asyncio.to_thread(work, volume)
-    except NetstoreError as error:
-        return replace(finding, error=str(error))
-    return replace(finding, repaired=True)
 
 
 def _by_name(tx: Transaction, name: str) -> Volume | None:

@@ -1,71 +1,202 @@
-"""The driver `local`: a directory, `volumes/<name>/_data` below the state directory, as Docker's."""
+"""The driver `local`: a directory; or with Docker's options `type`, `device`, `o` whatever mount(8) can mount.
+
+Remote filesystems are mounted and measured by a child process that is killed when its server does not answer: a
+process that waits in the kernel for a dead server must not be us.
+"""
 
 from __future__ import annotations
 
-import errno
 import os
+import re
 import shutil
 from pathlib import Path
 
-from netstore.drivers.options import parse
-from netstore.errors import KernelError, Unsupported
+from netstore.drivers.options import Option, number, parse
+from netstore.errors import InvalidArgument, NetstoreError
+from netstore.kernel.filesystems import mount, space, unmount_all
+from netstore.kernel.mounts import is_mount_point
+from netstore.kernel.tools import run_tool
 from netstore.model import Volume, VolumeSpec
-from netstore.volumes.drivers.base import VolumeDriver
+from netstore.volumes.drivers.base import Node, Usage, VolumeDriver, os_error
 
 __all__ = ["LocalDriver"]
 
+_REMOTE = re.compile(r"nfs4?|cifs|smb3|9p|ceph|glusterfs|fuse(\..+)?")
+_SECRETS = ("password=", "pass=")
+
+
+def _kind(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9_.]{1,32}", text):
+        raise ValueError("a kind of filesystem, such as nfs, cifs, tmpfs, ext4, xfs, btrfs, or none to bind")
+    return text
+
+
+def _words(text: str) -> str:
+    if "\0" in text or any(not word for word in text.split(",")):
+        raise ValueError("options of mount(8), separated by commas")
+    return text
+
+
+def _device(text: str) -> str:
+    if not text or "\0" in text:
+        raise ValueError("a device, a directory (o=bind), server:/export (nfs) or //server/share (cifs)")
+    return text
+
 
 class LocalDriver(VolumeDriver):
-    """Data in `_data`, owned by root, 0755; the directory above it is closed to others."""
+    """Data in `_data`, owned by root, 0755; or mounted there at first use and unmounted after the last."""
 
     name = "local"
+    options = (
+        Option("type", _kind, "", "filesystem: nfs, cifs, tmpfs, ext4, xfs, btrfs, …; none to bind a directory"),
+        Option("device", _device, "", "what is mounted: a device, a directory, server:/export, //server/share"),
+        Option("o", _words, "", "mount options, separated by commas: addr=…, ro, bind, size=100m, uid=1000"),
+        Option("timeout", number(1, 600), 30, "seconds after which a server that does not answer is given up"),
+    )
 
-    def __init__(self, root: Path) -> None:
-        super().__init__(root / "volumes")
-        self._trash = root / "volumes-removed"
-        self.root.mkdir(parents=True, exist_ok=True, mode=0o701)
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self._trash = self.root / ".removed"
+        self.root.mkdir(parents=True, exist_ok=True, mode=0o711)
         shutil.rmtree(self._trash, ignore_errors=True)
-        self._trash.mkdir(mode=0o700)
 
     def validate(self, spec: VolumeSpec) -> None:
-        """Take no option and no size."""
-        parse(self.options, spec.options)
-        if spec.size_bytes:
-            raise Unsupported("spec.size_bytes: the driver local sets no size limit", hint="leave it out")
+        """Check a spec: Docker's rule is that `device` needs `type`, and `o` needs both."""
+        super().validate(spec)
+        values = parse(self.options, spec.options)
+        for key, needed in (("device", ("type",)), ("o", ("type", "device")), ("type", ("device",))):
+            for other in needed:
+                if values[key] and not values[other]:
+                    raise InvalidArgument(f"spec.options[{other}]", "", f"a value: {key} needs it")
+        binds = {"bind", "rbind"} & set(values["o"].split(","))
+        if values["type"] in ("none", "bind") and not binds:
+            raise InvalidArgument("spec.options[o]", values["o"], "bind among the options, for type=none")
+        if binds and not values["device"].startswith("/"):
+            raise InvalidArgument("spec.options[device]", values["device"], "the absolute path of a directory to bind")
 
-    def mountpoint(self, volume: Volume) -> Path:
-        """Return the data's directory."""
-        return self.root / volume.name / "_data"
+    def stages(self, volume: Volume) -> bool:
+        """Only what is mounted is staged."""
+        return "type" in volume.spec.options
 
-    def apply(self, volume: Volume) -> None:
-        """Make the directory, durably."""
-        data = self.mountpoint(volume)
+    def create(self, volume: Volume) -> None:
+        """Make the directory, durably. What is mounted is not touched: a server may be away now and there later."""
+        if not self.stages(volume):
+            data = self.mountpoint(volume)
+            try:
+                data.parent.mkdir(exist_ok=True, mode=0o711)
+                data.mkdir(exist_ok=True, mode=0o755)
+                for directory in (data.parent, self.root):
+                    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                    os.fsync(descriptor)
+                    os.close(descriptor)
+            except OSError as error:
+                raise os_error(error, "making the directory of", volume) from error
+            return
         try:
-            data.parent.mkdir(exist_ok=True, mode=0o701)
-            data.mkdir(exist_ok=True, mode=0o755)
-            for directory in (data.parent, self.root):
-                descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                os.fsync(descriptor)
-                os.close(descriptor)
+            self.directory(volume).mkdir(exist_ok=True, mode=0o711)
+            (self.directory(volume) / "mounted").touch()
         except OSError as error:
-            raise KernelError(error.errno or errno.EIO, "making the directory of volume", volume.name) from error
+            raise os_error(error, "making the directory of", volume) from error
+
+    def _is_whole(self, directory: Path) -> bool:
+        return (directory / "mounted").exists() or (directory / "_data").is_dir()
 
     def remove(self, volume: Volume) -> None:
         """Move the directory out of sight, then remove it: on ext4 files made soon after many are removed are slow."""
+        self.unstage(volume)
         hidden = self._trash / volume.id
-        try:
-            (self.root / volume.name).rename(hidden)
-        except FileNotFoundError:
+        if not self.directory(volume).exists():
             return
+        try:
+            self._trash.mkdir(exist_ok=True, mode=0o700)
+            self.directory(volume).rename(hidden)
+        except OSError as error:
+            raise os_error(error, "removing", volume) from error
         shutil.rmtree(hidden, ignore_errors=True)
 
-    def observe(self) -> set[str]:
-        """Return the names of the directories."""
-        return {path.name for path in self.root.iterdir() if (path / "_data").is_dir()}
+    def stage(self, volume: Volume) -> None:
+        """Mount what the options say."""
+        target = self.mountpoint(volume)
+        if not self.stages(volume) or is_mount_point(target):
+            return
+        values = self.parsed(volume.spec)
+        kind, device, options = values["type"], values["device"], values["o"]
+        target.mkdir(exist_ok=True, mode=0o755)
+        try:
+            if _REMOTE.fullmatch(kind):
+                _mount_remote(kind, device, target, options, values["timeout"])
+            else:
+                mount(device, target, "" if kind in ("none", "bind") else kind, options)
+        except NetstoreError:
+            if not is_mount_point(target):
+                target.rmdir()
+            raise
 
-    def usage(self, volume: Volume) -> int:
-        """Add up the sizes of the files."""
+    def unstage(self, volume: Volume) -> None:
+        """Unmount; lazily, because a server that is gone never lets go."""
+        if not self.stages(volume):  # also of an orphan, of which nothing is known
+            if is_mount_point(self.mountpoint(volume)):
+                unmount_all(self.mountpoint(volume), lazy=True)
+            return
+        target = self.mountpoint(volume)
+        unmount_all(target, lazy=True)
+        if target.is_dir():
+            target.rmdir()
+
+    def usage(self, volume: Volume) -> Usage:
+        """Ask the filesystem that is mounted; a plain directory's usage is not known without a walk."""
+        if not self.stages(volume) or not self.staged(volume):
+            return Usage()
+        values = self.parsed(volume.spec)
+        if not _REMOTE.fullmatch(values["type"]):
+            return super().usage(volume)
+        shown = _ask(self.mountpoint(volume), min(values["timeout"], 5))
+        blocks, free, unit, inodes, inodes_free = (int(part) for part in shown.split())
+        return Usage((blocks - free) * unit, inodes - inodes_free, blocks * unit)
+
+    def measure(self, volume: Volume) -> int:
+        """Add up the sizes of the files of a directory; what is mounted from elsewhere takes nothing here."""
         total = 0
-        for directory, _, names in os.walk(self.mountpoint(volume)):
+        for directory, _, names in () if self.stages(volume) else os.walk(self.mountpoint(volume)):
             total += sum(os.lstat(os.path.join(directory, name)).st_size for name in names)
         return total
+
+    def health(self, volume: Volume) -> str:
+        """Say whether the server answers, or the device is there."""
+        wrong = super().health(volume)
+        if wrong or not self.stages(volume):
+            return wrong
+        values = self.parsed(volume.spec)
+        if _REMOTE.fullmatch(values["type"]):
+            try:
+                return "" if not self.staged(volume) or _ask(self.mountpoint(volume), 2) else "no answer"
+            except NetstoreError as error:
+                return error.what
+        if values["device"].startswith("/") and not os.path.lexists(values["device"]):
+            return f"{values['device']} does not exist"
+        if self.staged(volume) and space(self.mountpoint(volume)).read_only and "ro" not in values["o"].split(","):
+            return "the kernel made it read-only: see the kernel's log"
+        return ""
+
+
+def _mount_remote(kind: str, device: str, target: Path, options: str, timeout: int) -> None:
+    """Mount by mount(8) and its helpers; a password goes through the environment, where ps does not show it."""
+    words = [word for word in options.split(",") if word]
+    secret = next((word.partition("=")[2] for word in words if word.startswith(_SECRETS)), "")
+    kept = [word for word in words if not (secret and word.startswith(_SECRETS))]
+    flags = ["-o", ",".join(kept)] if kept else []
+    environment = {"PASSWD": secret} if secret else {}
+    doing = f"mounting {device} ({kind})"
+    try:
+        run_tool(["mount", "-t", kind, *flags, device, str(target)], doing, timeout=timeout, environment=environment)
+    except NetstoreError as error:
+        package = {"nfs": "nfs-common", "nfs4": "nfs-common", "cifs": "cifs-utils", "smb3": "cifs-utils"}.get(kind)
+        if package and not Path(f"/sbin/mount.{kind}").exists():
+            raise NetstoreError(error.what, hint=f"install {package}", reason="MOUNT_FAILED") from error
+        raise NetstoreError(error.what, hint=error.hint or "is the server reachable?", reason="MOUNT_FAILED") from error
+
+
+def _ask(target: Path, timeout: int) -> str:
+    """Ask a mounted filesystem for its figures, in a child that can be killed."""
+    command = ["stat", "-f", "-c", "%b %f %S %c %d", str(target)]
+    return run_tool(command, "asking the server", timeout=timeout)

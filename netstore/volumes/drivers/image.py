@@ -1,0 +1,195 @@
+"""The driver `image`: a filesystem in a file, on whatever the state directory is on; its size always holds.
+
+The file is allocated in full, so that a full disk never eats what a container was told is written; `sparse=true` takes
+only what is used, and the manager watches that enough stays free.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from netstore.drivers.options import Option, boolean, choice
+from netstore.errors import Exhausted, InUse, InvalidArgument, KernelError
+from netstore.kernel import loop
+from netstore.kernel.filesystems import MAKERS, grow, make_filesystem, mount, space, unmount_all
+from netstore.kernel.mounts import is_mount_point
+from netstore.kernel.tools import run_tool
+from netstore.model import Volume, VolumeSpec
+from netstore.volumes.drivers.base import Capability, VolumeDriver, os_error
+
+__all__ = ["ImageDriver"]
+
+_UNIT = 4096
+_LARGEST = 1 << 44  # 16 TiB: ext4's largest file
+
+_MOUNT_OPTIONS = {"ext4": "", "xfs": "nouuid", "btrfs": "nodiscard"}
+
+
+class ImageDriver(VolumeDriver):
+    """`image` in the volume's directory, mounted at `_data` through a loop device with direct I/O."""
+
+    name = "image"
+    options = (
+        Option("fs", choice("ext4", "xfs", "btrfs"), "ext4", "filesystem: ext4, xfs or btrfs"),
+        Option("sparse", boolean, False, "take space of the host only as it is used; a full host then stops writes"),
+    )
+    capabilities = frozenset({Capability.SIZE, Capability.GROW, Capability.BLOCK})
+
+    def validate(self, spec: VolumeSpec) -> None:
+        """Check a spec: the size is required, and at least what the filesystem needs."""
+        super().validate(spec)
+        kind = self.parsed(spec)["fs"]
+        least = MAKERS[kind][2]
+        if not least <= spec.size_bytes <= _LARGEST:
+            raise InvalidArgument(
+                "spec.size_bytes", spec.size_bytes, f"{least >> 20} MiB to 16 TiB for {kind}: an image needs a size"
+            )
+
+    def enforcement(self, volume: Volume) -> str:
+        """Name the filesystem."""
+        return f"{self.parsed(volume.spec)['fs']} in an image file"
+
+    def image(self, volume: Volume) -> Path:
+        """Return the image's path."""
+        return self.directory(volume) / "image"
+
+    def create(self, volume: Volume) -> None:
+        """Allocate the image and make its filesystem, under another name until it is whole."""
+        directory, image = self.directory(volume), self.image(volume)
+        if image.exists():
+            return
+        values, draft = self.parsed(volume.spec), directory / "draft"
+        try:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o711)
+            draft.unlink(missing_ok=True)
+            _allocate(draft, volume.spec.size_bytes, sparse=values["sparse"])
+            make_filesystem(values["fs"], str(draft))
+            draft.rename(image)
+            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            os.fsync(descriptor)
+            os.close(descriptor)
+        except BaseException as error:
+            shutil.rmtree(directory, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise _said(error, "making the image of", volume) from error
+            raise
+
+    def remove(self, volume: Volume) -> None:
+        """Unmount and remove the image."""
+        self.unstage(volume)
+        shutil.rmtree(self.directory(volume), ignore_errors=True)
+
+    def stage(self, volume: Volume) -> None:
+        """Mount the image."""
+        target = self.mountpoint(volume)
+        if is_mount_point(target):
+            return
+        values = self.parsed(volume.spec)
+        options = _MOUNT_OPTIONS[values["fs"]]
+        if values["sparse"]:
+            options = "discard"
+        try:
+            target.mkdir(exist_ok=True, mode=0o755)
+            with loop.attached(self.image(volume)) as device:
+                mount(device, target, values["fs"], options)
+        except OSError as error:
+            raise _said(error, "mounting", volume) from error
+        except BaseException:
+            if not is_mount_point(target):
+                target.rmdir()
+            raise
+        lost = target / "lost+found"
+        if values["fs"] == "ext4" and lost.is_dir() and not any(lost.iterdir()):
+            lost.rmdir()
+
+    def unstage(self, volume: Volume) -> None:
+        """Unmount; the loop device ends by itself."""
+        target = self.mountpoint(volume)
+        unmount_all(target, lazy=True)
+        if target.is_dir():
+            target.rmdir()
+
+    def _is_whole(self, directory: Path) -> bool:
+        return (directory / "image").exists()
+
+    def measure(self, volume: Volume) -> int:
+        """Return what the image takes of the host."""
+        try:
+            return self.image(volume).stat().st_blocks * 512
+        except FileNotFoundError:
+            return 0
+
+    def health(self, volume: Volume) -> str:
+        """Say whether the kernel stopped writing after an error."""
+        wrong = super().health(volume)
+        if not wrong and self.staged(volume) and space(self.mountpoint(volume)).read_only:
+            wrong = "it is read-only after an error: see the kernel's log"
+        if not wrong and not self.parsed(volume.spec)["sparse"] and self.measure(volume) < volume.spec.size_bytes:
+            wrong = "its image is no longer allocated in full: something trimmed it"
+        return wrong
+
+    def resize(self, volume: Volume, size_bytes: int) -> None:
+        """Make the image longer and let the filesystem fill it, while it is mounted or not."""
+        self._refuse_smaller(volume, size_bytes)
+        values, image = self.parsed(volume.spec), self.image(volume)
+        if not self.staged(volume) and loop.find(image):
+            raise InUse(f"volume {volume.name}: a process still uses its filesystem", hint="end it, then try again")
+        before = image.stat().st_size
+        try:
+            _allocate(image, size_bytes, sparse=values["sparse"])
+            if self.staged(volume):
+                self._grow_mounted(volume, values["fs"])
+            else:
+                self._grow_unmounted(volume, values["fs"])
+        except BaseException as error:
+            if not loop.find(image):
+                os.truncate(image, before)
+            if isinstance(error, OSError):
+                raise _said(error, "growing", volume) from error
+            raise
+
+    def _grow_mounted(self, volume: Volume, kind: str) -> None:
+        device = loop.find(self.image(volume))
+        loop.refresh_size(device)
+        grow(kind, device, self.mountpoint(volume))
+
+    def _grow_unmounted(self, volume: Volume, kind: str) -> None:
+        if kind == "ext4":
+            image = str(self.image(volume))
+            run_tool(["e2fsck", "-f", "-y", image], f"checking {volume.name}", accepted=(0, 1), package="e2fsprogs")
+            run_tool(["resize2fs", image], f"growing {volume.name}", package="e2fsprogs")
+            return
+        self.stage(volume)
+        try:
+            self._grow_mounted(volume, kind)
+        finally:
+            self.unstage(volume)
+
+    def trim(self, volume: Volume) -> None:
+        """Give blocks that the filesystem no longer uses back to the host: of a sparse image that is staged."""
+        if self.parsed(volume.spec)["sparse"] and self.staged(volume):
+            run_tool(["fstrim", str(self.mountpoint(volume))], f"trimming {volume.name}")
+
+
+def _allocate(path: Path, size_bytes: int, *, sparse: bool) -> None:
+    """Make a file, or make it longer."""
+    size = -(-size_bytes // _UNIT) * _UNIT
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if not sparse:
+            os.posix_fallocate(descriptor, 0, size)
+        elif os.fstat(descriptor).st_size < size:
+            os.ftruncate(descriptor, size)
+    finally:
+        os.close(descriptor)
+
+
+def _said(error: OSError, doing: str, volume: Volume) -> KernelError | Exhausted:
+    if error.errno in (28, 122):
+        return Exhausted(
+            f"{doing} volume {volume.name}: no room for {volume.spec.size_bytes >> 20} MiB on this node",
+            hint="free some, ask for less, or take -o sparse=true",
+        )
+    return os_error(error, doing, volume)

@@ -1,0 +1,114 @@
+"""Volumes of every driver in containers: staged while they are used, whole after kill -9, held to their size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from conftest import Node
+
+
+def mountpoint(node: Node, name: str) -> Path:
+    return Path(json.loads(node.out("volume", "inspect", name))[0]["status"]["mountpoint"])
+
+
+def mounted(node: Node, path: Path) -> bool:
+    return str(path) in node.host.sh("awk '{print $5}' /proc/self/mountinfo").split("\n")
+
+
+def loops(node: Node) -> list[str]:
+    shown = node.host.sh("losetup -nlO BACK-FILE")
+    return [line for line in shown.split("\n") if str(node.place) in line]
+
+
+def test_an_image_is_staged_while_it_is_used(node: Node, image: str) -> None:
+    node.cli("volume", "create", "-d", "image", "--size", "32M", "data")
+    place = mountpoint(node, "data")
+    assert not mounted(node, place)
+    node.cli("create", "--name", "one", "-v", "data:/data", image, "sleep", "1000")
+    assert not mounted(node, place)  # only the copy-up needed it
+    node.cli("start", "one")
+    node.cli("run", "-d", "--name", "two", "-v", "data:/data", image, "sleep", "1000")
+    assert node.out("exec", "two", "cat", "/data/hello") == "from the image"
+    assert node.out("exec", "-u", "app", "two", "id", "-u") == "1000"
+    assert node.out("exec", "two", "stat", "-c", "%u %a", "/data/hello") == "1000 640"
+    assert "lost+found" not in node.out("exec", "two", "ls", "-A", "/data")
+    full = node.cli(
+        "exec", "one", "/bin/busybox", "dd", "if=/dev/zero", "of=/data/big", "bs=1M", "count=64", check=False
+    )
+    assert "No space left on device" in full.stderr
+    node.cli("stop", "-t", "0", "one")
+    assert mounted(node, place)
+    node.kill()
+    node.start()  # the container goes on, and so does the mount
+    assert mounted(node, place)
+    assert len(loops(node)) == 1
+    node.host.sh(f"umount -l {place}")
+    found = node.cli("system", "check", check=False)
+    assert "it is used and not mounted" in found.stdout
+    node.cli("system", "check", "--repair")
+    assert mounted(node, place)
+    assert len(loops(node)) == 1  # the same device, which the container still has
+    assert "in use by" in node.cli("volume", "rm", "data", check=False).stderr
+    node.cli("stop", "-t", "0", "two")
+    assert not mounted(node, place)
+    assert not loops(node)
+    assert node.out("run", "--rm", "-v", "data:/data", image, "cat", "/data/hello") == "from the image"
+    node.cli("rm", "one", "two")
+    node.cli("volume", "rm", "data")
+    assert not place.parent.exists()
+
+
+def test_a_reboot_or_a_container_that_ended_meanwhile(node: Node, image: str) -> None:
+    node.cli("volume", "create", "-d", "image", "--size", "16M", "data")
+    node.cli("run", "-d", "--name", "c", "-v", "data:/data", image, "sleep", "1000")
+    place, pid = mountpoint(node, "data"), node.out("inspect", "-f", "{{.Status.Pid}}", "c")
+    node.kill()
+    node.host.sh(f"kill -9 {pid}")
+    node.start()
+    assert "Exited (137)" in node.out("ps", "-a")
+    assert not mounted(node, place)
+    assert not loops(node)
+    node.cli("start", "c")
+    assert node.out("exec", "c", "cat", "/data/hello") == "from the image"
+
+
+def test_local_mounts_what_docker_mounts(node: Node, image: str) -> None:
+    outside = node.place / "outside"
+    outside.mkdir()
+    node.cli("volume", "create", "-o", "type=none", "-o", f"device={outside}", "-o", "o=bind", "bound")
+    node.cli("run", "--rm", "-v", "bound:/data", image, "sh", "-c", "echo hi > /data/there")
+    assert (outside / "there").read_text() == "hi\n"
+    assert (outside / "hello").read_text() == "from the image\n"
+    node.cli("volume", "create", "-o", "type=tmpfs", "-o", "device=tmpfs", "-o", "o=size=4m,uid=1000", "memory")
+    shown = node.out("run", "--rm", "-v", "memory:/m", image, "sh", "-c", "stat -c %u /m; mount | grep ' /m '")
+    assert shown.startswith("1000\ntmpfs on /m type tmpfs")
+    node.cli("volume", "create", "-o", "type=ext4", "-o", "device=/dev/nosuch", "lost")
+    refused = node.cli("run", "--rm", "-v", "lost:/data", image, "true", check=False)
+    assert refused.returncode == 125
+    assert "mounting /dev/nosuch" in refused.stderr
+    assert node.out("ps", "-aq") == ""
+    node.cli("volume", "rm", "bound", "memory", "lost")
+    assert (outside / "there").exists()
+
+
+def test_kill_9_while_volumes_are_made(node: Node) -> None:
+    def create(index: int) -> None:
+        node.host.sh(
+            f"{Path('.venv/bin/netstore').resolve()} -H {node.address} volume create -d image --size 16M k{index}"
+            " >/dev/null 2>&1 &"
+        )
+
+    for delay in ("0.15", "0.2", "0.25", "0.3"):
+        for index in range(4):
+            create(index)
+        node.host.sh(f"sleep {delay}")
+        node.kill()
+        node.start()
+        assert node.out("system", "check") == "kernel and store agree"
+        names = node.out("volume", "ls", "-q").split()
+        there = {path.name for path in (node.place / "state/volumes/image").glob("*")}
+        assert len(there) == len(names)
+        for name in names:
+            node.cli("volume", "rm", name)
+    assert not loops(node)
