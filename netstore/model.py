@@ -163,6 +163,7 @@ class Network:
     interface: str = ""
     mtu: int = 0
     predefined: bool = False
+    overlaps: tuple[str, ...] = ()
     create_time: float = 0.0
     revision: int = 0
 

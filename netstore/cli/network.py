@@ -184,11 +184,14 @@ def disconnect(client: Client, network: str, container: str | None, netns: str |
 @click.option("--label-rm", multiple=True, help="KEY to remove.")
 @click.option("-o", "--opt", multiple=True, help="Driver option KEY=VALUE to change.")
 @click.option("--subnet-add", multiple=True, help="A further subnet (CIDR).")
+@click.option("--route-add", multiple=True, help="A further route of its endpoints: DESTINATION,GATEWAY.")
+@click.option("--route-rm", multiple=True, help="DESTINATION of a route to take away.")
 @click.option("--dns-add", multiple=True, help="A name server: [DOMAIN=]ADDRESS[:PORT].")
 @click.option("--dns-drop", multiple=True, help="A name server to take away.")
 @pass_client
 def update(client: Client, network: str, label_add: tuple[str, ...], label_rm: tuple[str, ...], opt: tuple[str, ...],
-           subnet_add: tuple[str, ...], dns_add: tuple[str, ...], dns_drop: tuple[str, ...]) -> None:  # fmt: skip
+           subnet_add: tuple[str, ...], route_add: tuple[str, ...], route_rm: tuple[str, ...],
+           dns_add: tuple[str, ...], dns_drop: tuple[str, ...]) -> None:  # fmt: skip
     """Change a network while it is used."""
     found = client.networks.GetNetwork(network_pb2.GetNetworkRequest(network=network)).network
     labels = {key: value for key, value in found.labels.items() if key not in label_rm}
@@ -196,9 +199,10 @@ def update(client: Client, network: str, label_add: tuple[str, ...], label_rm: t
         options={**found.spec.options, **key_values(opt, "--opt")},
         ipam=[*found.status.ipam, *(network_pb2.IpamConfig(subnet=subnet) for subnet in subnet_add)],
         dns_servers=[*(server for server in found.spec.dns_servers if server not in dns_drop), *dns_add],
+        routes=[*(each for each in found.spec.routes if each.destination not in route_rm), *map(_route, route_add)],
     )
     asked = {"labels": label_add or label_rm, "spec.options": opt, "spec.ipam": subnet_add,
-             "spec.dns_servers": dns_add or dns_drop}  # fmt: skip
+             "spec.dns_servers": dns_add or dns_drop, "spec.routes": route_add or route_rm}  # fmt: skip
     mask = FieldMask(paths=[path for path, given in asked.items() if given])
     if not mask.paths:
         raise click.UsageError("nothing to change: give --label-add, --opt, --subnet-add, --dns-add or the like")

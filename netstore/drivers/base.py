@@ -69,8 +69,8 @@ class Driver(ABC):
     def update_network(self, old: Network, new: Network, endpoints: Collection[Endpoint]) -> None:
         """Make the kernel follow a change of a network whose attached endpoints are these; `old` is what is there.
 
-        What it leaves to `apply_endpoint` is done by the caller, which then applies every endpoint again. By default a
-        change asks nothing of the kernel.
+        What is inside of the endpoints' sandboxes is left to `update_endpoint`, which the caller calls for each of them
+        afterwards. By default a change asks nothing of the kernel.
         """
         return
 
@@ -78,8 +78,13 @@ class Driver(ABC):
     def apply_endpoint(self, network: Network, endpoint: Endpoint, namespace: int | None) -> None:
         """Put the endpoint's interface into the namespace of that descriptor; without one it waits in the host's."""
 
-    def update_endpoint(self, network: Network, endpoint: Endpoint, namespace: int) -> None:
-        """Make the kernel follow a change of an attached endpoint's options; by default there is nothing to do."""
+    def update_endpoint(
+        self, network: Network, endpoint: Endpoint, namespace: int, *, before: Network | None = None
+    ) -> None:
+        """Make the kernel follow a change of an attached endpoint's options, or of its network, which was `before`.
+
+        By default there is nothing to do.
+        """
         return
 
     @abstractmethod

@@ -17,6 +17,7 @@ from netstore.drivers.base import Driver, Observed
 from netstore.drivers.options import (
     BANDWIDTH_IN,
     BANDWIDTH_OUT,
+    BANDWIDTHS,
     ENDPOINT_OPTIONS,
     SYSCTLS,
     Option,
@@ -35,8 +36,8 @@ from netstore.kernel.conntrack import forget_flows
 from netstore.kernel.firewall import Element, direct_elements, guard_elements, port_elements
 from netstore.kernel.links import host_socket
 from netstore.kernel.namespaces import inside, socket_inside
-from netstore.kernel.netlink import RouteSocket
-from netstore.kernel.sysctls import accept_ipv6, forward_ipv6, link_local, sysctl
+from netstore.kernel.netlink import Request, RouteSocket
+from netstore.kernel.sysctls import accept_ipv6, forward_ipv6, ipv6_present, link_local, sysctl
 from netstore.model import Endpoint, Network, PortMapping, Protocol, kernel_name, stable_mac
 
 __all__ = ["BridgeDriver"]
@@ -57,6 +58,7 @@ TRUSTED = "com.docker.network.bridge.trusted_host_interfaces"
 _MODE = choice("nat", "nat-unprotected", "routed", "isolated")
 GUARD = "netstore.bridge.spoof_guard"
 MIN_IPV6_MTU = 1280  # RFC 8200, section 5
+NO_IPV6 = frozenset({errno.EAFNOSUPPORT})
 
 
 class BridgeDriver(Driver):
@@ -83,6 +85,7 @@ class BridgeDriver(Driver):
                " reached at the endpoints' own addresses", live=True),
         Option(GUARD, boolean, True, "drop what endpoints send with a MAC or source address that is not theirs, and"
                " router advertisements; false for those that route for others", live=True),
+        *(replace(each, doc=f"{each.doc}: each endpoint that has no limit of its own") for each in BANDWIDTHS),
     )  # fmt: skip
 
     def validate(self, network: Network) -> Network:
@@ -91,7 +94,7 @@ class BridgeDriver(Driver):
         for key in MODES.values():
             if values[key] == "isolated" and not network.spec.internal:
                 raise InvalidArgument(f"spec.options[{key}]", "isolated", "isolated on an internal network only")
-        mtu = values[MTU] or network.mtu
+        mtu = values[MTU] or max(network.mtu, MIN_IPV6_MTU if network.spec.enable_ipv6 else 0)
         if network.spec.enable_ipv6 and mtu < MIN_IPV6_MTU:
             raise InvalidArgument(f"spec.options[{MTU}]", mtu, f"at least {MIN_IPV6_MTU} on a network with IPv6")
         return replace(network, interface=values[NAME] or kernel_name("nsbr-", network.id), mtu=mtu)
@@ -113,7 +116,8 @@ class BridgeDriver(Driver):
             assert index is not None
             route.run(
                 [
-                    netlink.link_set(index, alias=_alias("network", network.id), mtu=network.mtu, ipv6_addresses=False),
+                    netlink.link_set(index, alias=_alias("network", network.id), mtu=network.mtu),
+                    netlink.link_set(index, ipv6_addresses=False, tolerate=NO_IPV6),
                     *(
                         netlink.address_add(index, gateway, prefix, tolerate={errno.EEXIST})
                         for gateway, prefix in self._bridge_addresses(network)
@@ -137,11 +141,11 @@ class BridgeDriver(Driver):
         isolated = not parse(self.options, new.spec.options)[ICC]
         requests = []
         for endpoint in endpoints:
-            alias = _alias("endpoint", endpoint.id)
-            requests.append(netlink.port_set(endpoint.host_interface, alias=alias, hairpin=True, isolated=isolated))
             if old.mtu != new.mtu:
                 requests.append(netlink.link_set(endpoint.host_interface, mtu=new.mtu))
-        route.run(requests)
+            requests.append(_port(new, endpoint, isolated=isolated))
+        gone = frozenset({errno.ENODEV})  # with its namespace: the reconciler's
+        route.run([replace(request, tolerate=gone) for request in requests])
 
     def remove_network(self, network: Network) -> None:
         """Remove firewall elements, then the bridge, if it is ours."""
@@ -158,7 +162,7 @@ class BridgeDriver(Driver):
             self.host.firewall.add(self._endpoint_elements(network, endpoint))
             if namespace is not None:
                 self._configure(network, endpoint, namespace)
-                if any(_rates(endpoint)):
+                if any(_rates(network, endpoint)):
                     self.update_endpoint(network, endpoint, namespace)
             _forget_udp(endpoint.ports)
         except BaseException:
@@ -166,16 +170,23 @@ class BridgeDriver(Driver):
                 self.remove_endpoint(network, endpoint)
             raise
 
-    def update_endpoint(self, network: Network, endpoint: Endpoint, namespace: int) -> None:
-        """Limit both ends of the pair: what the host's end sends is what the endpoint receives."""
-        incoming, outgoing = _rates(endpoint)
+    def update_endpoint(
+        self, network: Network, endpoint: Endpoint, namespace: int, *, before: Network | None = None
+    ) -> None:
+        """Limit both ends of the pair (what the host's end sends is what the endpoint receives); set MTU and routes."""
+        incoming, outgoing = _rates(network, endpoint)
+        host = host_socket()
         with _socket_in(namespace) as inside_:
-            ends = ((host_socket(), endpoint.host_interface, incoming), (inside_, endpoint.interface_name, outgoing))
-            for route, name, limit in ends:
-                index = route.index_of(name)
-                if index is None:
-                    raise KernelError(errno.ENODEV, "limiting the rate of", name)
-                route.run([netlink.rate_limit(index, limit)])
+            outer, inner = host.index_of(endpoint.host_interface), inside_.index_of(endpoint.interface_name)
+            if outer is None or inner is None:
+                raise KernelError(errno.ENODEV, "changing the interface of endpoint", endpoint.name or endpoint.id)
+            host.run([netlink.rate_limit(outer, incoming)])
+            requests = [netlink.link_set(inner, mtu=network.mtu), netlink.rate_limit(inner, outgoing)]
+            requests.append(netlink.link_set(inner, ipv6_addresses=False, tolerate=NO_IPV6))
+            unwanted = set(before.spec.routes if before else ()) - set(network.spec.routes)
+            requests += [netlink.route_delete(each.gateway, inner, each.destination) for each in unwanted]
+            requests += [netlink.route_replace(each.gateway, inner, each.destination) for each in network.spec.routes]
+            inside_.run(requests)
 
     def remove_endpoint(self, network: Network, endpoint: Endpoint) -> None:
         """Unpublish its ports, then delete the pair."""
@@ -282,13 +293,7 @@ class BridgeDriver(Driver):
                 peer_mac=endpoint.mac_address,
                 peer_namespace=namespace,
             ),
-            netlink.port_set(
-                endpoint.host_interface,
-                alias=_alias("endpoint", endpoint.id),
-                # Where br_netfilter hands bridged frames to nftables, a hairpin needs the bridge's consent too.
-                hairpin=True,
-                isolated=not parse(self.options, network.spec.options)[ICC],
-            ),
+            _port(network, endpoint, isolated=not parse(self.options, network.spec.options)[ICC]),
             netlink.link_up(endpoint.host_interface),
         ]
         try:
@@ -329,7 +334,7 @@ class BridgeDriver(Driver):
                 with inside(namespace):
                     accept_ipv6(endpoint.interface_name)
             requests = [netlink.link_set(LOOPBACK_INDEX, up=True)]
-            requests.append(netlink.link_set(index, mtu=network.mtu, ipv6_addresses=False))
+            requests.append(netlink.link_set(index, mtu=network.mtu, ipv6_addresses=not _speaks_ipv6(network)))
             requests += [netlink.address_add(index, *address, tolerate={errno.EEXIST}) for address in addresses]
             requests.append(netlink.link_set(index, up=True))
             if endpoint.default_route:
@@ -353,6 +358,22 @@ def _alias(kind: str, resource_id: str) -> str:
     return f"netstore {kind} {resource_id}"
 
 
+def _speaks_ipv6(network: Network) -> bool:
+    """Say whether the kernel has IPv6 on interfaces of the network's MTU; where not, it refuses settings of it."""
+    return network.mtu >= MIN_IPV6_MTU and ipv6_present()
+
+
+def _port(network: Network, endpoint: Endpoint, *, isolated: bool) -> Request:
+    return netlink.port_set(
+        endpoint.host_interface,
+        alias=_alias("endpoint", endpoint.id),
+        # Where br_netfilter hands bridged frames to nftables, a hairpin needs the bridge's consent too.
+        hairpin=True,
+        isolated=isolated,
+        ipv6_addresses=not _speaks_ipv6(network),
+    )
+
+
 def _socket_in(namespace: int) -> RouteSocket:
     return RouteSocket(socket_inside(namespace, socket.AF_NETLINK, socket.SOCK_RAW))
 
@@ -374,8 +395,11 @@ def _set_sysctls(namespace: int, interface_name: str, settings: Sequence[tuple[s
             raise InvalidArgument(f"spec.options[{SYSCTLS}]", setting, accepted) from error
 
 
-def _rates(endpoint: Endpoint) -> tuple[int, int]:
-    values = parse(ENDPOINT_OPTIONS, endpoint.spec.options)
+def _rates(network: Network, endpoint: Endpoint) -> tuple[int, int]:
+    """Return what an endpoint may receive and send: its own limits, where it has none its network's."""
+    own = endpoint.spec.options
+    shared = {key: text for key, text in network.spec.options.items() if key in (BANDWIDTH_IN, BANDWIDTH_OUT)}
+    values = parse(ENDPOINT_OPTIONS, {**shared, **own})
     return values[BANDWIDTH_IN], values[BANDWIDTH_OUT]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from netstore.errors import Immutable, InvalidArgument
 
 __all__ = [
+    "BANDWIDTHS",
     "BANDWIDTH_IN",
     "BANDWIDTH_OUT",
     "ENDPOINT_OPTIONS",
@@ -162,9 +163,12 @@ def rate(text: str) -> int:
 
 BANDWIDTH_IN, BANDWIDTH_OUT = "netstore.endpoint.bandwidth_in", "netstore.endpoint.bandwidth_out"
 SYSCTLS = "com.docker.network.endpoint.sysctls"
-ENDPOINT_OPTIONS: Sequence[Option] = (
-    Option(SYSCTLS, sysctls, (), "settings of the interface in the container; IFNAME stands for its name"),
+BANDWIDTHS = (
     Option(BANDWIDTH_IN, rate, 0, "most that it receives, such as 50mbit; 0 is no limit", live=True),
     Option(BANDWIDTH_OUT, rate, 0, "most that it sends", live=True),
+)
+ENDPOINT_OPTIONS: Sequence[Option] = (
+    Option(SYSCTLS, sysctls, (), "settings of the interface in the container; IFNAME stands for its name"),
+    *BANDWIDTHS,
 )
 """Options of an endpoint, on every driver that makes interfaces."""

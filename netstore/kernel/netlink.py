@@ -34,13 +34,14 @@ __all__ = [
     "link_up",
     "port_set",
     "rate_limit",
+    "route_delete",
     "route_replace",
     "veth_add",
 ]
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR = 20
-RTM_NEWROUTE = 24
+RTM_NEWROUTE, RTM_DELROUTE = 24, 25
 RTM_NEWQDISC, RTM_DELQDISC = 36, 37
 TC_H_ROOT, TC_LINKLAYER_ETHERNET = 0xFFFFFFFF, 1
 TCA_KIND, TCA_OPTIONS = 1, 2
@@ -319,22 +320,22 @@ def link_set(
     return Request(data, "changing interface", str(to), tolerate)
 
 
-def port_set(name: str, *, alias: str, hairpin: bool, isolated: bool) -> Request:
-    """Set a bridge port's alias and flags: hairpin (may send back), isolated (not to others). No IPv6 addresses."""
-    data = _port_template(len(name), len(alias), hairpin, isolated)
+def port_set(name: str, *, alias: str, hairpin: bool, isolated: bool, ipv6_addresses: bool = False) -> Request:
+    """Set a bridge port's alias and flags: hairpin (may send back), isolated (not to others)."""
+    data = _port_template(len(name), len(alias), hairpin, isolated, ipv6_addresses)
     data = data.replace(_NAME[: len(name)], name.encode()).replace(_ALIAS[: len(alias)], alias.encode())
     return Request(data, "setting bridge port", name)
 
 
 @functools.lru_cache(maxsize=64)
-def _port_template(name_length: int, alias_length: int, hairpin: bool, isolated: bool) -> bytes:  # noqa: FBT001
+def _port_template(name_length: int, alias_length: int, hairpin: bool, isolated: bool, ipv6: bool) -> bytes:  # noqa: FBT001
     slave = {"attrs": [("IFLA_BRPORT_MODE", int(hairpin)), ("IFLA_BRPORT_ISOLATED", int(isolated))]}
     info = {"attrs": [("IFLA_INFO_SLAVE_KIND", "bridge"), ("IFLA_INFO_SLAVE_DATA", slave)]}
     attrs: _ATTRS = [
         ("IFLA_IFNAME", _NAME[:name_length].decode()),
         ("IFLA_IFALIAS", _ALIAS[:alias_length].decode()),
         ("IFLA_LINKINFO", info),
-        _no_ipv6_addresses(),
+        *([] if ipv6 else [_no_ipv6_addresses()]),
     ]
     return _message(ifinfmsg, RTM_NEWLINK, 0, {}, attrs)
 
@@ -398,9 +399,19 @@ def _address_template(family: int, prefix: int) -> bytes:
 @functools.lru_cache(maxsize=256)
 def route_replace(gateway: str, index: int, destination: str = "") -> Request:
     """Make `gateway` on interface `index` the way to a destination (CIDR), "" for everywhere, in place of what is."""
-    family = socket.AF_INET6 if ":" in gateway else socket.AF_INET
+    data = _route(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, gateway, index, destination)
+    return Request(data, f"setting the route to {destination or 'everywhere'} via", gateway)
+
+
+def route_delete(gateway: str, index: int, destination: str) -> Request:
+    """Remove a route; one that is gone is a success."""
+    data = _route(RTM_DELROUTE, 0, gateway, index, destination)
+    return Request(data, f"removing the route to {destination} via", gateway, frozenset({errno.ESRCH}))
+
+
+def _route(kind: int, flags: int, gateway: str, index: int, destination: str) -> bytes:
     fields = {
-        "family": family,
+        "family": socket.AF_INET6 if ":" in gateway else socket.AF_INET,
         "table": RT_TABLE_MAIN,
         "proto": RTPROT_STATIC,
         "scope": RT_SCOPE_UNIVERSE,
@@ -411,8 +422,7 @@ def route_replace(gateway: str, index: int, destination: str = "") -> Request:
         address, _, length = destination.partition("/")
         attrs.append(("RTA_DST", address))
         fields["dst_len"] = int(length)
-    data = _message(rtmsg, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, fields, attrs)
-    return Request(data, f"setting the route to {destination or 'everywhere'} via", gateway)
+    return _message(rtmsg, kind, flags, fields, attrs)
 
 
 def rate_limit(index: int, bytes_per_second: int) -> Request:

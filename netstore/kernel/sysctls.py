@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import functools
 from ipaddress import IPv6Address
 from pathlib import Path
 
 from netstore.errors import KernelError
 
-__all__ = ["accept_ipv6", "forward_ipv6", "link_local", "sysctl"]
+__all__ = ["accept_ipv6", "forward_ipv6", "ipv6_present", "link_local", "sysctl"]
 
 _IPV6 = Path("/proc/sys/net/ipv6/conf")
 
@@ -25,6 +26,12 @@ def sysctl(name: str, value: str) -> None:
             path.write_text(value)
     except OSError as error:
         raise KernelError(error.errno or errno.EIO, "setting sysctl", name.replace("/", ".")) from error
+
+
+@functools.cache
+def ipv6_present() -> bool:
+    """Say whether this kernel has IPv6 (the parameter ipv6.disable takes it away)."""
+    return _IPV6.exists()
 
 
 def accept_ipv6(interface: str) -> None:

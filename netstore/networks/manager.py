@@ -64,6 +64,10 @@ class NetworkManager:
         """Compare kernel and store; see `Reconciler.check`."""
         return await self._reconciler.check(repair=repair)
 
+    async def follow_uplink(self) -> int:
+        """Make networks follow the uplink's MTU; see `Networks.follow_uplink`."""
+        return await self.networks.follow_uplink()
+
     async def close(self) -> None:
         """Let go of the resolver and the executors; what is in the kernel stays and works on."""
         await self.resolver.close()

@@ -2,39 +2,53 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
-from pathlib import Path
+from ipaddress import ip_address, ip_network
+
+import structlog
 
 from netstore.drivers.base import Driver
 from netstore.drivers.options import refuse_changes
-from netstore.errors import AlreadyExists, Conflict, FailedPrecondition, Immutable, InUse, InvalidArgument
-from netstore.kernel.links import host_socket
+from netstore.errors import (
+    AlreadyExists,
+    Conflict,
+    FailedPrecondition,
+    Immutable,
+    InUse,
+    InvalidArgument,
+    NetstoreError,
+)
 from netstore.kernel.namespaces import open_pinned
 from netstore.kernel.paths import closing
-from netstore.model import Endpoint, Kind, Network, NetworkSpec, Pool, Sandbox, new_id
+from netstore.model import Endpoint, Kind, Network, NetworkSpec, Pool, Route, Sandbox, new_id
 from netstore.networks import ipam
 from netstore.networks.context import Context
 from netstore.networks.ipam import HostRoute
 from netstore.networks.planning import changes
+from netstore.networks.uplink import overlaps, read_uplink, warnings
 from netstore.store import Transaction
 
-__all__ = ["DEFAULT_NETWORK", "Networks", "Uplink"]
+__all__ = ["DEFAULT_NETWORK", "NetworkChange", "Networks"]
 
 DEFAULT_NETWORK = "bridge"
-RTF_REJECT, RTF_LOCAL = 0x200, 0x80000000
+DEFAULT_MTU = 1500
 _PREDEFINED = {DEFAULT_NETWORK: "bridge", "host": "host", "none": "null"}
 
 
-@dataclass(frozen=True, slots=True)
-class Uplink:
-    """What the node's routes say: every destination, and the MTU of the interface of its default route."""
+log = structlog.get_logger(__name__)
 
-    routes: tuple[HostRoute, ...]
-    mtu: int
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkChange:
+    """What is to change of a network; None keeps a field. Pools may be added, options changed where live."""
+
+    labels: Mapping[str, str] | None = None
+    options: Mapping[str, str] | None = None
+    pools: Sequence[Pool] | None = None
+    dns_servers: Sequence[str] | None = None
+    routes: Sequence[Route] | None = None
 
 
 class Networks:
@@ -43,6 +57,7 @@ class Networks:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._store = context.store
+        self._overlaps: set[str] | None = None
 
     async def start(self) -> None:
         """Make the predefined networks where they are not there yet."""
@@ -75,19 +90,19 @@ class Networks:
         _check_families(spec)
         pools = tuple(ipam.validate_pool(pool, index) for index, pool in enumerate(spec.pools))
         uplink = await self._context.apply(read_uplink)
-        warnings = _warnings(spec, uplink.routes)
-        if strict and warnings:
-            raise FailedPrecondition(warnings[0], hint="choose another subnet, or leave --strict out")
+        warned = warnings(spec.pools, uplink.routes)
+        if strict and warned:
+            raise FailedPrecondition(warned[0], hint="choose another subnet, or leave --strict out")
         network = Network(
-            id=new_id(), name=name, spec=spec, labels=dict(labels or {}), mtu=uplink.mtu, predefined=predefined,
-            pools=pools, create_time=time.time(),
+            id=new_id(), name=name, spec=spec, labels=dict(labels or {}), mtu=uplink.mtu or DEFAULT_MTU,
+            predefined=predefined, pools=pools, create_time=time.time(), overlaps=tuple(warned),
         )  # fmt: skip
         network = driver.validate(network if driver.has_interfaces else replace(network, mtu=0))
         async with self._context.locks.hold(network.id):
             network, made = await self._store.write(lambda tx: self._insert(tx, network, uplink.routes, request_id))
             if made:
                 await self._apply(driver, network)
-        return network, warnings if made else []
+        return network, warned if made else []
 
     def _insert(
         self, tx: Transaction, network: Network, routes: Sequence[HostRoute], request_id: str
@@ -125,12 +140,8 @@ class Networks:
         """Return every network, oldest first, and how many endpoints each has."""
         return await self._store.read(lambda tx: [_counted(tx, network) for network in tx.networks.all()])
 
-    async def update(
-        self, reference: str, etag: str, *, labels: Mapping[str, str] | None = None,
-        options: Mapping[str, str] | None = None, pools: Sequence[Pool] | None = None,
-        dns_servers: Sequence[str] | None = None,
-    ) -> tuple[Network, int]:  # fmt: skip
-        """Change a network while it is used; None keeps a field. Pools may be added, options changed where live.
+    async def update(self, reference: str, etag: str, change: NetworkChange) -> tuple[Network, int]:
+        """Change a network while it is used.
 
         Raises:
             Conflict: the etag is not the current one.
@@ -138,48 +149,65 @@ class Networks:
             KernelError: the kernel refused; all is as it was.
         """
         found, _ = await self.get(reference)
-        driver = self._context.driver(found.spec.driver)
-        async with self._context.locks.hold(found.id):
+
+        def edit(tx: Transaction, network: Network) -> Network:
+            if etag and etag != str(network.revision):
+                raise Conflict(f"network {network.name} has changed", hint="read it again, then change it again")
+            return _changed(tx, self._context.driver(network.spec.driver), network, change)
+
+        return await self._update(found.id, edit)
+
+    async def _update(self, network_id: str, edit: Callable[[Transaction, Network], Network]) -> tuple[Network, int]:
+        """Change a network's row, then the kernel; when that refuses, both go back."""
+        async with self._context.locks.hold(network_id):
             uplink = await self._context.apply(read_uplink)
 
-            def change(tx: Transaction) -> tuple[Network, Network, list[Endpoint]]:
-                network = tx.networks.require(found.id)
-                if etag and etag != str(network.revision):
-                    raise Conflict(f"network {network.name} has changed", hint="read it again, then change it again")
-                spec = network.spec
-                if dns_servers is not None:
-                    spec = replace(spec, dns_servers=tuple(dns_servers))
-                if options is not None:
-                    refuse_changes(driver.options, spec.options, options)
-                    spec = replace(spec, options=dict(options))
-                changed = replace(network, spec=spec, labels=network.labels if labels is None else dict(labels))
-                if pools is not None:
-                    changed = _add_pools(tx, changed, pools)
+            def change(tx: Transaction) -> tuple[Network, Network, list[Endpoint], dict[str, Sandbox]]:
+                network = tx.networks.require(network_id)
+                changed, driver = edit(tx, network), self._context.driver(network.spec.driver)
                 if driver.has_interfaces:
-                    changed = driver.validate(replace(changed, mtu=uplink.mtu if options is not None else changed.mtu))
+                    changed = driver.validate(replace(changed, mtu=uplink.mtu or changed.mtu))
                 revision = tx.event(Kind.NETWORK, "update", network.id, network.name)
                 changed = replace(changed, revision=revision)
                 tx.networks.update(changed)
-                return network, changed, tx.endpoints.all("network_id = ?", network.id)
+                endpoints = tx.endpoints.all("network_id = ?", network.id)
+                inside = tx.sandboxes.all("id IN (SELECT sandbox_id FROM endpoints WHERE network_id = ?)", network.id)
+                return network, changed, endpoints, {sandbox.id: sandbox for sandbox in inside}
 
-            old, new, endpoints = await self._store.write(change)
-            attached = [endpoint for endpoint in endpoints if endpoint.attached]
+            old, new, endpoints, sandboxes = await self._store.write(change)
+            attached = [(endpoint, sandboxes[endpoint.sandbox_id]) for endpoint in endpoints if endpoint.attached]
+            driver = self._context.driver(new.spec.driver)
             try:
-                await self._follow(driver, old, new, attached)
+                await self._context.apply(_follow, driver, old, new, attached)
             except BaseException:
                 await self._store.write(lambda tx: _restore(tx, old))
-                await self._follow(driver, new, old, attached)
+                await self._context.apply(_follow, driver, new, old, attached)
                 raise
             return new, len(endpoints)
 
-    async def _follow(self, driver: Driver, old: Network, new: Network, attached: Sequence[Endpoint]) -> None:
-        """Make the kernel follow a change of a network, and of its endpoints where it concerns them."""
-        await self._context.apply(driver.update_network, old, new, attached)
-        if old.mtu == new.mtu:
-            return
-        for endpoint in attached:
-            sandbox = await self._store.read(lambda tx, e=endpoint: tx.sandboxes.require(e.sandbox_id))  # type: ignore[misc]
-            await self._context.apply(_apply_inside, driver, new, endpoint, sandbox)
+    async def follow_uplink(self) -> int:
+        """Give every network whose MTU is the uplink's its present one, and report routes that overlap a subnet.
+
+        Returns:
+            The index of the uplink's interface, 0 when there is none.
+        """
+        uplink = await self._context.apply(read_uplink)
+        networks = await self._store.read(lambda tx: tx.networks.all())
+        for network in networks:
+            driver = self._context.driver(network.spec.driver)
+            try:
+                wanted = driver.validate(replace(network, mtu=uplink.mtu or network.mtu)).mtu
+                if driver.has_interfaces and wanted != network.mtu:
+                    await self._update(network.id, lambda _, network: network)
+                    log.info("network follows its uplink", network=network.name, mtu=wanted)
+            except NetstoreError as error:
+                log.warning("network does not follow its uplink", network=network.name, error=str(error))
+        found = overlaps(networks, uplink.routes)
+        known, self._overlaps = self._overlaps, {text for _, text in found}
+        new = [(network, text) for network, text in found if known is not None and text not in known]
+        if new:
+            await self._store.write(lambda tx: _report(tx, new))
+        return uplink.index
 
     async def delete(self, reference: str) -> None:
         """Remove a network without endpoints.
@@ -218,40 +246,41 @@ class Networks:
         return removed
 
 
-def read_uplink() -> Uplink:
-    """Read routes, and the MTU of the default route's interface, of the daemon's own namespace. Blocking.
-
-    From /proc/net/route and ipv6_route: one route a line, IPv4 in host byte order, metrics in decimal and hexadecimal.
-    """
-    routes, uplinks = [], []
-    place = Path("/proc/thread-self/net")
-    for line in (place / "route").read_text().splitlines()[1:]:
-        interface, destination, _, _, _, _, metric, mask = line.split()[:8]
-        network: IPv4Network | IPv6Network = IPv4Network((_address(destination), IPv4Address(_address(mask)).exploded))
-        routes.append(HostRoute(network, interface))
-        if network.prefixlen == 0:
-            uplinks.append((int(metric), interface))
-    for line in (place / "ipv6_route").read_text().splitlines() if (place / "ipv6_route").exists() else ():
-        destination, length, *_, metric, _, _, flags, interface = line.split()
-        network = IPv6Network((bytes.fromhex(destination), int(length, 16)))
-        if network.is_multicast or network.is_link_local or int(flags, 16) & (RTF_LOCAL | RTF_REJECT):
-            continue
-        routes.append(HostRoute(network, interface))
-        if network.prefixlen == 0:
-            uplinks.append((int(metric, 16), interface))
-    uplink = host_socket().link(min(uplinks)[1]) if uplinks else None
-    return Uplink(tuple(routes), uplink.mtu if uplink else 1500)
+def _report(tx: Transaction, found: Sequence[tuple[Network, str]]) -> None:
+    for network, text in found:
+        log.warning("a route overlaps a network", network=network.name, detail=text)
+        tx.event(Kind.NETWORK, "overlap", network.id, network.name, detail=text)
 
 
-def _address(text: str) -> bytes:
-    return bytes.fromhex(text)[::-1] if sys.byteorder == "little" else bytes.fromhex(text)
+def _follow(driver: Driver, old: Network, new: Network, attached: Sequence[tuple[Endpoint, Sandbox]]) -> None:
+    """Make the kernel follow a change of a network, and of its endpoints where it concerns them. Blocking."""
+    driver.update_network(old, new, [endpoint for endpoint, _ in attached])
+    if (old.mtu, old.spec.routes, old.spec.options) == (new.mtu, new.spec.routes, new.spec.options):
+        return
+    for endpoint, sandbox in attached:
+        namespace = open_pinned(sandbox.path, sandbox.inode)
+        if namespace is not None:  # one that ended is the reconciler's
+            with closing(namespace):
+                driver.update_endpoint(new, endpoint, namespace, before=old)
 
 
-def _apply_inside(driver: Driver, network: Network, endpoint: Endpoint, sandbox: Sandbox) -> None:
-    namespace = open_pinned(sandbox.path, sandbox.inode)
-    if namespace is not None:  # one that ended is the reconciler's
-        with closing(namespace):
-            driver.apply_endpoint(network, endpoint, namespace)
+def _changed(tx: Transaction, driver: Driver, network: Network, change: NetworkChange) -> Network:
+    """Return a network with what is to change; pools that come are reserved."""
+    spec = network.spec
+    if change.dns_servers is not None:
+        spec = replace(spec, dns_servers=tuple(change.dns_servers))
+    if change.options is not None:
+        refuse_changes(driver.options, spec.options, change.options)
+        spec = replace(spec, options=dict(change.options))
+    if change.routes is not None:
+        spec = replace(spec, routes=tuple(change.routes))
+    labels = network.labels if change.labels is None else dict(change.labels)
+    changed = replace(network, spec=spec, labels=labels)
+    if change.pools is not None:
+        changed = _add_pools(tx, changed, change.pools)
+    if change.routes is not None:
+        _check_routes(changed)
+    return changed
 
 
 def _add_pools(tx: Transaction, network: Network, asked: Sequence[Pool]) -> Network:
@@ -337,15 +366,3 @@ def _refuse_in_use(tx: Transaction, network: Network) -> None:
 
 def _counted(tx: Transaction, network: Network) -> tuple[Network, int]:
     return network, tx.endpoints.count("network_id = ?", network.id)
-
-
-def _warnings(spec: NetworkSpec, routes: Sequence[HostRoute]) -> list[str]:
-    warnings = []
-    for pool in spec.pools:
-        route = ipam.overlapping_route(ip_network(pool.subnet), routes) if pool.subnet else None
-        if route:
-            warnings.append(
-                f"subnet {pool.subnet} overlaps the host's route {route.destination} on {route.interface}: "
-                "what is behind it may become unreachable"
-            )
-    return warnings

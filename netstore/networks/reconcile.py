@@ -19,6 +19,7 @@ from netstore.model import Endpoint, Finding, Kind, Network, Sandbox
 from netstore.networks.context import Context
 from netstore.networks.endpoints import Endpoints
 from netstore.networks.sandboxes import Sandboxes
+from netstore.networks.uplink import overlaps, read_uplink
 from netstore.store import Transaction
 
 __all__ = ["Reconciler"]
@@ -53,7 +54,9 @@ class Reconciler:
                 lambda tx: _Desired(tx.networks.all(), tx.endpoints.all(), tx.sandboxes.all())
             )
             findings: list[Finding] = []
-            for step in (self._namespaces, self._networks, self._elements, self._names, self._garbage):
+            for step in (
+                self._namespaces, self._networks, self._elements, self._names, self._routes, self._garbage,
+            ):  # fmt: skip
                 findings += await step(desired, repair=repair)
             if any(finding.repaired for finding in findings):
                 await self._context.store.write(lambda tx: _record(tx, findings))
@@ -154,6 +157,15 @@ class Reconciler:
     async def _serve(self, sandbox: Sandbox) -> None:
         async with self._sandboxes.reopen(sandbox) as opened:
             await self._sandboxes.serve_names(opened)
+
+    async def _routes(self, desired: _Desired, *, repair: bool) -> list[Finding]:
+        """Find routes of the host that came after a network and overlap it: which goes is not ours to say."""
+        uplink = await self._context.apply(read_uplink)
+        error = "remove the route or the network: netstored cannot know which one is meant" if repair else ""
+        return [
+            Finding(kind=Kind.NETWORK, resource_id=network.id, name=network.name, detail=text, error=error)
+            for network, text in overlaps(desired.networks, uplink.routes)
+        ]
 
     async def _garbage(self, desired: _Desired, *, repair: bool) -> list[Finding]:
         """Find what carries our mark and has no row."""

@@ -1,4 +1,4 @@
-"""Watches the kernel for drift: our interfaces deleted, or our firewall table flushed, by somebody else."""
+"""Watches the kernel: interfaces and firewall tables of ours that somebody else took away; routes and the uplink."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import asyncio
 import ctypes
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from types import TracebackType
 
 import structlog
@@ -18,13 +19,14 @@ from netstore.networks.manager import NetworkManager
 __all__ = ["Drift"]
 
 NETLINK_ROUTE = 0
-RTMGRP_LINK = 0x1
+RTMGRP_LINK, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE = 0x1, 0x40, 0x400
 NFNLGRP_NFTABLES = 7
-RTM_DELLINK = 17
+RTM_NEWLINK, RTM_DELLINK, RTM_NEWROUTE, RTM_DELROUTE = 16, 17, 24, 25
 NFNL_SUBSYS_NFTABLES = 10
 NFT_MSG_DELTABLE, NFT_MSG_DELCHAIN, NFT_MSG_DELRULE, NFT_MSG_DELSET = 2, 5, 8, 11
 SO_ATTACH_FILTER = 26
-BPF_LD_H_ABS, BPF_JMP_JEQ_K, BPF_RET_K = 0x28, 0x15, 0x06
+BPF_LD_W_ABS, BPF_LD_H_ABS, BPF_JMP_JEQ_K, BPF_RET_K = 0x20, 0x28, 0x15, 0x06
+_KIND_AT, _INDEX_AT = 4, 20  # nlmsg_type, and ifi_index behind the header
 
 _NFT_GONE = (NFT_MSG_DELTABLE, NFT_MSG_DELCHAIN, NFT_MSG_DELRULE, NFT_MSG_DELSET)
 
@@ -33,76 +35,118 @@ _SETTLE_SECONDS = 0.3
 log = structlog.get_logger(__name__)
 
 
+class _Soon:
+    """Runs some work soon after it was asked for; several requests at once are one run."""
+
+    def __init__(self, name: str, work: Callable[[], Awaitable[object]]) -> None:
+        self._name = name
+        self._work = work
+        self._task: asyncio.Task[None] | None = None
+        self._again = False
+
+    def ask(self) -> None:
+        self._again = True
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run(), name=self._name)
+
+    def cancel(self) -> None:
+        if self._task:
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        while self._again:  # also for what happened while the last run went
+            await asyncio.sleep(_SETTLE_SECONDS)  # a firewall restart is many messages
+            self._again = False
+            try:
+                await self._work()
+            except NetstoreError as error:
+                log.error(f"{self._name} failed", error=str(error))
+            except Exception:  # what we did not think of must not end the watch
+                log.exception(f"{self._name} failed")
+
+
 class Drift:
-    """Repairs soon after something of ours went away; several changes at once are one repair."""
+    """Repairs soon after something of ours went away, and follows the uplink soon after it changed."""
 
     def __init__(self, manager: NetworkManager) -> None:
         self._manager = manager
-        self._task: asyncio.Task[None] | None = None
-        self._again = False
+        self._repair = _Soon("repair drift", partial(manager.check, repair=True))
+        self._follow = _Soon("follow uplink", self._follow_uplink)
+        tables = [NFNL_SUBSYS_NFTABLES << 8 | kind for kind in _NFT_GONE]
+        self._uplink = _listening(NETLINK_ROUTE, RTMGRP_LINK, {_KIND_AT: []})
         self._sockets = [
-            _listening(NETLINK_ROUTE, RTMGRP_LINK, [RTM_DELLINK]),
-            _listening(
-                NETLINK_NETFILTER, 1 << NFNLGRP_NFTABLES - 1, [NFNL_SUBSYS_NFTABLES << 8 | k for k in _NFT_GONE]
+            (_listening(NETLINK_ROUTE, RTMGRP_LINK, {_KIND_AT: [RTM_DELLINK]}), _link_went, self._repair),
+            (_listening(NETLINK_NETFILTER, 1 << NFNLGRP_NFTABLES - 1, {_KIND_AT: tables}), _table_went, self._repair),
+            (
+                _listening(
+                    NETLINK_ROUTE, RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE, {_KIND_AT: [RTM_NEWROUTE, RTM_DELROUTE]}
+                ),
+                _anything,
+                self._follow,
             ),
+            (self._uplink, _anything, self._follow),
         ]
 
     def __enter__(self) -> Drift:
         loop = asyncio.get_running_loop()
-        for each, relevant in zip(self._sockets, (_link_went, _table_went), strict=True):
-            loop.add_reader(each, self._read, each, relevant)
+        for each, relevant, work in self._sockets:
+            loop.add_reader(each, self._read, each, relevant, work)
+        self._follow.ask()  # for what changed while nobody watched
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for each in self._sockets:
+        for each, _, _ in self._sockets:
             asyncio.get_running_loop().remove_reader(each)
             each.close()
-        if self._task:
-            self._task.cancel()
+        self._repair.cancel()
+        self._follow.cancel()
 
-    def _read(self, source: socket.socket, relevant: Callable[[int, bytes], bool]) -> None:
+    def _read(self, source: socket.socket, relevant: Callable[[int, bytes], bool], work: _Soon) -> None:
         try:
             data = source.recv(65536)
         except BlockingIOError:
             return
         except OSError:  # ENOBUFS: events were lost, so look
-            self._schedule()
+            work.ask()
             return
         if any(relevant(kind, message) for kind, message in messages(data)):
-            self._schedule()
+            work.ask()
 
-    def _schedule(self) -> None:
-        self._again = True
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._repair(), name="repair drift")
-
-    async def _repair(self) -> None:
-        while self._again:  # also for what went away while the last repair ran
-            await asyncio.sleep(_SETTLE_SECONDS)  # a firewall restart is many messages
-            self._again = False
-            try:
-                await self._manager.check(repair=True)
-            except NetstoreError as error:
-                log.error("repair failed", error=str(error))
+    async def _follow_uplink(self) -> None:
+        index = await self._manager.follow_uplink()
+        _filter(self._uplink, {_KIND_AT: [RTM_NEWLINK], _INDEX_AT: [index]})
 
 
-def _listening(protocol: int, groups: int, kinds: list[int]) -> socket.socket:
-    """Listen for messages that begin with one of the kinds; the kernel drops the others (classic BPF).
+def _listening(protocol: int, groups: int, wanted: dict[int, list[int]]) -> socket.socket:
+    """Listen for the messages of some groups that `_filter` lets through."""
+    opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol)
+    _filter(opened, wanted)
+    opened.bind((0, groups))
+    return opened
+
+
+def _filter(listening: socket.socket, wanted: dict[int, list[int]]) -> None:
+    """Let messages through that have one of the values at each offset; the kernel drops the others (classic BPF).
 
     An attach makes some twenty messages that say nothing to us, and each would wake the loop.
     """
-    opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol)
-    program = [(BPF_LD_H_ABS, 0, 0, 4)]  # nlmsg_type, which is in host order, as BPF reads it
-    for index, kind in enumerate(kinds):
-        program.append((BPF_JMP_JEQ_K, len(kinds) - index, 0, socket.htons(kind)))
-    program += [(BPF_RET_K, 0, 0, 0), (BPF_RET_K, 0, 0, 0xFFFFFFFF)]
+    program: list[tuple[int, int, int, int]] = []
+    for offset, values in wanted.items():
+        wide = offset == _INDEX_AT
+        program.append((BPF_LD_W_ABS if wide else BPF_LD_H_ABS, 0, 0, offset))
+        swap = socket.htonl if wide else socket.htons  # fields are in host order, and BPF reads network order
+        program += [(BPF_JMP_JEQ_K, len(values) - at, 0, swap(value)) for at, value in enumerate(values)]
+        program.append((BPF_RET_K, 0, 0, 0))
+    program.append((BPF_RET_K, 0, 0, 0xFFFFFFFF))
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in program))
     filter_ = struct.pack("HP", len(program), ctypes.addressof(code))
-    opened.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, filter_)
-    opened.bind((0, groups))
-    return opened
+    listening.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, filter_)
+
+
+def _anything(kind: int, message: bytes) -> bool:
+    return True
 
 
 def _link_went(kind: int, message: bytes) -> bool:

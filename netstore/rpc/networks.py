@@ -14,6 +14,7 @@ from netstore.api.v1 import network_pb2_grpc
 from netstore.errors import InvalidArgument
 from netstore.model import Network, NetworkSpec, Pool, Route
 from netstore.networks.manager import NetworkManager
+from netstore.networks.networks import NetworkChange
 from netstore.rpc.endpoints import check_address
 from netstore.rpc.fields import (
     Filters,
@@ -62,18 +63,18 @@ class NetworkServicer(network_pb2_grpc.NetworkServiceServicer):
         return pb.CreateNetworkResponse(network=to_message(network, count), warnings=warnings)
 
     async def UpdateNetwork(self, request: pb.UpdateNetworkRequest, context: Any) -> pb.UpdateNetworkResponse:
-        mutable = ("labels", "spec.options", "spec.ipam", "spec.dns_servers")
+        mutable = ("labels", "spec.options", "spec.ipam", "spec.dns_servers", "spec.routes")
         paths = check_mask(request.update_mask, mutable=mutable, immutable=["name", "spec"])
         wanted = request.network
         spec = to_spec(wanted.spec)
-        network, count = await self._networks.update(
-            wanted.id or wanted.name,
-            wanted.etag,
+        change = NetworkChange(
             labels=check_labels(wanted.labels) if "labels" in paths else None,
             options=spec.options if "spec.options" in paths else None,
             pools=spec.pools if "spec.ipam" in paths else None,
             dns_servers=spec.dns_servers if "spec.dns_servers" in paths else None,
+            routes=spec.routes if "spec.routes" in paths else None,
         )
+        network, count = await self._networks.update(wanted.id or wanted.name, wanted.etag, change)
         return pb.UpdateNetworkResponse(network=to_message(network, count))
 
     async def DeleteNetwork(self, request: pb.DeleteNetworkRequest, context: Any) -> pb.DeleteNetworkResponse:

@@ -188,7 +188,7 @@ class NetworkSpec(_message.Message):
 
     @_builtins.property
     def routes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Route]:
-        """OPTIONAL. Further routes in every sandbox. At most 64; immutable."""
+        """OPTIONAL. Further routes in every sandbox. At most 64, one a destination."""
 
     def __init__(
         self,
@@ -520,8 +520,7 @@ class UpdateNetworkRequest(_message.Message):
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
         """REQUIRED. The fields to change: "labels", "spec.options" (of the driver's, those that its reference page calls live;
-        the others must stay), "spec.ipam" (pools may be added),
-        "spec.dns_servers".
+        the others must stay), "spec.ipam" (pools may be added), "spec.dns_servers", "spec.routes".
         """
 
     def __init__(

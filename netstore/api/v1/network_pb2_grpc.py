@@ -102,7 +102,7 @@ class NetworkServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateNetwork(self, request, context):
-        """UpdateNetwork changes the fields that the mask names. Mutable now: "labels".
+        """UpdateNetwork changes the fields that the mask names, while the network is used.
 
         the mask names a field that cannot change | FAILED_PRECONDITION (metadata: field) | create another network
         the mask names a field that does not exist | INVALID_ARGUMENT | correct the mask

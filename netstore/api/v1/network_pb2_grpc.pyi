@@ -52,7 +52,7 @@ class NetworkServiceStub:
     unknown driver or option | INVALID_ARGUMENT | the error lists what is accepted
     """
     UpdateNetwork: _grpc.UnaryUnaryMultiCallable[_network_pb2.UpdateNetworkRequest, _network_pb2.UpdateNetworkResponse]
-    """UpdateNetwork changes the fields that the mask names. Mutable now: "labels".
+    """UpdateNetwork changes the fields that the mask names, while the network is used.
 
     the mask names a field that cannot change | FAILED_PRECONDITION (metadata: field) | create another network
     the mask names a field that does not exist | INVALID_ARGUMENT | correct the mask
@@ -96,7 +96,7 @@ class NetworkServiceAsyncStub(NetworkServiceStub):
     unknown driver or option | INVALID_ARGUMENT | the error lists what is accepted
     """
     UpdateNetwork: _aio.UnaryUnaryMultiCallable[_network_pb2.UpdateNetworkRequest, _network_pb2.UpdateNetworkResponse]  # type: ignore[assignment]
-    """UpdateNetwork changes the fields that the mask names. Mutable now: "labels".
+    """UpdateNetwork changes the fields that the mask names, while the network is used.
 
     the mask names a field that cannot change | FAILED_PRECONDITION (metadata: field) | create another network
     the mask names a field that does not exist | INVALID_ARGUMENT | correct the mask
@@ -161,7 +161,7 @@ class NetworkServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _network_pb2.UpdateNetworkRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_network_pb2.UpdateNetworkResponse, _abc.Awaitable[_network_pb2.UpdateNetworkResponse]]:
-        """UpdateNetwork changes the fields that the mask names. Mutable now: "labels".
+        """UpdateNetwork changes the fields that the mask names, while the network is used.
 
         the mask names a field that cannot change | FAILED_PRECONDITION (metadata: field) | create another network
         the mask names a field that does not exist | INVALID_ARGUMENT | correct the mask
