@@ -80,6 +80,7 @@ class Daemon:
         self._state_dir = Path(config.state_dir)
         self._run_dir = Path(config.run_dir)
         self._stopping = asyncio.Event()
+        self._interceptor = ErrorInterceptor()
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT.
@@ -123,6 +124,7 @@ class Daemon:
             log.info("netstored stops; containers and their traffic go on")
             await checks.enter_graceful_shutdown()
             await server.stop(_GRACE_SECONDS)
+            await self._interceptor.finish()
 
     def _prepare(self, stack: AsyncExitStack) -> None:
         self._state_dir.mkdir(parents=True, exist_ok=True, mode=0o711)
@@ -138,7 +140,7 @@ class Daemon:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
     def _build(self) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
-        server = grpc.aio.server(interceptors=[ErrorInterceptor()])
+        server = grpc.aio.server(interceptors=[self._interceptor])
         network_pb2_grpc.add_NetworkServiceServicer_to_server(NetworkServicer(self._networks), server)
         endpoint_pb2_grpc.add_EndpointServiceServicer_to_server(EndpointServicer(self._networks), server)
         volume_pb2_grpc.add_VolumeServiceServicer_to_server(VolumeServicer(self._volumes), server)

@@ -18,11 +18,22 @@ from typing import TypeVar
 
 from netstore.errors import InvalidArgument, KernelError
 from netstore.kernel.mounts import bind_file, unmount
+from netstore.kernel.paths import closing, open_cached, status
 
-__all__ = ["CLONE_NEWNET", "create", "inside", "open_namespace", "open_pinned", "remove", "socket_inside"]
+__all__ = [
+    "CLONE_NEWNET",
+    "create",
+    "inside",
+    "open_namespace",
+    "open_namespace_at_once",
+    "open_pinned",
+    "remove",
+    "socket_inside",
+]
 
 CLONE_NEWNET = 0x40000000
 NS_GET_NSTYPE = 0xB703
+_ACCEPTED = "the path of a container's network namespace, such as /run/netns/NAME or /proc/PID/ns/net"
 
 T = TypeVar("T")
 
@@ -40,31 +51,48 @@ def open_namespace(path: str, *, field: str = "netns_path") -> int:
     Raises:
         InvalidArgument: the path is no network namespace, or is the daemon's own (the host's).
     """
-    accepted = "the path of a container's network namespace, such as /run/netns/NAME or /proc/PID/ns/net"
     if not path.startswith("/") or "\0" in path:
-        raise InvalidArgument(field, path, accepted)
+        raise InvalidArgument(field, path, _ACCEPTED)
     try:
         found = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError as error:
-        raise InvalidArgument(field, path, f"{accepted} ({error.strerror})", reason="NOT_A_NAMESPACE") from error
-    try:
-        own = os.stat("/proc/thread-self/ns/net")
-        status = os.fstat(found)
-        # Only nsfs files are opened for real: opening a device or a FIFO that a caller names could block or act.
-        if status.st_dev != own.st_dev:
-            raise InvalidArgument(field, path, accepted, reason="NOT_A_NAMESPACE")
-        if status.st_ino == own.st_ino:
-            raise InvalidArgument(
-                field, path, "a namespace other than the host's own; for that one use --network host",
-                reason="HOST_NAMESPACE",
-            )  # fmt: skip
-        namespace = os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC)
-        if fcntl.ioctl(namespace, NS_GET_NSTYPE) != CLONE_NEWNET:
-            os.close(namespace)
-            raise InvalidArgument(field, path, accepted, reason="NOT_A_NAMESPACE")
-        return namespace
-    finally:
-        os.close(found)
+        raise InvalidArgument(field, path, f"{_ACCEPTED} ({error.strerror})", reason="NOT_A_NAMESPACE") from error
+    with closing(found):
+        return _checked(found, path, field)
+
+
+def open_namespace_at_once(path: str, *, field: str = "netns_path") -> int | None:
+    """Do what `open_namespace` does, if that surely waits for no disk or server; None when it may [0.03 ms].
+
+    Raises:
+        InvalidArgument: as `open_namespace`.
+    """
+    if not path.startswith("/") or "\0" in path:
+        raise InvalidArgument(field, path, _ACCEPTED)
+    found = open_cached(path)
+    if found is None:
+        return None
+    with closing(found):
+        return _checked(found, path, field)
+
+
+def _checked(found: int, path: str, field: str) -> int:
+    """Open for real what O_PATH found, if it is another network namespace than ours."""
+    own = os.stat("/proc/thread-self/ns/net")
+    device, inode = status(found)
+    # Only nsfs files are opened for real: opening a device or a FIFO that a caller names could block or act.
+    if device != own.st_dev:
+        raise InvalidArgument(field, path, _ACCEPTED, reason="NOT_A_NAMESPACE")
+    if inode == own.st_ino:
+        raise InvalidArgument(
+            field, path, "a namespace other than the host's own; for that one use --network host",
+            reason="HOST_NAMESPACE",
+        )  # fmt: skip
+    namespace = os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC)
+    if fcntl.ioctl(namespace, NS_GET_NSTYPE) != CLONE_NEWNET:
+        os.close(namespace)
+        raise InvalidArgument(field, path, _ACCEPTED, reason="NOT_A_NAMESPACE")
+    return namespace
 
 
 def open_pinned(path: str, inode: int) -> int | None:

@@ -14,13 +14,16 @@ from contextlib import contextmanager
 
 from netstore.errors import KernelError
 
-__all__ = ["closing", "open_beneath", "open_in_root", "syscall"]
+__all__ = ["closing", "open_beneath", "open_cached", "open_in_root", "status", "syscall"]
 
-SYS_openat2 = 437
+SYS_statx, SYS_openat2 = {"x86_64": 332}.get(os.uname().machine, 291), 437
+STATX_INO = 0x100
+AT_FDCWD, AT_EMPTY_PATH, AT_STATX_DONT_SYNC = -100, 0x1000, 0x4000
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
+RESOLVE_CACHED = 0x20
 _RETRIES = 32
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -51,15 +54,40 @@ def open_beneath(directory: int, path: str, flags: int, *, mode: int = 0) -> int
     return _openat2(directory, path, flags, mode, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS)
 
 
+def open_cached(path: str) -> int | None:
+    """Open a path with O_PATH if that needs no waiting (RESOLVE_CACHED); None when it may, or the path is not there."""
+    result = _openat2_once(AT_FDCWD, path, os.O_PATH, 0, RESOLVE_CACHED)
+    return result if result >= 0 else None
+
+
+def status(descriptor: int) -> tuple[int, int]:
+    """Return st_dev and st_ino as the kernel has them in memory: no file system is asked (AT_STATX_DONT_SYNC).
+
+    Raises:
+        KernelError: with the errno of statx(2).
+    """
+    buffer = ctypes.create_string_buffer(256)
+    flags = AT_EMPTY_PATH | AT_STATX_DONT_SYNC
+    result = syscall(SYS_statx, descriptor, ctypes.c_char_p(b""), flags, STATX_INO, buffer)
+    if result < 0:
+        raise KernelError(-result, "reading the status of", f"descriptor {descriptor}")
+    (inode,) = struct.unpack_from("Q", buffer, 32)
+    return os.makedev(*struct.unpack_from("II", buffer, 136)), inode
+
+
 def _openat2(directory: int, path: str, flags: int, mode: int, resolve: int) -> int:
-    how = struct.pack("QQQ", flags | os.O_CLOEXEC, mode, resolve)
     for _ in range(_RETRIES):
-        result = syscall(SYS_openat2, directory, ctypes.c_char_p(os.fsencode(path)), ctypes.c_char_p(how), len(how))
+        result = _openat2_once(directory, path, flags, mode, resolve)
         if result != -errno.EAGAIN:  # a rename ran at the same time
             break
     if result < 0:
         raise KernelError(-result, "opening", path)
     return result
+
+
+def _openat2_once(directory: int, path: str, flags: int, mode: int, resolve: int) -> int:
+    how = struct.pack("QQQ", flags | os.O_CLOEXEC, mode, resolve)
+    return syscall(SYS_openat2, directory, ctypes.c_char_p(os.fsencode(path)), ctypes.c_char_p(how), len(how))
 
 
 @contextmanager

@@ -28,6 +28,10 @@ class KeyedLocks:
     def __init__(self) -> None:
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
 
+    def held(self, key: str) -> bool:
+        """Say whether somebody has the key's lock; any thread may ask."""
+        return key in self._locks
+
     @asynccontextmanager
     async def hold(self, key: str) -> AsyncIterator[None]:
         """Hold the key's lock."""
@@ -52,8 +56,8 @@ class Context:
     netns_dir: Path
     pools: Sequence[AddressPool]
     locks: KeyedLocks = field(default_factory=KeyedLocks)
-    # Interface work is serialised by the kernel's RTNL lock anyway; deletions wait for grace periods and share them.
-    _applying: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "kernel-apply"))
+    # Commits that wait share one, and deletions a grace period of the kernel's; the rest its RTNL lock serialises.
+    _applying: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, "kernel-apply"))
     _removing: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(16, "kernel-remove"))
 
     async def apply(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

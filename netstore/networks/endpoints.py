@@ -1,12 +1,14 @@
 """Endpoints: attach, detach, publish; and the reservations of containers that do not run.
 
-Attaching is one durable commit (what should be), then one call into the kernel's executor (what is). If the kernel
-refuses, the commit is undone and nothing is left.
+Attaching is one durable commit (what should be) and then the kernel's objects (what is), both in one thread: every
+handover between threads costs more than most of the system calls. If the kernel refuses, the commit is undone and
+nothing is left.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -27,6 +29,9 @@ from netstore.store import Transaction
 __all__ = ["Endpoints"]
 
 log = structlog.get_logger(__name__)
+
+_Change = Callable[[Transaction, Endpoint], None]
+_Resolver = tuple[OpenSandbox, tuple[socket.socket, socket.socket]]
 
 
 class Endpoints:
@@ -52,8 +57,7 @@ class Endpoints:
             for inode in sorted({each.sandbox.inode for each in opened}):
                 await stack.enter_async_context(self._context.locks.hold(f"sandbox {inode}"))
             pairs = list(zip(requests, opened, strict=True))
-            planned = await self._store.write(lambda tx: planning.attach(tx, pairs, request_id))
-            await self._make(planned)
+            planned = await self._carry_out(lambda tx: planning.attach(tx, pairs, request_id), planning.forget)
             for plan in planned:
                 await self._tell(plan.opened.sandbox)
             return [(plan.endpoint, plan.network, plan.opened.sandbox) for plan in planned]
@@ -62,41 +66,48 @@ class Endpoints:
         if self.changed and sandbox.container_id:
             await self.changed(sandbox)
 
-    async def _make(self, planned: Sequence[Plan]) -> None:
-        """Make what was planned; when the kernel refuses, undo all of it and raise."""
+    async def _carry_out(self, plan: Callable[[Transaction], list[Plan]], undo: _Change) -> list[Plan]:
+        """Commit a plan and make what it says, in one thread; when the kernel refuses, undo all of it and raise."""
+        planned, resolvers = await self._context.apply(self._commit_and_make, plan, undo)
+        if resolvers is None:  # a network is being made or repaired meanwhile
+            for network_id in sorted({each.network.id for each in planned}):
+                async with self._context.locks.hold(network_id):
+                    pass
+            resolvers = await self._context.apply(self._make, planned, undo)
+        for opened, sockets in resolvers:
+            await self._sandboxes.add_resolver(opened, sockets)
+        return planned
+
+    def _commit_and_make(
+        self, plan: Callable[[Transaction], list[Plan]], undo: _Change
+    ) -> tuple[list[Plan], list[_Resolver] | None]:
+        planned = self._store.write_here(plan)
+        if any(self._context.locks.held(each.network.id) for each in planned):
+            return planned, None
+        return planned, self._make(planned, undo)
+
+    def _make(self, planned: Sequence[Plan], undo: _Change) -> list[_Resolver]:
+        """Make each fresh endpoint and, where it is missing, the resolver of its sandbox, which is returned."""
         fresh = [plan for plan in planned if plan.fresh]
         done: list[Plan] = []
+        resolvers: dict[str, _Resolver] = {}
         try:
             for plan in fresh:
-                await self._wait_for(plan.network)
                 done.append(plan)
-                await self._apply(plan)
+                sandbox_id, namespace = plan.opened.sandbox.id, plan.opened.namespace
+                self._driver(plan.network).apply_endpoint(plan.network, plan.endpoint, namespace)
+                if namespace is None or plan.network.predefined or sandbox_id in resolvers:
+                    continue
+                if self._sandboxes.wants_names(plan.opened):
+                    resolvers[sandbox_id] = plan.opened, open_resolver(namespace)
         except BaseException:
-            await self._store.write(lambda tx: planning.each(tx, planning.forget, fresh))
+            self._store.write_here(lambda tx: planning.each(tx, undo, fresh))
             for plan in done:
-                await self._context.remove(self._driver(plan.network).remove_endpoint, plan.network, plan.endpoint)
+                self._driver(plan.network).remove_endpoint(plan.network, plan.endpoint)
+            for opened, sockets in resolvers.values():
+                self._sandboxes.discard_resolver(opened, sockets)
             raise
-
-    async def _apply(self, plan: Plan) -> None:
-        """Make one endpoint and, at the same time, the resolver of its sandbox."""
-        driver, namespace = self._driver(plan.network), plan.opened.namespace
-        attaching = self._context.apply(driver.apply_endpoint, plan.network, plan.endpoint, namespace)
-        if plan.network.predefined or namespace is None or not self._sandboxes.wants_names(plan.opened):
-            await attaching
-            return
-        outcomes = await asyncio.gather(
-            attaching, self._context.apply(open_resolver, namespace), return_exceptions=True
-        )
-        if not isinstance(outcomes[1], BaseException):
-            await self._sandboxes.add_resolver(plan.opened, outcomes[1])
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                raise outcome
-
-    async def _wait_for(self, network: Network) -> None:
-        """Wait while the network itself is being made or repaired."""
-        async with self._context.locks.hold(network.id):
-            pass
+        return list(resolvers.values())
 
     def _driver(self, network: Network) -> Driver:
         return self._context.driver(network.spec.driver)
@@ -165,18 +176,12 @@ class Endpoints:
             AddressTaken: a host port has a holder; the reservations stay as they were.
         """
         async with self._context.locks.hold(f"sandbox {sandbox.inode}"), self._sandboxes.reopen(sandbox) as opened:
-            planned = await self._store.write(lambda tx: planning.activate(tx, opened, wanted))
-            try:
-                for plan in planned:
-                    await self._apply(plan)
-            except BaseException:
-                await self._deactivate(planned)
-                raise
+            await self._carry_out(lambda tx: planning.activate(tx, opened, wanted), planning.park)
 
     async def deactivate(self, sandbox: Sandbox) -> None:
         """Detach every endpoint of a container's sandbox; addresses stay reserved, ports are freed."""
         async with self._context.locks.hold(f"sandbox {sandbox.inode}"):
-            opened = OpenSandbox(sandbox, None, frozenset())
+            opened = OpenSandbox(sandbox, None)
             attached = await self._store.read(
                 lambda tx: [
                     Plan(endpoint, tx.networks.require(endpoint.network_id), opened)
@@ -198,20 +203,26 @@ class Endpoints:
             AddressTaken: a host port has a holder.
             FailedPrecondition: the driver publishes none, or the endpoint is not attached.
         """
-        endpoint, network, sandbox, new = await self._store.write(lambda tx: planning.publish(tx, reference, wanted))
+        return await self._context.apply(self._publish, reference, wanted)
+
+    def _publish(self, reference: str, wanted: Sequence[PortMapping]) -> tuple[Endpoint, Network, Sandbox]:
+        endpoint, network, sandbox, new = self._store.write_here(lambda tx: planning.publish(tx, reference, wanted))
         try:
-            await self._context.apply(self._driver(network).apply_ports, network, endpoint, add=new, remove=())
+            self._driver(network).apply_ports(network, endpoint, add=new, remove=())
         except BaseException:
-            await self._store.write(lambda tx: planning.unpublish(tx, endpoint.id, new))
+            self._store.write_here(lambda tx: planning.unpublish(tx, endpoint.id, new))
             raise
         return endpoint, network, sandbox
 
     async def unpublish(self, reference: str, unwanted: Sequence[PortMapping]) -> tuple[Endpoint, Network, Sandbox]:
         """Take published ports back; those that are not published are ignored."""
-        endpoint, network, sandbox, gone = await self._store.write(
+        return await self._context.apply(self._unpublish, reference, unwanted)
+
+    def _unpublish(self, reference: str, unwanted: Sequence[PortMapping]) -> tuple[Endpoint, Network, Sandbox]:
+        endpoint, network, sandbox, gone = self._store.write_here(
             lambda tx: planning.unpublish(tx, reference, unwanted)
         )
-        await self._context.apply(self._driver(network).apply_ports, network, endpoint, add=(), remove=gone)
+        self._driver(network).apply_ports(network, endpoint, add=(), remove=gone)
         return endpoint, network, sandbox
 
     async def update(

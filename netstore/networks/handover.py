@@ -68,6 +68,10 @@ class ResolverLink:
         """Return the port on which the relay listens, 0 when it has no socket."""
         return next((int(each.getsockname()[1]) for each in self._sockets.get(RELAY, ())), 0)
 
+    def holds(self, sandbox_id: str) -> bool:
+        """Say whether there are sockets of that sandbox; any thread may ask."""
+        return sandbox_id in self._pairs
+
     async def start(self) -> None:
         """Connect, waiting a moment for a resolver that runs already: it may hold sockets that we need."""
         first = asyncio.Event()

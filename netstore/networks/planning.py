@@ -1,7 +1,7 @@
 """What an attachment means for the store: rows, addresses, ports, names, the default route; inside one transaction.
 
-Everything here runs in the store's thread and touches no kernel. The schema's keys decide what is taken; when one
-refuses, the holder is looked up for the message.
+Everything here runs inside a commit and changes no kernel. The schema's keys decide what is taken; when one refuses,
+the holder is looked up for the message.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from netstore.errors import AddressTaken, AlreadyExists, FailedPrecondition, NetstoreError, NotFound
+from netstore.kernel.sandboxes import interface_names
 from netstore.model import (
     Endpoint,
     EndpointSpec,
@@ -88,7 +89,7 @@ def attach(tx: Transaction, pairs: Sequence[tuple[AttachRequest, OpenSandbox]], 
     answered = tx.answered(request_id, "AttachEndpoints")
     if answered:
         found = [joined(tx, tx.endpoints.require(made)) for made in answered]
-        return [Plan(e, n, OpenSandbox(s, None, frozenset()), fresh=False) for e, n, s in found]
+        return [Plan(e, n, OpenSandbox(s, None), fresh=False) for e, n, s in found]
     planned: list[Plan] = []
     for index, (request, opened) in enumerate(pairs):
         try:
@@ -121,9 +122,13 @@ def _attach_one(tx: Transaction, request: AttachRequest, opened: OpenSandbox) ->
     name, live = "", True
     if sandbox.container_id:
         name, live = tx.containers.require(sandbox.container_id).name, _is_live(tx, sandbox)
-    place = Place(sandbox=sandbox, others=others, interfaces=opened.interfaces)
+    place = Place(sandbox=sandbox, others=others, interfaces=_interfaces(opened))
     endpoint = reserve(tx, network, place, request.spec, name=name, labels=request.labels, attached=live)
     return Plan(endpoint, network, opened, fresh=live)
+
+
+def _interfaces(opened: OpenSandbox) -> frozenset[str]:
+    return frozenset() if opened.namespace is None else frozenset(interface_names(opened.namespace))
 
 
 def _insert_sandbox(tx: Transaction, sandbox: Sandbox) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -13,7 +14,7 @@ import structlog
 
 from netstore.errors import InvalidArgument, KernelError, NetstoreError
 from netstore.kernel import namespaces
-from netstore.kernel.sandboxes import close_resolver, interface_names, open_resolver, raise_loopback
+from netstore.kernel.sandboxes import close_resolver, open_resolver, raise_loopback
 from netstore.model import Sandbox, SandboxRef, new_id
 from netstore.networks.context import Context
 from netstore.store import Transaction
@@ -25,15 +26,13 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class OpenSandbox:
-    """A sandbox while it is worked on: its namespace's descriptor, and the interfaces that are in it.
+    """A sandbox while it is worked on, and its namespace's descriptor: None for the host's own.
 
-    `namespace` is None for the host's own. A sandbox that a caller named by path or pid has a new id until
-    `known_sandbox` finds the row of its inode.
+    A sandbox that a caller named by path or pid has a new id until `known_sandbox` finds the row of its inode.
     """
 
     sandbox: Sandbox
     namespace: int | None
-    interfaces: frozenset[str]
 
 
 class Sandboxes:
@@ -86,10 +85,12 @@ class Sandboxes:
         path, field = (ref.netns_path, "netns_path") if ref.netns_path else (f"/proc/{ref.pid}/ns/net", "pid")
         if not ref.netns_path and ref.pid < 1:
             raise InvalidArgument("sandbox", "", "a netns_path, a pid or a container")
-        namespace, names = await self._context.apply(_open, path, field)
+        namespace = namespaces.open_namespace_at_once(path, field=field)
+        if namespace is None:
+            namespace = await self._context.apply(namespaces.open_namespace, path, field=field)
         try:
             sandbox = Sandbox(id=new_id(), path=path, inode=os.fstat(namespace).st_ino)
-            yield OpenSandbox(sandbox, namespace, names)
+            yield OpenSandbox(sandbox, namespace)
         finally:
             os.close(namespace)
 
@@ -101,7 +102,7 @@ class Sandboxes:
             KernelError: its namespace is gone.
         """
         if not sandbox.path:
-            yield OpenSandbox(sandbox, None, frozenset())
+            yield OpenSandbox(sandbox, None)
             return
         namespace = await self._context.apply(namespaces.open_pinned, sandbox.path, sandbox.inode)
         if namespace is None:
@@ -112,8 +113,7 @@ class Sandboxes:
                 hint="`netstore system check --repair` restores what it can",
             )
         try:
-            names = await self._context.apply(interface_names, namespace)
-            yield OpenSandbox(sandbox, namespace, frozenset(names))
+            yield OpenSandbox(sandbox, namespace)
         finally:
             os.close(namespace)
 
@@ -129,16 +129,25 @@ class Sandboxes:
 
     def wants_names(self, opened: OpenSandbox) -> bool:
         """Say whether a sandbox can have a resolver and has none yet."""
-        held = self._context.resolver.held()
-        return opened.namespace is not None and opened.sandbox.resolver and opened.sandbox.id not in held
+        sandbox = opened.sandbox
+        return opened.namespace is not None and sandbox.resolver and not self._context.resolver.holds(sandbox.id)
 
     async def add_resolver(self, opened: OpenSandbox, sockets: tuple[socket.socket, socket.socket]) -> None:
         """Hand a sandbox's sockets, open already, to netstore-resolver."""
         await self._context.resolver.add(opened.sandbox.id, *sockets)
 
+    @staticmethod
+    def discard_resolver(opened: OpenSandbox, sockets: tuple[socket.socket, socket.socket]) -> None:
+        """Close sockets that were not handed over, and take their redirect away. Blocking."""
+        for each in sockets:
+            each.close()
+        if opened.namespace is not None:
+            with contextlib.suppress(NetstoreError):  # what failed before is what the caller is told
+                close_resolver(opened.namespace)
+
     async def stop_names(self, opened: OpenSandbox) -> None:
         """Take its resolver from a sandbox that lives on without us."""
-        if opened.sandbox.id not in self._context.resolver.held():
+        if not self._context.resolver.holds(opened.sandbox.id):
             return
         await self._context.resolver.remove(opened.sandbox.id)
         if opened.namespace is not None:
@@ -152,11 +161,6 @@ class Sandboxes:
         async with self.reopen(sandbox) as opened:
             if opened.namespace is not None:
                 await self._context.apply(raise_loopback, opened.namespace)
-
-
-def _open(path: str, field: str) -> tuple[int, frozenset[str]]:
-    namespace = namespaces.open_namespace(path, field=field)
-    return namespace, frozenset(interface_names(namespace))
 
 
 def known_sandbox(tx: Transaction, sandbox: Sandbox) -> Sandbox | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn
@@ -18,6 +19,8 @@ __all__ = ["DOMAIN", "ErrorInterceptor", "status_of"]
 
 DOMAIN = "netstore"
 _REQUEST_ID = "x-request-id"
+_FINISH_SECONDS = 10.0
+_READS = ("Get", "List", "Wait", "Watch")
 
 log = structlog.get_logger(__name__)
 
@@ -38,7 +41,18 @@ def status_of(error: NetstoreError) -> status_pb2.Status:
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Maps what servicers raise, and gives every request an id that each of its log lines carries."""
+    """Maps what servicers raise, and gives every request an id that each of its log lines carries.
+
+    What changes something runs to its end when its caller goes away: done wholly or undone wholly, never left between.
+    """
+
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[Any]] = set()
+
+    async def finish(self) -> None:
+        """Wait for what still runs without its caller, for a while."""
+        if self._running:
+            await asyncio.wait(self._running, timeout=_FINISH_SECONDS)
 
     async def intercept_service(
         self,
@@ -52,17 +66,26 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         method = handler_call_details.method.rsplit("/", 1)[1]
         given = next((v for k, v in handler_call_details.invocation_metadata or () if k == _REQUEST_ID), "")
         kind = ("stream" if handler.request_streaming else "unary", "stream" if handler.response_streaming else "unary")
-        wrap = _wrap_stream if handler.response_streaming else _wrap_unary
         make = getattr(grpc, f"{kind[0]}_{kind[1]}_rpc_method_handler")
-        inner = wrap(getattr(handler, "_".join(kind)), method, str(given))
+        inner = getattr(handler, "_".join(kind))
+        if handler.response_streaming:
+            inner = _wrap_stream(inner, method, str(given))
+        else:
+            detached = not handler.request_streaming and not method.startswith(_READS)
+            inner = _wrap_unary(inner, method, str(given), self._running if detached else None)
         return make(inner, handler.request_deserializer, handler.response_serializer)
 
 
-def _wrap_unary(inner: Any, method: str, given: str) -> Any:
+def _wrap_unary(inner: Any, method: str, given: str, running: set[asyncio.Task[Any]] | None) -> Any:
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         _bind(method, given)
         try:
-            return await inner(request, context)
+            if running is None:
+                return await inner(request, context)
+            task = asyncio.create_task(inner(request, context), name=method)
+            running.add(task)
+            task.add_done_callback(running.discard)
+            return await asyncio.shield(task)
         except Exception as error:
             await _abort(context, error)
 
