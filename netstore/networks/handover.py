@@ -70,7 +70,7 @@ class ResolverLink:
 
     def holds(self, sandbox_id: str) -> bool:
         """Say whether there are sockets of that sandbox; any thread may ask."""
-        return sandbox_id in self._pairs
+        return sandbox_id in self._sockets
 
     async def start(self) -> None:
         """Connect, waiting a moment for a resolver that runs already: it may hold sockets that we need."""

@@ -20,7 +20,9 @@ def shell(command: str) -> str:
 
 
 def state() -> str:
-    host = "ip -o link | sed 's/^[0-9]*: //; s/<.*>//; s/state .*//'; ip -o addr | sed 's/ tentative//'; nft list ruleset"
+    host = (
+        "ip -o link | sed 's/^[0-9]*: //; s/<.*>//; s/state .*//'; ip -o addr | sed 's/ tentative//'; nft list ruleset"
+    )
     return shell(f"{host}; ip -n c -o link | grep -v ' lo:' || true")
 
 
