@@ -44,8 +44,9 @@ def sh(command: str) -> None:
 def start_netstore(place: Path) -> Client:
     """Start netstore-resolver and netstored below a directory and return a client."""
     paths = ["--state-dir", str(place / "state"), "--run-dir", str(place / "run")]
-    for name in ("netstore-resolver", "netstored"):
-        subprocess.Popen([BIN / name, *paths], stderr=(place / f"{name}.log").open("w"))
+    (place / "netstored.toml").write_text("[resolver]\nmanage = false\n")  # it has to be there before we measure
+    for name, flags in (("netstore-resolver", []), ("netstored", ["--config", place / "netstored.toml"])):
+        subprocess.Popen([BIN / name, *flags, *paths], stderr=(place / f"{name}.log").open("w"))
     client = Client(f"unix://{place}/run/netstore.sock")
     for _ in range(100):
         if (place / "run/netstore.sock").exists():

@@ -10,7 +10,7 @@ import msgspec
 
 from netstore.errors import NetstoreError
 
-__all__ = ["Config", "TlsConfig", "load"]
+__all__ = ["Config", "ResolverConfig", "TlsConfig", "load"]
 
 
 class TlsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -28,6 +28,19 @@ class AddressPoolConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     size: int
 
 
+class ResolverConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
+    """How names are answered.
+
+    `manage`: netstored starts netstore-resolver where nobody else did, and again when it ends. The others are flags of
+    the netstore-resolver that it starts; `upstream` [] means the host's name servers.
+    """
+
+    manage: bool = True
+    user: str = "nobody"
+    upstream: list[str] = []
+    resolv_conf: str = "/etc/resolv.conf"
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename="kebab"):
     """The whole file. Keys are written with hyphens: `state-dir = "/var/lib/netstore"`."""
 
@@ -40,6 +53,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     log_format: str = "console"
     log_level: str = "info"
     tls: TlsConfig | None = None
+    resolver: ResolverConfig = ResolverConfig()
     address_pool: list[AddressPoolConfig] = []
     """[[address-pool]] tables; a family without one has Docker's pools (IPv4), or the node's own /48 (IPv6)."""
 

@@ -47,6 +47,7 @@ from netstore.launcher.manager import ContainerManager
 from netstore.model import Finding, new_id
 from netstore.networks.manager import NetworkManager
 from netstore.networks.watch import Drift
+from netstore.resolver.upstream import split_server
 from netstore.rpc.containers import ContainerServicer
 from netstore.rpc.endpoints import EndpointServicer
 from netstore.rpc.errors import ErrorInterceptor
@@ -96,8 +97,9 @@ class Daemon:
             stack.push_async_callback(self._store.close)
             self._node_id = await self._store.write(_node_id)
             self._networks = NetworkManager(
-                self._store, self._run_dir, node_id=self._node_id, pools=self._config.address_pools()
-            )
+                self._store, self._run_dir,
+                node_id=self._node_id, pools=self._config.address_pools(), resolver=_resolver_command(self._config),
+            )  # fmt: skip
             stack.push_async_callback(self._networks.close)
             await self._networks.start()
             self._volumes = VolumeManager(self._store, self._state_dir)
@@ -222,6 +224,29 @@ class Daemon:
             warnings=warnings,
             **await self._store.read(count),
         )
+
+
+def _resolver_command(config: Config) -> list[str]:
+    """Return what starts netstore-resolver, [] where somebody else does.
+
+    Raises:
+        NetstoreError: an upstream is no address.
+    """
+    wanted = config.resolver
+    for server in wanted.upstream:
+        try:
+            split_server(server)
+        except (ValueError, OSError) as error:
+            raise NetstoreError(
+                f"resolver: upstream {server!r} is no name server", hint='write "10.0.0.53" or "[fd00::53]:5353"'
+            ) from error
+    if not wanted.manage:
+        return []
+    flags = {"state-dir": config.state_dir, "run-dir": config.run_dir, "group": config.group, "user": wanted.user,
+             "resolv-conf": wanted.resolv_conf, "log-format": config.log_format}  # fmt: skip
+    pairs = [*flags.items(), *(("upstream", server) for server in wanted.upstream)]
+    program = Path(sys.executable).parent / "netstore-resolver"
+    return [str(program), *(f"--{name}={value}" for name, value in pairs)]
 
 
 def _node_id(tx: Transaction) -> str:

@@ -126,6 +126,10 @@ class Node:
         self.resolver = self._spawn("netstore-resolver", "--upstream", "203.0.113.2")
 
     def start(self, *flags: str) -> None:
+        if "--config" not in flags:  # the resolver is ours to start: it has another upstream
+            config = self.place / "unmanaged.toml"
+            config.write_text("[resolver]\nmanage = false\n")
+            flags = ("--config", str(config), *flags)
         self.daemon = self._spawn("netstored", "--log-format", "json", *flags)
         with grpc.insecure_channel(self.address.replace("unix://", "unix:")) as channel:
             grpc.channel_ready_future(channel).result(timeout=20)

@@ -18,47 +18,103 @@ import array
 import asyncio
 import contextlib
 import json
+import os
 import socket
+from collections import deque
 from pathlib import Path
+from types import TracebackType
 
 import structlog
 
-__all__ = ["RELAY", "ResolverLink", "receive", "send"]
+from netstore.networks.supervision import ResolverProcess
+
+__all__ = ["RELAY", "Channel", "ResolverLink"]
 
 log = structlog.get_logger(__name__)
 
-_RETRY_SECONDS = 0.2
+_RETRY_SECONDS = 0.1
 _ADOPT_SECONDS = 0.5
 RELAY = "::1"
 Sockets = tuple[socket.socket, ...]
 
 
-def send(connection: socket.socket, message: dict[str, str], sockets: Sockets = ()) -> None:
-    """Send one message and, with it, duplicates of sockets."""
-    rights = array.array("i", [each.fileno() for each in sockets])
-    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if sockets else []
-    connection.sendmsg([json.dumps(message).encode()], ancillary)
+class Channel:
+    """One end of the connection. What is posted while the other end is slow waits here; nobody waits for it."""
 
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self._connection = connection
+        self._waiting: deque[tuple[dict[str, str], Sockets]] = deque()
 
-def receive(connection: socket.socket) -> tuple[dict[str, str], Sockets]:
-    """Return one message and the sockets that came with it; an empty one at the end of the connection."""
-    data, rights, _, _ = socket.recv_fds(connection, 4096, 2)
-    return (json.loads(data) if data else {}), tuple(socket.socket(fileno=each) for each in rights)
+    def __enter__(self) -> Channel:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._waiting.clear()
+        asyncio.get_running_loop().remove_writer(self._connection)
+        self._connection.close()
+
+    def post(self, message: dict[str, str], sockets: Sockets = ()) -> None:
+        """Send one message and, with it, duplicates of sockets. A connection that broke is the reader's to find."""
+        self._waiting.append((message, sockets))
+        self._flush()
+
+    def _flush(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._waiting:
+            message, sockets = self._waiting[0]
+            rights = array.array("i", [each.fileno() for each in sockets])
+            try:
+                if -1 not in rights:  # else closed while it waited: nobody needs it any more
+                    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if rights else []
+                    self._connection.sendmsg([json.dumps(message).encode()], ancillary)
+            except BlockingIOError:
+                loop.add_writer(self._connection, self._flush)
+                return
+            except OSError:
+                self._waiting.clear()
+                break
+            self._waiting.popleft()
+        loop.remove_writer(self._connection)
+
+    async def receive(self) -> tuple[dict[str, str], Sockets]:
+        """Return one message and the sockets that came with it.
+
+        Raises:
+            ConnectionError: the other end is gone.
+        """
+        loop, ready = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self._connection, ready.set)
+        try:
+            await ready.wait()
+        finally:
+            loop.remove_reader(self._connection)
+        data, rights, _, _ = socket.recv_fds(self._connection, 4096, 2)
+        if not data:
+            raise ConnectionResetError
+        return json.loads(data), tuple(socket.socket(fileno=each) for each in rights)
 
 
 class ResolverLink:
-    """Our end. What is added while the resolver is away is sent when it is back; nothing here waits for it."""
+    """Our end. What is added while the resolver is away is sent when it is back; nothing here waits for it.
 
-    def __init__(self, run_dir: Path) -> None:
+    With a `process` the resolver is started when nobody answers, and again when it ends.
+    """
+
+    def __init__(self, run_dir: Path, process: ResolverProcess | None = None) -> None:
         self._path = run_dir / "resolver.sock"
+        self._process = process
         self._sockets: dict[str, Sockets] = {}
-        self._connection: socket.socket | None = None
+        self._channel: Channel | None = None
+        self._known = False
         self._task: asyncio.Task[None] | None = None
 
     @property
     def connected(self) -> bool:
         """Whether the resolver is there."""
-        return self._connection is not None
+        return self._channel is not None
 
     def held(self) -> set[str]:
         """Return the ids of sandboxes whose sockets there are."""
@@ -93,64 +149,66 @@ class ResolverLink:
         """Take the sockets of a sandbox, or of the relay, over and hand duplicates to the resolver."""
         await self.remove(sandbox_id)
         self._sockets[sandbox_id] = sockets
-        self._send({"add": sandbox_id}, sockets)
+        if self._channel:
+            self._channel.post({"add": sandbox_id}, sockets)
 
     async def remove(self, sandbox_id: str) -> None:
         """Close a sandbox's sockets, here and there; one that has none is a success."""
         sockets = self._sockets.pop(sandbox_id, None)
         if sockets:
             _close(sockets)
-            self._send({"remove": sandbox_id})
-
-    def _send(self, message: dict[str, str], sockets: Sockets = ()) -> None:
-        if self._connection:
-            try:
-                send(self._connection, message, sockets)
-            except OSError as error:
-                log.warning("the resolver does not take messages", reason=str(error))
+            if self._channel:
+                self._channel.post({"remove": sandbox_id})
 
     async def _stay_connected(self, first: asyncio.Event) -> None:
         while True:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, json.JSONDecodeError):
                 await self._session(first)
             first.set()
-            self._connection = None
+            if self._process:
+                await self._process.ensure()
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def _session(self, first: asyncio.Event) -> None:
         """Take back what the resolver holds, give it what it lacks, and wait for the connection's end."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as connection:
-            connection.setblocking(False)
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        with Channel(connection) as channel:
             connection.connect(str(self._path))
-            held: set[str] = set()
+            served = set[str]()
             while True:
-                await _readable(connection)
-                message, sockets = receive(connection)
-                if not message.get("held"):
+                message, sockets = await channel.receive()
+                if not message["held"]:
                     break
-                if message["held"] in self._sockets:  # ours go to it below: they may be newer
-                    _close(sockets)
-                elif sockets:
-                    held.add(message["held"])
-                    self._sockets[message["held"]] = sockets
-            self._connection = connection
+                if self._adopt(channel, message["held"], sockets):
+                    served.add(message["held"])
+            self._channel, self._known = channel, True
             first.set()
-            for sandbox_id in self._sockets.keys() - held:
-                send(connection, {"add": sandbox_id}, self._sockets[sandbox_id])
-            log.info("the resolver is connected", adopted=len(held))
-            await _readable(connection)
-            connection.recv(1)
-            log.warning("the resolver went away; names wait until it is back")
-            self._connection = None
+            for sandbox_id in self._sockets.keys() - served:
+                channel.post({"add": sandbox_id}, self._sockets[sandbox_id])
+            log.info("the resolver is connected", adopted=len(served))
+            if self._process:
+                self._process.found()
+            try:
+                await channel.receive()
+            finally:
+                self._channel = None
+                log.warning("the resolver is away; names wait until it is back")
+
+    def _adopt(self, channel: Channel, sandbox_id: str, sockets: Sockets) -> bool:
+        """Take sockets that the resolver holds for a sandbox; says whether they are the ones to be served."""
+        ours = self._sockets.get(sandbox_id)
+        if ours is None and sockets and not self._known:  # we were restarted: they were ours
+            self._sockets[sandbox_id] = sockets
+            return True
+        same = ours is not None and _identity(ours) == _identity(sockets)
+        _close(sockets)
+        if ours is None:
+            channel.post({"remove": sandbox_id})
+        return same
 
 
-async def _readable(connection: socket.socket) -> None:
-    loop, ready = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(connection, ready.set)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(connection)
+def _identity(sockets: Sockets) -> list[int]:
+    return [os.fstat(each.fileno()).st_ino for each in sockets]
 
 
 def _close(sockets: Sockets) -> None:

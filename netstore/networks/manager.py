@@ -17,6 +17,7 @@ from netstore.networks.ipam import DEFAULT_POOLS, AddressPool, unique_local_pool
 from netstore.networks.networks import Networks
 from netstore.networks.reconcile import Reconciler
 from netstore.networks.sandboxes import Sandboxes
+from netstore.networks.supervision import ResolverProcess
 from netstore.store import Store
 
 __all__ = ["NetworkManager"]
@@ -26,11 +27,15 @@ class NetworkManager:
     """Owns what its parts share. Must be made in the daemon's own network namespace.
 
     `pools` are what networks without a subnet take theirs from: those of a family that is not in it are the defaults.
+    `resolver` is the command that starts netstore-resolver, () where somebody else does.
     """
 
-    def __init__(self, store: Store, run_dir: Path, *, node_id: str, pools: Sequence[AddressPool] = ()) -> None:
+    def __init__(
+        self, store: Store, run_dir: Path, *,
+        node_id: str, pools: Sequence[AddressPool] = (), resolver: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         self._firewall = Firewall()
-        self.resolver = ResolverLink(run_dir)
+        self.resolver = ResolverLink(run_dir, ResolverProcess(resolver) if resolver else None)
         drivers = load_drivers(Host(self._firewall, Deletions()))
         defaults = (*DEFAULT_POOLS, unique_local_pool(node_id))
         given = {base.version for base, _ in pools}

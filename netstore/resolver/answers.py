@@ -63,6 +63,11 @@ class Answers:
             self._keep(key, ready)
         return data[:2] + random.choice(ready)[2:]
 
+    def forget(self) -> None:
+        """Forget everything, and open the database anew."""
+        self._names.close()
+        self._version = -2
+
     def _keep(self, key: tuple[str, bytes], ready: list[bytes]) -> None:
         self._cached_bytes += len(key[1]) + sum(map(len, ready)) + _ENTRY_BYTES
         if self._cached_bytes > _MAX_CACHED_BYTES:

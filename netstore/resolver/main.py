@@ -24,7 +24,7 @@ import click
 import structlog
 
 from netstore import __version__, logs
-from netstore.networks.handover import RELAY, receive, send
+from netstore.networks.handover import RELAY, Channel
 from netstore.resolver.answers import Answers, Forward
 from netstore.resolver.names import Names
 from netstore.resolver.relay import Relay
@@ -57,16 +57,13 @@ class Resolver:
             self._spawn(self._session(connection))
 
     async def _session(self, connection: socket.socket) -> None:
-        with connection:
-            connection.setblocking(False)
+        self._answers.forget()  # a netstored that is new may have another database
+        with Channel(connection) as channel:
             for sandbox_id, held in self._sockets.items():
-                send(connection, {"held": sandbox_id}, held)
-            send(connection, {"held": ""})
+                channel.post({"held": sandbox_id}, held)
+            channel.post({"held": ""})
             while True:
-                await _readable(connection)
-                message, sockets = receive(connection)
-                if not message:
-                    return
+                message, sockets = await channel.receive()
                 if message.get("add") == RELAY:
                     self._sockets[RELAY] = sockets
                     self._relay.serve(*sockets)
@@ -162,15 +159,6 @@ class Resolver:
             return
         finally:
             writer.close()
-
-
-async def _readable(connection: socket.socket) -> None:
-    loop, ready = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(connection, ready.set)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(connection)
 
 
 def _listen(run_dir: Path) -> socket.socket:

@@ -23,7 +23,9 @@ def test_tcp_needs_a_certificate(node: Node, place: Path) -> None:
     subprocess.run(["sh", "-ec", OPENSSL], cwd=place, capture_output=True, check=True)
     node.stop()
     config = place / "netstored.toml"
-    config.write_text(f'[tls]\ncert = "{place}/server.pem"\nkey = "{place}/server.key"\nca = "{place}/ca.pem"\n')
+    config.write_text(
+        f'[resolver]\nmanage = false\n[tls]\ncert = "{place}/server.pem"\nkey = "{place}/server.key"\nca = "{place}/ca.pem"\n'
+    )
     node.start_resolver()
     node.start("--config", str(config), "--listen", node.address, "--listen", "tcp://203.0.113.1:7070")
     tcp = ("-H", "tcp://203.0.113.1:7070")
