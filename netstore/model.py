@@ -23,6 +23,7 @@ __all__ = [
     "EndpointSpec",
     "Event",
     "Finding",
+    "IdMapping",
     "Image",
     "ImageConfig",
     "Kind",
@@ -75,6 +76,7 @@ class MountType(StrEnum):
     VOLUME = "volume"
     BIND = "bind"
     TMPFS = "tmpfs"
+    IMAGE = "image"
 
 
 class ContainerState(StrEnum):
@@ -268,6 +270,15 @@ class Volume:
     revision: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class IdMapping:
+    """`count` ids from `stored_id` on show as those from `mount_id` on."""
+
+    stored_id: int
+    mount_id: int
+    count: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MountSpec:
     """What a container asks to see at `target`."""
@@ -285,11 +296,21 @@ class MountSpec:
     volume_driver: str = ""
     volume_options: Mapping[str, str] = field(default_factory=dict)
     volume_labels: Mapping[str, str] = field(default_factory=dict)
+    subpath: str = ""
+    recursive: str = ""
+    no_exec: bool = False
+    no_suid: bool = False
+    no_dev: bool = False
+    uid_mappings: tuple[IdMapping, ...] = ()
+    gid_mappings: tuple[IdMapping, ...] = ()
+    chown: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mount:
-    """A resolved mount of a container: `source` is a host path, "" for tmpfs; `volume_id` and `volume` "" for binds."""
+    """A resolved mount of a container: `source` is a host path, an image's id, or "" for tmpfs; `volume_id` and
+    `volume` are "" where it is no volume's.
+    """
 
     spec: MountSpec
     source: str = ""
@@ -363,6 +384,7 @@ class ContainerSpec:
     sandbox_container: str = ""
     ports: tuple[PortMapping, ...] = ()
     mounts: tuple[MountSpec, ...] = ()
+    volumes_from: tuple[str, ...] = ()
     auto_remove: bool = False
     read_only: bool = False
     stop_signal: str = ""

@@ -1,4 +1,4 @@
-"""Docker's grammar of flags: -p, -v, --mount, --tmpfs, --network, -e, and sizes."""
+"""Docker's grammar of flags: -p, --network, -e, and sizes."""
 
 from __future__ import annotations
 
@@ -11,23 +11,19 @@ from typing import Any
 
 import click
 
-from netstore.api.v1 import common_pb2, container_pb2, mount_pb2
+from netstore.api.v1 import common_pb2, container_pb2
 
 __all__ = [
     "bandwidth",
     "key_values",
     "parse_bytes",
     "parse_env",
-    "parse_mount",
     "parse_network",
     "parse_port",
-    "parse_tmpfs",
-    "parse_volume",
     "truth",
 ]
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)i?b?", re.I)
-_PROPAGATIONS = ("private", "rprivate", "shared", "rshared", "slave", "rslave")
 
 
 def key_values(items: Sequence[str], flag: str) -> dict[str, str]:
@@ -161,113 +157,6 @@ def truth(text: str, flag: str) -> bool:
     if text.lower() in ("false", "0", "f"):
         return False
     raise click.UsageError(f"{flag}: {text!r}: true or false")
-
-
-def parse_volume(text: str) -> mount_pb2.MountSpec:
-    """Parse `[SOURCE:]TARGET[:OPTIONS]` of -v."""
-    parts = text.split(":")
-    if not 1 <= len(parts) <= 3 or not all(parts):
-        raise click.UsageError(f"-v: {text!r}: write [SOURCE:]TARGET[:OPTIONS]")
-    source, target = ("", parts[0]) if len(parts) == 1 else (parts[0], parts[1])
-    if source.startswith((".", "~")):
-        source = str(Path(source).expanduser().absolute())
-    bind = source.startswith("/")
-    mount = mount_pb2.MountSpec(
-        type=mount_pb2.MOUNT_TYPE_BIND if bind else mount_pb2.MOUNT_TYPE_VOLUME, source=source, target=target,
-        create_source=bind,
-    )  # fmt: skip
-    for option in parts[2].split(",") if len(parts) == 3 else ():
-        if option in ("ro", "rw"):
-            mount.read_only = option == "ro"
-        elif option == "nocopy" and not bind:
-            mount.no_copy = True
-        elif option in _PROPAGATIONS and bind:
-            mount.propagation = option
-        elif option not in ("z", "Z", "consistent", "cached", "delegated"):
-            raise click.UsageError(
-                f"-v: {text!r}: option {option!r} is none of ro, rw, nocopy, {', '.join(_PROPAGATIONS)}"
-            )
-    return mount
-
-
-def parse_tmpfs(text: str) -> mount_pb2.MountSpec:
-    """Parse `TARGET[:OPTIONS]` of --tmpfs."""
-    target, _, options = text.partition(":")
-    mount = mount_pb2.MountSpec(type=mount_pb2.MOUNT_TYPE_TMPFS, target=target)
-    for option in options.split(",") if options else ():
-        key, _, value = option.partition("=")
-        if key == "size":
-            mount.tmpfs_size_bytes = parse_bytes(value, "--tmpfs")
-        elif key == "mode":
-            mount.tmpfs_mode = _octal(value, "--tmpfs")
-        elif option in ("ro", "rw"):
-            mount.read_only = option == "ro"
-        else:
-            mount.tmpfs_options.append(option)
-    return mount
-
-
-def parse_mount(text: str) -> mount_pb2.MountSpec:
-    """Parse the comma-separated `key=value` of --mount."""
-    mount = mount_pb2.MountSpec(type=mount_pb2.MOUNT_TYPE_VOLUME)
-    for part in next(csv.reader([text])):
-        key, separator, value = part.partition("=")
-        if key != key.strip() or value != value.strip():
-            raise click.UsageError(f"--mount: {part!r}: no spaces around key and value")
-        _set_mount(mount, key.lower(), value, flag=not separator)
-    if mount.source.startswith(".") and mount.type == mount_pb2.MOUNT_TYPE_BIND:
-        mount.source = str(Path(mount.source).absolute())
-    return mount
-
-
-def _set_mount(mount: mount_pb2.MountSpec, key: str, value: str, *, flag: bool) -> None:
-    match key:
-        case "type":
-            kinds = {"volume": "VOLUME", "bind": "BIND", "tmpfs": "TMPFS"}
-            if value not in kinds:
-                raise click.UsageError(f"--mount: type {value!r} is none of {', '.join(kinds)}")
-            mount.type = mount_pb2.MountType.Value(f"MOUNT_TYPE_{kinds[value]}")
-        case "source" | "src":
-            mount.source = value
-        case "target" | "dst" | "destination":
-            mount.target = value
-        case "readonly" | "ro":
-            mount.read_only = _truth(value, key, flag=flag)
-        case "volume-nocopy":
-            mount.no_copy = _truth(value, key, flag=flag)
-        case "bind-create-src":
-            mount.create_source = _truth(value, key, flag=flag)
-        case "bind-propagation":
-            mount.propagation = value
-        case "tmpfs-size":
-            mount.tmpfs_size_bytes = parse_bytes(value, "--mount tmpfs-size")
-        case "tmpfs-mode":
-            mount.tmpfs_mode = _octal(value, "--mount tmpfs-mode")
-        case "volume-driver":
-            mount.volume_driver = value
-        case "volume-opt" | "volume-label":
-            name, _, text = value.partition("=")
-            (mount.volume_options if key == "volume-opt" else mount.volume_labels)[name] = text
-        case _:
-            raise click.UsageError(
-                f"--mount: key {key!r} is none of type, source, target, readonly, volume-nocopy, volume-driver, "
-                "volume-opt, volume-label, bind-propagation, bind-create-src, tmpfs-size, tmpfs-mode"
-            )
-
-
-def _truth(value: str, key: str, *, flag: bool) -> bool:
-    if flag or value.lower() in ("true", "1"):
-        return True
-    if value.lower() in ("false", "0"):
-        return False
-    raise click.UsageError(f"--mount: {key}={value!r}: true or false")
-
-
-def _octal(value: str, flag: str) -> int:
-    try:
-        return int(value, 8)
-    except ValueError as error:
-        raise click.UsageError(f"{flag}: mode {value!r} is not octal") from error
 
 
 def parse_network(text: str) -> container_pb2.NetworkAttachment:

@@ -13,19 +13,17 @@ import click
 import grpc
 from google.protobuf.duration_pb2 import Duration
 
-from netstore.api.v1 import container_pb2
+from netstore.api.v1 import container_pb2, mount_pb2
 from netstore.cli.client import Client, details, fail, pass_client
 from netstore.cli.completion import names
 from netstore.cli.grammar import (
     bandwidth,
     key_values,
     parse_env,
-    parse_mount,
     parse_network,
     parse_port,
-    parse_tmpfs,
-    parse_volume,
 )
+from netstore.cli.mounts import parse_mount, parse_tmpfs, parse_volume
 
 __all__ = ["create", "run"]
 
@@ -62,8 +60,10 @@ def _container_options(command: Any) -> Any:
         click.option("-P", "--publish-all", is_flag=True, help="Publish every exposed port on a free one."),
         click.option("--expose", multiple=True, help="A port exposed besides the image's: PORT[-PORT][/PROTOCOL]."),
         click.option("-v", "--volume", multiple=True, help="[SOURCE:]TARGET[:OPTIONS]."),
-        click.option("--mount", multiple=True, help="type=volume|bind|tmpfs,source=…,target=…."),
+        click.option("--mount", multiple=True, help="type=volume|bind|tmpfs|image,source=…,target=…."),
         click.option("--tmpfs", multiple=True, help="TARGET[:OPTIONS]."),
+        click.option("--volumes-from", multiple=True, help="CONTAINER[:ro]: mount what it mounts."),
+        click.option("--volume-driver", default="", help="Driver of volumes that -v makes."),
         click.option("--entrypoint", help="Instead of the image's; '' for none."),
         click.option("-l", "--label", multiple=True, help="KEY=VALUE."),
         click.option("--read-only", is_flag=True, help="The root filesystem cannot be written."),
@@ -143,8 +143,9 @@ def _spec(options: dict[str, Any]) -> container_pb2.ContainerSpec:
         publish_all=options["publish_all"],
         exposed_ports=options["expose"],
         ports=[port for each in options["publish"] for port in parse_port(each)],
+        volumes_from=options["volumes_from"],
         mounts=[
-            *(parse_volume(each) for each in options["volume"]),
+            *_volumes(options),
             *(parse_mount(each) for each in options["mount"]),
             *(parse_tmpfs(each) for each in options["tmpfs"]),
         ],
@@ -159,6 +160,15 @@ def _spec(options: dict[str, Any]) -> container_pb2.ContainerSpec:
         spec.stop_timeout.CopyFrom(Duration(seconds=int(options["stop_timeout"])))
     _add_networks(spec, options)
     return spec
+
+
+def _volumes(options: dict[str, Any]) -> list[mount_pb2.MountSpec]:
+    """Parse every -v; --volume-driver is for those alone, as Docker."""
+    found = [parse_volume(each) for each in options["volume"]]
+    for mount in found:
+        if mount.type == mount_pb2.MOUNT_TYPE_VOLUME:
+            mount.volume_driver = options["volume_driver"]
+    return found
 
 
 def _add_networks(spec: container_pb2.ContainerSpec, options: dict[str, Any]) -> None:

@@ -8,21 +8,46 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from netstore.errors import KernelError
 from netstore.kernel.paths import closing, syscall
 
-__all__ = ["attach", "bind_file", "is_mount_point", "open_tree", "overlay", "sync_file_system", "unmount"]
+__all__ = [
+    "MOUNT_ATTR_IDMAP",
+    "MOUNT_ATTR_NODEV",
+    "MOUNT_ATTR_NOEXEC",
+    "MOUNT_ATTR_NOSUID",
+    "MOUNT_ATTR_RDONLY",
+    "MS_PRIVATE",
+    "attach",
+    "bind_file",
+    "clone",
+    "detach",
+    "is_mount_point",
+    "layers_only",
+    "open_tree",
+    "overlay",
+    "propagation",
+    "set_attributes",
+    "sync_file_system",
+    "tmpfs",
+    "unmount",
+]
 
 SYS_open_tree, SYS_move_mount, SYS_fsopen, SYS_fsconfig, SYS_fsmount = 428, 429, 430, 431, 432
+SYS_mount_setattr = 442
 FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC = 1, 1
 FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 1, 6
 OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
 MOVE_MOUNT_F_EMPTY_PATH = 0x4
-AT_FDCWD = -100
+MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 0x1, 0x2, 0x4, 0x8
+MOUNT_ATTR_IDMAP = 0x100000
+MS_PRIVATE = 1 << 18
+AT_FDCWD, AT_EMPTY_PATH, AT_RECURSIVE = -100, 0x1000, 0x8000
 AT_SYMLINK_NOFOLLOW, AT_STATX_DONT_SYNC, STATX_ATTR_MOUNT_ROOT = 0x100, 0x4000, 0x2000
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 
@@ -83,6 +108,78 @@ def open_tree(source: str | Path) -> int:
     return _checked(syscall(SYS_open_tree, AT_FDCWD, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC), "reading", str(source))
 
 
+def layers_only(lower: Sequence[Path]) -> int:
+    """Make a read-only overlay of two layers or more, top first; returns a detached mount.
+
+    Raises:
+        KernelError: the kernel refused.
+    """
+    doing, to = "stacking layers of", str(lower[0])
+    with closing(
+        _checked(syscall(SYS_fsopen, ctypes.c_char_p(b"overlay"), FSOPEN_CLOEXEC), "opening", "overlay")
+    ) as fs:
+        for layer in lower:
+            result = _set(fs, "lowerdir+", str(layer))
+            if result == -errno.EINVAL and layer == lower[0]:  # before Linux 6.8
+                _checked(_set(fs, "lowerdir", ":".join(map(str, lower))), doing, to)
+                break
+            _checked(result, doing, to)
+        _checked(syscall(SYS_fsconfig, fs, FSCONFIG_CMD_CREATE, None, None, 0), "making the overlay of", to)
+        return _checked(syscall(SYS_fsmount, fs, FSMOUNT_CLOEXEC, MOUNT_ATTR_RDONLY), "mounting the overlay of", to)
+
+
+def tmpfs(options: Iterable[str]) -> int:
+    """Make a tmpfs (tmpfs(5)) with options such as "size=1048576" or "mode=1777"; returns a detached mount.
+
+    Raises:
+        KernelError: the kernel refused an option.
+    """
+    with closing(_checked(syscall(SYS_fsopen, ctypes.c_char_p(b"tmpfs"), FSOPEN_CLOEXEC), "opening", "tmpfs")) as fs:
+        for option in options:
+            key, _, value = option.partition("=")
+            _checked(_set(fs, key, value), "setting", f"{option} of a tmpfs")
+        _checked(syscall(SYS_fsconfig, fs, FSCONFIG_CMD_CREATE, None, None, 0), "making", "a tmpfs")
+        return _checked(syscall(SYS_fsmount, fs, FSMOUNT_CLOEXEC, 0), "mounting", "a tmpfs")
+
+
+def clone(source: int, name: str, *, recursive: bool = True) -> int:
+    """Return a detached copy of what an open file or directory is, with the mounts beneath it where `recursive`."""
+    flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+    return _checked(syscall(SYS_open_tree, source, ctypes.c_char_p(b""), flags), "copying the mount of", name)
+
+
+def set_attributes(
+    mount: int, name: str, *, on: int = 0, off: int = 0, propagation: int = 0, user_namespace: int = 0,
+    recursive: bool = True,
+) -> None:  # fmt: skip
+    """Set and clear attributes of a mount, and of those beneath it where `recursive` (mount_setattr(2)).
+
+    Raises:
+        KernelError: the kernel refused; nothing changed.
+    """
+    attributes = struct.pack("QQQQ", on, off, propagation, user_namespace)
+    flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+    empty = ctypes.c_char_p(b"")
+    result = syscall(SYS_mount_setattr, mount, empty, flags, ctypes.c_char_p(attributes), len(attributes))
+    _checked(result, "setting attributes of the mount of", name)
+
+
+def propagation(descriptor: int) -> set[str]:
+    """Return which of "shared" and "slave" the mount is that a descriptor is on (proc_pid_mountinfo(5))."""
+    wanted = _mount_id(descriptor)
+    for line in Path("/proc/thread-self/mountinfo").read_text().splitlines():
+        words = line.split(" ")
+        if words[0] == wanted:
+            tags = words[6 : words.index("-")]
+            return {"slave" if tag.startswith("master:") else tag.partition(":")[0] for tag in tags}
+    return set()
+
+
+def _mount_id(descriptor: int) -> str:
+    text = Path(f"/proc/thread-self/fdinfo/{descriptor}").read_text()
+    return next(line.split()[1] for line in text.splitlines() if line.startswith("mnt_id:"))
+
+
 def _set(fs: int, key: str, value: str) -> int:
     key_bytes, value_bytes = ctypes.c_char_p(key.encode()), ctypes.c_char_p(os.fsencode(value))
     return syscall(SYS_fsconfig, fs, FSCONFIG_SET_STRING, key_bytes, value_bytes, 0)
@@ -100,8 +197,8 @@ def bind_file(source: str, target: Path) -> None:
         attach(tree, target)
 
 
-def unmount(target: Path, *, lazy: bool = False) -> None:
-    """Unmount what is at a path, never through a link; what is not mounted is a success.
+def unmount(target: Path, *, lazy: bool = False) -> bool:
+    """Unmount what is at a path, never through a link; False says that nothing was mounted.
 
     Raises:
         KernelError: EBUSY when it is in use and `lazy` is not set.
@@ -111,6 +208,24 @@ def unmount(target: Path, *, lazy: bool = False) -> None:
         code = ctypes.get_errno()
         if code not in (errno.EINVAL, errno.ENOENT):
             raise KernelError(code, "unmounting", str(target))
+        return False
+    return True
+
+
+def detach(target: Path) -> bool:
+    """Unmount lazily what is at a path and beneath it; False says that nothing was mounted. It is made private before:
+    else what is beneath a shared bind would be unmounted at its source too.
+    """
+    try:
+        with closing(os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)) as mount:
+            set_attributes(mount, str(target), propagation=MS_PRIVATE)
+    except KernelError as error:
+        if error.errno != errno.EINVAL:  # not a mount
+            raise
+        return False
+    except FileNotFoundError:
+        return False
+    return unmount(target, lazy=True)
 
 
 def is_mount_point(directory: Path) -> bool:

@@ -45,13 +45,14 @@ def open_in_root(directory: int, path: str, flags: int, *, mode: int = 0) -> int
     return _openat2(directory, path, flags, mode, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
 
 
-def open_beneath(directory: int, path: str, flags: int, *, mode: int = 0) -> int:
-    """Open `path` beneath `directory` without following any link.
+def open_beneath(directory: int, path: str, flags: int, *, mode: int = 0, links: bool = False) -> int:
+    """Open `path` beneath `directory` without following any link; with `links`, those that stay beneath are.
 
     Raises:
         KernelError: ELOOP for a link, EXDEV for a path that leaves, else the errno of openat2(2).
     """
-    return _openat2(directory, path, flags, mode, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS)
+    refused = RESOLVE_NO_MAGICLINKS if links else RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
+    return _openat2(directory, path, flags, mode, RESOLVE_BENEATH | refused)
 
 
 def open_cached(path: str) -> int | None:

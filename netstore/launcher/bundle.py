@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import platform
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from netstore.launcher.users import Identity
-from netstore.model import Mount, MountType
+from netstore.model import Mount
 
-__all__ = ["Bundle", "process", "specification"]
+__all__ = ["Bundle", "process", "root_propagation", "specification"]
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _SECCOMP = Path("/usr/share/containers/seccomp.json")  # Debian: golang-github-containers-common
@@ -32,11 +33,17 @@ _MASKED = [
 ]  # fmt: skip
 _READ_ONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
 _DEVICES = ["c 1:3", "c 1:5", "c 1:7", "c 1:8", "c 1:9", "c 5:0", "c 5:2", "c 136:*"]
+_ATTRIBUTES = {
+    os.ST_RDONLY: "ro", os.ST_NOSUID: "nosuid", os.ST_NODEV: "nodev", os.ST_NOEXEC: "noexec", os.ST_NOATIME: "noatime",
+    os.ST_NODIRATIME: "nodiratime", os.ST_RELATIME: "relatime",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
-    """What a config.json is made from. `namespace` is the sandbox's path, "" for the host's own."""
+    """What a config.json is made from. `namespace` is the sandbox's path, "" for the host's own; each mount goes with
+    where it is staged, None for a tmpfs.
+    """
 
     container_id: str
     rootfs: Path
@@ -48,7 +55,7 @@ class Bundle:
     hostname: str
     domainname: str
     namespace: str
-    mounts: Sequence[Mount]
+    mounts: Sequence[tuple[Mount, Path | None]]
     read_only: bool
 
 
@@ -93,6 +100,8 @@ def specification(bundle: Bundle) -> dict[str, Any]:
         "cgroupsPath": f"/netstore/{bundle.container_id}",
         "resources": {"devices": _device_rules()},
     }
+    if spread := root_propagation(mount for mount, _ in bundle.mounts):
+        linux["rootfsPropagation"] = spread
     if private:
         linux["sysctl"] = {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}
     if _SECCOMP.exists():
@@ -106,7 +115,7 @@ def specification(bundle: Bundle) -> dict[str, Any]:
         "mounts": [
             *_system_mounts(private=private),
             *_files(bundle),
-            *(_mount(mount) for mount in _ordered(bundle.mounts)),
+            *(_mount(mount, staged) for mount, staged in _ordered(bundle.mounts)),
         ],
         "linux": linux,
     }  # fmt: skip
@@ -154,24 +163,31 @@ def _files(bundle: Bundle) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _ordered(mounts: Sequence[Mount]) -> list[Mount]:
+def _ordered(mounts: Sequence[tuple[Mount, Path | None]]) -> list[tuple[Mount, Path | None]]:
     """Parents before children, so that none hides another."""
-    return sorted(mounts, key=lambda mount: mount.spec.target.rstrip("/").count("/"))
+    return sorted(mounts, key=lambda pair: pair[0].spec.target.rstrip("/").count("/"))
 
 
-def _mount(mount: Mount) -> dict[str, Any]:
+def _mount(mount: Mount, staged: Path | None) -> dict[str, Any]:
     spec = mount.spec
-    access = ["ro"] if spec.read_only else ["rw"]
-    if spec.type is MountType.TMPFS:
-        options = ["nosuid", "nodev", *([] if "exec" in spec.tmpfs_options else ["noexec"]), *access]
-        options += [f"mode={spec.tmpfs_mode or 0o1777:o}"]
-        options += [f"size={spec.tmpfs_size_bytes}"] if spec.tmpfs_size_bytes else []
-        options += [option for option in spec.tmpfs_options if option not in options]
-        return {"destination": spec.target, "type": "tmpfs", "source": "tmpfs", "options": options}
-    options = ["rbind", spec.propagation or "rprivate", *access]
-    if spec.read_only:
-        options.append("rro")
-    return {"destination": spec.target, "type": "bind", "source": mount.source, "options": options}
+    if staged is not None:
+        # Its attributes are set; the runtime would clear those of the topmost mount that it is not told.
+        flags = os.statvfs(staged).f_flag
+        kept = [option for bit, option in _ATTRIBUTES.items() if flags & bit]
+        return {"destination": spec.target, "type": "bind", "source": str(staged),
+                "options": ["rbind", spec.propagation or "rprivate", *kept]}  # fmt: skip
+    # As Docker: noexec, nosuid and nodev unless the options say otherwise.
+    options = [f"no{each}" for each in ("suid", "dev", "exec") if each not in spec.tmpfs_options]
+    options += ["ro" if spec.read_only else "rw", f"mode={spec.tmpfs_mode or 0o1777:o}"]
+    options += [f"size={spec.tmpfs_size_bytes}"] if spec.tmpfs_size_bytes else []
+    options += [option for option in spec.tmpfs_options if option not in options]
+    return {"destination": spec.target, "type": "tmpfs", "source": "tmpfs", "options": options}
+
+
+def root_propagation(mounts: Iterable[Mount]) -> str:
+    """Return what the root must be for the mounts to propagate as they ask, "" when none does."""
+    wanted = {mount.spec.propagation.removeprefix("r") for mount in mounts}
+    return "rshared" if "shared" in wanted else "rslave" if "slave" in wanted else ""
 
 
 @functools.cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -225,8 +225,9 @@ def _claim_mounts(
     for index, target in enumerate(targets):
         if target in targets[:index]:
             raise InvalidArgument(f"spec.mounts[{index}].target", target, "each target once")
+    mounts, made = _mounts_of_others(tx, plan.container.spec, container, targets), []
+    targets += [os.path.normpath(mount.spec.target) for mount in mounts]
     specs += [MountSpec(target=path) for path in plan.image.config.volumes if os.path.normpath(path) not in targets]
-    mounts, made = [], []
     for index, spec in enumerate(specs):
         if spec.type is MountType.VOLUME:
             volume, fresh = volumes.claim(tx, spec, container.id)
@@ -234,9 +235,29 @@ def _claim_mounts(
             mounts.append(Mount(spec=spec, source=volume.mountpoint, volume_id=volume.id, volume=volume.name))
         elif spec.type is MountType.BIND:
             mounts.append(Mount(spec=spec, source=_bind_source(spec, index)))
+        elif spec.type is MountType.IMAGE:
+            mounts.append(Mount(spec=spec, source=find_image(tx, spec.source).id))
         else:
             mounts.append(Mount(spec=spec))
     return tuple(mounts), made
+
+
+def _mounts_of_others(
+    tx: Transaction, spec: ContainerSpec, container: Container, covered: Sequence[str]
+) -> list[Mount]:
+    """Take over the mounts of other containers (--volumes-from) but those of memory; a later one covers an earlier."""
+    taken: dict[str, Mount] = {}
+    for reference in spec.volumes_from:
+        name, _, mode = reference.partition(":")
+        for mount in tx.containers.find(name).mounts:
+            target = os.path.normpath(mount.spec.target)
+            if mount.spec.type is MountType.TMPFS or target in covered:
+                continue
+            read_only = mount.spec.read_only or mode == "ro"
+            taken[target] = replace(mount, spec=replace(mount.spec, read_only=read_only, no_copy=True, chown=False))
+    for volume_id in {mount.volume_id for mount in taken.values() if mount.volume_id}:
+        tx.execute("INSERT OR IGNORE INTO volume_uses VALUES (?, ?)", volume_id, container.id)
+    return list(taken.values())
 
 
 def _bind_source(spec: MountSpec, index: int) -> str:

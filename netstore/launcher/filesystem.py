@@ -3,6 +3,7 @@
 containers/<id>/diff     what it wrote, kept over restarts
 containers/<id>/work     overlayfs's own
 containers/<id>/rootfs   where the root filesystem is mounted while it runs
+containers/<id>/mounts   where its mounts wait for the runtime to take them, while it is created
 containers/<id>/…        config.json, hosts, hostname, resolv.conf, pid files, container.log
 """
 
@@ -11,11 +12,12 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from netstore.errors import KernelError
-from netstore.kernel.mounts import attach, is_mount_point, overlay, unmount
+from netstore.kernel.mounts import MS_PRIVATE, attach, detach, is_mount_point, overlay, set_attributes, unmount
 from netstore.kernel.paths import closing, open_in_root
 from netstore.launcher.images.layers import Layers
 
@@ -55,10 +57,40 @@ class Directories:
         if not is_mount_point(target):
             with closing(self.overlay(container_id, layers)) as mount:
                 attach(mount, target)
+                set_attributes(mount, str(target), propagation=MS_PRIVATE)
         return target
 
+    def stage(self, container_id: str, number: int, tree: int) -> Path:
+        """Attach a mount where only root can reach it, for the runtime to bind, and return where."""
+        target = self.path(container_id) / "mounts" / str(number)
+        target.parent.mkdir(exist_ok=True, mode=0o700)
+        if stat.S_ISDIR(os.fstat(tree).st_mode):
+            target.mkdir()
+        else:
+            target.touch()
+        attach(tree, target)
+        return target
+
+    def unstage(self, container_id: str) -> None:
+        """Detach what is staged; the container keeps what the runtime has taken."""
+        place = self.path(container_id) / "mounts"
+        try:
+            staged = list(place.iterdir())
+        except FileNotFoundError:
+            return
+        for target in staged:
+            while detach(target):
+                pass
+            # Never rmtree: if something were mounted still, this fails.
+            if target.is_dir():
+                target.rmdir()
+            else:
+                target.unlink()
+        place.rmdir()
+
     def unmount(self, container_id: str) -> None:
-        """Unmount a container's root filesystem; one that is not mounted is a success."""
+        """Unmount a container's root filesystem and what is staged; what is not mounted is a success."""
+        self.unstage(container_id)
         target = self.path(container_id) / "rootfs"
         while is_mount_point(target):
             unmount(target, lazy=True)

@@ -19,16 +19,17 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from netstore.errors import FailedPrecondition, InUse, InvalidArgument, KernelError, NetstoreError, Unavailable
-from netstore.kernel.paths import closing, open_in_root
+from netstore.errors import FailedPrecondition, InUse, InvalidArgument, NetstoreError, Unavailable
+from netstore.kernel.paths import closing
 from netstore.launcher import rows
-from netstore.launcher.bundle import Bundle, process, specification
+from netstore.launcher.bundle import Bundle, process, root_propagation, specification
 from netstore.launcher.creation import Draft, Reserved, draft, reserve_container, wanted_ports
 from netstore.launcher.etc import Etc, write
 from netstore.launcher.execution import Execution
 from netstore.launcher.filesystem import Directories, make_directory
 from netstore.launcher.images.catalogue import Images
 from netstore.launcher.logs import Line, follow
+from netstore.launcher.mounting import Mounting
 from netstore.launcher.runtime import Runtime, is_alive, wait_for_exit
 from netstore.launcher.users import Identity, resolve
 from netstore.model import (
@@ -39,14 +40,13 @@ from netstore.model import (
     Finding,
     Image,
     Kind,
-    MountType,
+    Mount,
     Network,
     Sandbox,
 )
 from netstore.networks.context import KeyedLocks
 from netstore.networks.manager import NetworkManager
 from netstore.store import Store, Transaction
-from netstore.volumes.copyup import copy_up
 from netstore.volumes.manager import VolumeManager
 
 __all__ = ["ContainerManager", "Joined", "parse_signal"]
@@ -71,6 +71,7 @@ class ContainerManager:
         self._run_dir = run_dir
         self.images = Images(store, state_dir / "images")
         self._directories = Directories(state_dir / "containers", self.images.layers)
+        self._mounting = Mounting(store, volumes, self.images, self._directories)
         self._runtime: Runtime | None = None
         self._locks = KeyedLocks()
         self._watchers: dict[str, asyncio.Task[None]] = {}
@@ -88,6 +89,7 @@ class ContainerManager:
         containers = await self._store.read(lambda tx: tx.containers.all())
         await asyncio.to_thread(self._directories.clean, [container.id for container in containers])
         for container in containers:
+            await asyncio.to_thread(self._directories.unstage, container.id)
             if container.state is not ContainerState.RUNNING:
                 await self._clear(container)
             elif is_alive(container.supervisor_pid, container.supervisor_start):
@@ -147,7 +149,7 @@ class ContainerManager:
             if reserved.fresh:
                 undo.push_async_callback(self._undo, reserved)
                 await self._volumes.apply(list(reserved.made))
-                await self._fill_volumes(reserved)
+                await self._mounting.fill(reserved.container, reserved.image, reserved.container.mounts)
                 undo.pop_all()
         return await self.get(reserved.container.id), list(plan.warnings)
 
@@ -160,34 +162,6 @@ class ContainerManager:
         self._directories.make(plan.container.id)
         with closing(self._directories.overlay(plan.container.id, plan.image.layers)) as rootfs:
             resolve(rootfs, plan.container.spec.user or plan.image.config.user)
-
-    async def _fill_volumes(self, reserved: Reserved) -> None:
-        """Fill volumes while they are staged; those that are not to be filled are not staged either."""
-        filled = [mount.volume_id for mount in reserved.container.mounts if not mount.spec.no_copy]
-        holder = f"copy-up of {reserved.container.id}"
-        await self._volumes.hold(filled, holder)
-        try:
-            await asyncio.to_thread(self._fill, reserved)
-        finally:
-            await self._volumes.staging.release_all(holder)
-
-    def _fill(self, reserved: Reserved) -> None:
-        """Make missing sources of binds, and copy the image's content into empty volumes. Blocking."""
-        container = reserved.container
-        for mount in container.mounts:
-            if mount.spec.type is MountType.BIND and mount.spec.create_source:
-                Path(mount.source).mkdir(parents=True, exist_ok=True)
-        volumes = [mount for mount in container.mounts if mount.volume_id and not mount.spec.no_copy]
-        if not volumes:
-            return
-        with closing(self._directories.overlay(container.id, reserved.image.layers)) as rootfs:
-            for mount in volumes:
-                try:
-                    source = open_in_root(rootfs, mount.spec.target, os.O_RDONLY | os.O_DIRECTORY)
-                except KernelError:  # the image has nothing there
-                    continue
-                with closing(source):
-                    copy_up(source, Path(mount.source))
 
     async def get(self, reference: str) -> Joined:
         """Return a container by name, id or id prefix, with its image, sandbox and endpoints."""
@@ -217,11 +191,16 @@ class ContainerManager:
         runtime = self._required_runtime()
         try:
             await self._volumes.hold((mount.volume_id for mount in container.mounts), container.id)
-            await asyncio.to_thread(self._write_bundle, container, image, sandbox, endpoints)
+            staged = await self._mounting.stage(container)
+            await asyncio.to_thread(self._write_bundle, container, image, sandbox, endpoints, staged)
             if sandbox.container_id == container.id:
                 await self._connect(container, image, sandbox, endpoints)
             directory = self._directories.path(container.id)
-            started = await runtime.create(container.id, directory, self._directories.log(container.id))
+            started = await runtime.create(
+                container.id, directory, self._directories.log(container.id),
+                propagates=bool(root_propagation(container.mounts)),
+            )  # fmt: skip
+            await asyncio.to_thread(self._directories.unstage, container.id)
             await runtime.start(container.id)
         except BaseException as error:
             await self._clear(container)
@@ -252,8 +231,9 @@ class ContainerManager:
         await self._networks.endpoints.activate(sandbox, wanted)
 
     def _write_bundle(
-        self, container: Container, image: Image, sandbox: Sandbox, endpoints: list[tuple[Endpoint, Network, Sandbox]]
-    ) -> None:
+        self, container: Container, image: Image, sandbox: Sandbox,
+        endpoints: list[tuple[Endpoint, Network, Sandbox]], staged: list[tuple[Mount, Path | None]],
+    ) -> None:  # fmt: skip
         """Mount the root filesystem and write the bundle. Blocking."""
         spec, config = container.spec, image.config
         rootfs = self._directories.mount(container.id, image.layers)
@@ -277,7 +257,7 @@ class ContainerManager:
                 hostname=etc.hostname,
                 domainname=spec.domainname,
                 namespace=sandbox.path,
-                mounts=container.mounts,
+                mounts=staged,
                 read_only=spec.read_only,
             )
         )

@@ -35,6 +35,11 @@ _HIDING = [
     "unshare", "--mount", "--propagation", "private",
     "sh", "-c", 'umount /sys/fs/cgroup/unified && exec "$0" "$@"',
 ]  # fmt: skip
+# The same for a container whose mounts propagate: only what is above the hidden one is made private.
+_HIDING_OPENLY = [
+    "unshare", "--mount", "--propagation", "unchanged",
+    "sh", "-c", 'mount --make-private /sys/fs/cgroup && umount /sys/fs/cgroup/unified && exec "$0" "$@"',
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +56,9 @@ class Runtime:
 
     def __init__(self, path: str, version: str, run_dir: Path, *, hidden: bool) -> None:
         self._path = path
-        self._creator = [shutil.which(_HIDING[0]) or _HIDING[0], *_HIDING[1:], path] if hidden else [path]
+        unshare = shutil.which("unshare") or "unshare"
+        self._creator = [unshare, *_HIDING[1:], path] if hidden else [path]
+        self._open_creator = [unshare, *_HIDING_OPENLY[1:], path] if hidden else [path]
         self._conmon = shutil.which("conmon") or "conmon"
         self._root = run_dir / "runtime"
         self._exits = run_dir / "exits"
@@ -74,8 +81,9 @@ class Runtime:
             return runtime
         return None
 
-    async def create(self, container_id: str, bundle: Path, log_path: Path) -> Process:
-        """Create a container from a bundle, its process waiting to be started.
+    async def create(self, container_id: str, bundle: Path, log_path: Path, *, propagates: bool = False) -> Process:
+        """Create a container from a bundle, its process waiting to be started. With `propagates` mounts of the host
+        reach it, as its bundle says.
 
         Raises:
             FailedPrecondition: with metadata exit_code 126 or 127 when the command cannot be run.
@@ -84,9 +92,10 @@ class Runtime:
         self.exit_path(container_id).unlink(missing_ok=True)
         pid_file, conmon_pid_file = bundle / "pid", bundle / "conmon.pid"
         read_end, write_end = os.pipe()
+        creator = self._open_creator if propagates else self._creator
         command = [
             self._conmon, "--api-version", "1", "--cid", container_id, "--cuuid", container_id, "--name", container_id,
-            "--runtime", self._creator[0], *(f"--runtime-arg={each}" for each in self._creator[1:]),
+            "--runtime", creator[0], *(f"--runtime-arg={each}" for each in creator[1:]),
             "--bundle", str(bundle), "--container-pidfile", str(pid_file),
             "--conmon-pidfile", str(conmon_pid_file), "--exit-dir", str(self._exits),
             "--log-path", f"k8s-file:{log_path}", "--log-level", "error",

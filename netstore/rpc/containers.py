@@ -34,7 +34,7 @@ from netstore.rpc.fields import (
     page,
     timestamp,
 )
-from netstore.rpc.mounts import to_mount, to_mount_message, to_status_message
+from netstore.rpc.mounts import to_mount, to_mount_message, to_status_message, to_volumes_from
 
 __all__ = ["ContainerServicer"]
 
@@ -175,6 +175,7 @@ def _to_spec(spec: pb.ContainerSpec) -> ContainerSpec:
         sandbox_container=spec.sandbox_container,
         ports=tuple(check_ports(spec.ports, "spec.ports")) if spec.ports else (),
         mounts=tuple(to_mount(mount, f"spec.mounts[{index}]") for index, mount in enumerate(spec.mounts)),
+        volumes_from=to_volumes_from(spec.volumes_from, "spec.volumes_from"),
         auto_remove=spec.auto_remove,
         read_only=spec.read_only,
         stop_signal=spec.stop_signal,
@@ -328,6 +329,7 @@ def _to_spec_message(spec: ContainerSpec) -> pb.ContainerSpec:
         sandbox_container=spec.sandbox_container,
         ports=[endpoint_messages.to_port_message(port) for port in spec.ports],
         mounts=[to_mount_message(mount) for mount in spec.mounts],
+        volumes_from=spec.volumes_from,
         auto_remove=spec.auto_remove,
         read_only=spec.read_only,
         stop_signal=spec.stop_signal,

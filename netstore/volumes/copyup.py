@@ -1,8 +1,9 @@
 """Copy-up: an image's content at a mount target becomes the content of a volume that is empty (Docker's behaviour).
 
 Owners, modes, times, xattrs and hard links are kept. The copy is made beside the volume and moved into place, so that
-a crash leaves all of it or nothing. A mounted volume has no place beside it: there the copy is made inside, renamed
-once it is whole, and its members are moved up; a crash in between is finished by the next copy-up.
+a crash leaves all of it or nothing. A mounted volume has no place beside it, and a directory that others have
+mounted must stay: there the copy is made inside, renamed once it is whole, and its members are moved up; a crash in
+between is finished by the next copy-up.
 """
 
 from __future__ import annotations
@@ -23,14 +24,15 @@ _CHUNK = 1 << 24
 _PARTIAL, _WHOLE = ".netstore-copying", ".netstore-copied"
 
 
-def copy_up(source: int, data: Path) -> bool:
-    """Copy what is in the directory `source` into the empty directory `data`; False when it is not empty.
+def copy_up(source: int, data: Path, *, inside: bool = False) -> bool:
+    """Copy what is in the directory `source` into the empty directory `data`; False when it is not empty. `inside`
+    keeps the directory itself, as others need who have it mounted.
 
     Raises:
         Exhausted: no space is left; the volume is as it was.
         KernelError: the kernel refused.
     """
-    mounted = is_mount_point(data)
+    mounted = inside or is_mount_point(data)
     if mounted:
         _finish(data)
     if set(os.listdir(data)) - {_PARTIAL}:

@@ -7,12 +7,14 @@ between the check and the use; their storage is made afterwards (`apply`).
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from netstore.errors import AlreadyExists, Conflict, InUse, InvalidArgument, NetstoreError
+from netstore.errors import AlreadyExists, Conflict, InUse, InvalidArgument, KernelError, NetstoreError
 from netstore.model import Finding, Kind, MountSpec, Volume, VolumeSpec, new_id
 from netstore.store import Store, Transaction
 from netstore.volumes.drivers.base import Node, Observed, Usage, VolumeDriver, load_drivers
@@ -159,6 +161,20 @@ class VolumeManager:
                 await self.delete(volume.id)
             except NetstoreError:
                 continue
+
+    async def open_root(self, volume_id: str) -> int:
+        """Return an O_PATH descriptor of the directory that holds a volume's data; the caller closes it.
+
+        Raises:
+            NotFound: there is no such volume.
+            KernelError: its storage is missing.
+        """
+        volume = await self._store.read(lambda tx: tx.volumes.require(volume_id))
+        try:
+            async with self.staging.alone(volume):  # a copy-up may put another directory there
+                return os.open(volume.mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise KernelError(error.errno or errno.EIO, "opening the data of volume", volume.name) from error
 
     async def get(self, reference: str) -> tuple[Volume, list[str]]:
         """Return a volume and the names of the containers that mount it."""

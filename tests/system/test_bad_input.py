@@ -60,7 +60,7 @@ def mask(*paths: str) -> FieldMask:
     return FieldMask(paths=paths)
 
 
-BIND, TMPFS = mount_pb2.MOUNT_TYPE_BIND, mount_pb2.MOUNT_TYPE_TMPFS
+BIND, TMPFS, IMAGE = mount_pb2.MOUNT_TYPE_BIND, mount_pb2.MOUNT_TYPE_TMPFS, mount_pb2.MOUNT_TYPE_IMAGE
 NETWORKS = [
     ("CreateNetwork", network(""), INVALID, "name"),
     ("CreateNetwork", network("-x"), INVALID, "name"),
@@ -202,6 +202,29 @@ CONTAINERS = [
     ("CreateContainer", mount(type=TMPFS, tmpfs_mode=0o70000), INVALID, "spec.mounts[0].tmpfs_mode"),
     ("CreateContainer", mount(type=TMPFS, tmpfs_size_bytes=-1), INVALID, "spec.mounts[0].tmpfs_size_bytes"),
     ("CreateContainer", mount(type=TMPFS, tmpfs_options=["evil=1,exec"]), INVALID, "spec.mounts[0].tmpfs_options"),
+    ("CreateContainer", mount(source="v", subpath="/abs"), INVALID, "spec.mounts[0].subpath"),
+    ("CreateContainer", mount(source="v", subpath="a/../../b"), INVALID, "spec.mounts[0].subpath"),
+    ("CreateContainer", mount(subpath="a"), INVALID, "anonymous"),
+    ("CreateContainer", mount(type=BIND, source="/tmp", subpath="a"), INVALID, "spec.mounts[0].subpath"),
+    ("CreateContainer", mount(source="v", recursive="enabled"), INVALID, "spec.mounts[0].recursive"),
+    ("CreateContainer", mount(type=BIND, source="/tmp", recursive="maybe"), INVALID, "spec.mounts[0].recursive"),
+    ("CreateContainer", mount(type=BIND, source="/tmp", recursive="writable"), INVALID, "read_only"),
+    ("CreateContainer", mount(type=BIND, source="/tmp", recursive="readonly", read_only=True, propagation="rslave"), INVALID, "rprivate"),
+    ("CreateContainer", mount(type=TMPFS, no_exec=True), INVALID, "spec.mounts[0].no_exec"),
+    ("CreateContainer", mount(type=TMPFS, no_suid=True), INVALID, "spec.mounts[0].no_suid"),
+    ("CreateContainer", mount(type=TMPFS, no_dev=True), INVALID, "spec.mounts[0].no_dev"),
+    ("CreateContainer", mount(source="v", uid_mappings=[{"stored_id": 0, "mount_id": 1}]), INVALID, "spec.mounts[0].uid_mappings[0]"),
+    ("CreateContainer", mount(source="v", gid_mappings=[{"mount_id": 2**32 - 1, "count": 2}]), INVALID, "spec.mounts[0].gid_mappings[0]"),
+    ("CreateContainer", mount(source="v", uid_mappings=[{"count": 1}] * 341), INVALID, "340"),
+    ("CreateContainer", mount(type=IMAGE, source="bb", uid_mappings=[{"count": 1}]), INVALID, "spec.mounts[0].uid_mappings"),
+    ("CreateContainer", mount(source="v", chown=True, read_only=True), INVALID, "spec.mounts[0].chown"),
+    ("CreateContainer", mount(type=IMAGE), INVALID, "spec.mounts[0].source"),
+    ("CreateContainer", mount(type=IMAGE, source="nosuch"), MISSING, "nosuch"),
+    ("CreateContainer", mount(type=77), INVALID, "spec.mounts[0].type"),
+    ("CreateContainer", container(volumes_from=["nosuch"]), MISSING, "nosuch"),
+    ("CreateContainer", container(volumes_from=["c:rx"]), INVALID, "spec.volumes_from[0]"),
+    ("CreateContainer", container(volumes_from=[""]), INVALID, "spec.volumes_from[0]"),
+    ("CreateContainer", container(volumes_from=["c"] * 65), INVALID, "spec.volumes_from"),
     ("CreateContainer", container(mounts=[{"target": "/t"}, {"target": "/t/"}]), INVALID, "spec.mounts[1].target"),
     ("GetContainer", container_pb2.GetContainerRequest(), INVALID, "container"),
     ("StartContainer", container_pb2.StartContainerRequest(container="nosuch"), MISSING, "nosuch"),

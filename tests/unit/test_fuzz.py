@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import click
 from dnslib import EDNS0, QTYPE, RCODE, DNSQuestion, DNSRecord
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from netstore.api.v1 import common_pb2
-from netstore.cli import grammar
+from netstore.api.v1 import common_pb2, mount_pb2
+from netstore.cli import grammar, mounts
 from netstore.errors import InvalidArgument
+from netstore.model import MountType
 from netstore.resolver.answers import Answers, Forward
 from netstore.resolver.names import Service, View
 from netstore.resolver.wire import refusal
 from netstore.rpc.endpoints import to_port
+from netstore.rpc.mounts import to_mount, to_mount_message
 
 PORTISH = st.text(alphabet="0123456789:-/[].,=tcpudsfromhiablegx", max_size=40)
 
@@ -48,6 +51,74 @@ def test_networks(text: str) -> None:
         assert grammar.parse_network(text).network or not text
     except click.UsageError as error:
         assert "--network" in str(error)
+
+
+def check_mount(parse: Callable[[str], mount_pb2.MountSpec], text: str, flag: str) -> mount_pb2.MountSpec | None:
+    """Parse, then translate as the server does; whatever is refused, the error says which flag or field."""
+    try:
+        mount = parse(text)
+    except click.UsageError as error:
+        assert str(error).startswith(flag), text
+        return None
+    try:
+        translated = to_mount(mount, "mounts[0]")
+    except InvalidArgument as error:
+        assert error.field.startswith("mounts[0]."), text
+        return None
+    assert translated.target.startswith("/")
+    assert translated.target.strip("/")
+    assert ".." not in (*translated.target.split("/"), *translated.subpath.split("/"))
+    assert translated.source.startswith("/") == (translated.type is MountType.BIND)
+    assert to_mount(to_mount_message(translated), "m") == translated  # what is shown is what was asked
+    return mount
+
+
+OPTIONS = st.lists(
+    st.sampled_from(
+        ["ro", "rw", "z", "Z", "nocopy", "rslave", "shared", "rprivate", "noexec", "nosuid", "dev", "U", "cached", "x", "",
+         "idmap=uids=0-1-2", "idmap=uids=0-1-2#5-6-7;gids=1-2-3", "idmap=uids=0-1", "idmap=x"]
+    ), max_size=4,
+)  # fmt: skip
+PATHS = st.one_of(
+    st.text(alphabet="/.ab:~-_", max_size=12),
+    st.sampled_from(["data", "/srv", "./here", "~/x", "/", "/a/../b", "..", "/v", "/v/w/"]),
+)
+
+
+@given(PATHS, PATHS, OPTIONS)
+@example("", "/t", [])
+@settings(max_examples=1000)
+def test_volumes(source: str, target: str, options: list[str]) -> None:
+    text = ":".join(part for part in (source, target, ",".join(options)) if part)
+    mount = check_mount(mounts.parse_volume, text, "-v")
+    if mount is not None and source and target and options and ":" not in source + target:
+        assert mount.read_only == ("ro" in options)
+        assert mount.no_exec == ("noexec" in options)
+
+
+@given(st.text(alphabet=':/,.=rwoxseizmdu0123456789kg"', max_size=40))
+@settings(max_examples=500)
+def test_noise(text: str) -> None:
+    for parse, flag in ((mounts.parse_volume, "-v"), (mounts.parse_tmpfs, "--tmpfs"), (mounts.parse_mount, "--mount")):
+        check_mount(parse, text, flag)
+
+
+KEYS = ["type", "source", "src", "target", "dst", "destination", "readonly", "ro", "bind-propagation", "bind-recursive",
+        "bind-create-src", "bind-nonrecursive", "volume-subpath", "volume-nocopy", "volume-label", "volume-driver",
+        "volume-opt", "image-subpath", "tmpfs-size", "tmpfs-mode", "consistency", "noexec", "idmap", "chown", "colour",
+        " ro", "RO"]  # fmt: skip
+VALUES = ["", "volume", "bind", "tmpfs", "image", "/a", "a", "./a", "../a", "/", "true", "0", "maybe", "rslave", "readonly",
+          "disabled", "k=v", "=v", "64m", "-1", "1777", "99999", "9", "uids=0-1-2", "a b", "a\0b", "q\""]  # fmt: skip
+
+
+@given(st.lists(st.tuples(st.sampled_from(KEYS), st.sampled_from([None, *VALUES])), max_size=6), st.booleans())
+@example([("type", "bind"), ("source", "/a"), ("target", "/b"), ("ro", None), ("bind-recursive", "readonly")], False)
+@settings(max_examples=1500)
+def test_mounts(pairs: list[tuple[str, str | None]], quoted: bool) -> None:
+    parts = [key if value is None else f"{key}={value}" for key, value in pairs]
+    if quoted:
+        parts = ['"' + part.replace('"', '""') + '"' for part in parts]
+    check_mount(mounts.parse_mount, ",".join(parts), "--mount")
 
 
 class Known:

@@ -179,6 +179,7 @@ class ContainerSpec(_message.Message):
     EXTRA_HOSTS_FIELD_NUMBER: _builtins.int
     PUBLISH_ALL_FIELD_NUMBER: _builtins.int
     EXPOSED_PORTS_FIELD_NUMBER: _builtins.int
+    VOLUMES_FROM_FIELD_NUMBER: _builtins.int
     image: _builtins.str
     """REQUIRED. The image: name[:tag], id or unique id prefix."""
     override_entrypoint: _builtins.bool
@@ -249,6 +250,12 @@ class ContainerSpec(_message.Message):
     def exposed_ports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """OPTIONAL. Ports exposed besides the image's: "80", "80/udp", "8000-8010/tcp". At most 64."""
 
+    @_builtins.property
+    def volumes_from(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """OPTIONAL. Containers whose volumes, binds and images are mounted here too, at the same targets: "CONTAINER[:ro|:rw]"
+        (docker run --volumes-from). An entry of `mounts` with the same target wins. At most 64.
+        """
+
     def __init__(
         self,
         *,
@@ -275,10 +282,11 @@ class ContainerSpec(_message.Message):
         extra_hosts: _abc.Iterable[_builtins.str] | None = ...,
         publish_all: _builtins.bool = ...,
         exposed_ports: _abc.Iterable[_builtins.str] | None = ...,
+        volumes_from: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["stop_timeout", b"stop_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_remove", b"auto_remove", "command", b"command", "dns_options", b"dns_options", "dns_search", b"dns_search", "dns_servers", b"dns_servers", "domainname", b"domainname", "entrypoint", b"entrypoint", "env", b"env", "exposed_ports", b"exposed_ports", "extra_hosts", b"extra_hosts", "hostname", b"hostname", "image", b"image", "mounts", b"mounts", "networks", b"networks", "override_entrypoint", b"override_entrypoint", "ports", b"ports", "publish_all", b"publish_all", "read_only", b"read_only", "sandbox_container", b"sandbox_container", "stop_signal", b"stop_signal", "stop_timeout", b"stop_timeout", "user", b"user", "working_dir", b"working_dir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_remove", b"auto_remove", "command", b"command", "dns_options", b"dns_options", "dns_search", b"dns_search", "dns_servers", b"dns_servers", "domainname", b"domainname", "entrypoint", b"entrypoint", "env", b"env", "exposed_ports", b"exposed_ports", "extra_hosts", b"extra_hosts", "hostname", b"hostname", "image", b"image", "mounts", b"mounts", "networks", b"networks", "override_entrypoint", b"override_entrypoint", "ports", b"ports", "publish_all", b"publish_all", "read_only", b"read_only", "sandbox_container", b"sandbox_container", "stop_signal", b"stop_signal", "stop_timeout", b"stop_timeout", "user", b"user", "volumes_from", b"volumes_from", "working_dir", b"working_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

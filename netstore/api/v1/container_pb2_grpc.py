@@ -116,6 +116,7 @@ class ContainerServiceServicer:
         no such image, network or joined container | NOT_FOUND | create it first
         a static address or host port is taken | FAILED_PRECONDITION (metadata: holder) | choose another
         a bind source does not exist | FAILED_PRECONDITION | create it, or set create_source
+        a subpath does not exist, or leads out of its volume | FAILED_PRECONDITION (metadata: subpath) | create it
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -50,6 +50,7 @@ class ContainerServiceStub:
     no such image, network or joined container | NOT_FOUND | create it first
     a static address or host port is taken | FAILED_PRECONDITION (metadata: holder) | choose another
     a bind source does not exist | FAILED_PRECONDITION | create it, or set create_source
+    a subpath does not exist, or leads out of its volume | FAILED_PRECONDITION (metadata: subpath) | create it
     """
     StartContainer: _grpc.UnaryUnaryMultiCallable[_container_pb2.StartContainerRequest, _container_pb2.StartContainerResponse]
     """StartContainer starts the process; a running container is left as it is.
@@ -116,6 +117,7 @@ class ContainerServiceAsyncStub(ContainerServiceStub):
     no such image, network or joined container | NOT_FOUND | create it first
     a static address or host port is taken | FAILED_PRECONDITION (metadata: holder) | choose another
     a bind source does not exist | FAILED_PRECONDITION | create it, or set create_source
+    a subpath does not exist, or leads out of its volume | FAILED_PRECONDITION (metadata: subpath) | create it
     """
     StartContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.StartContainerRequest, _container_pb2.StartContainerResponse]  # type: ignore[assignment]
     """StartContainer starts the process; a running container is left as it is.
@@ -197,6 +199,7 @@ class ContainerServiceServicer(metaclass=_abc_1.ABCMeta):
         no such image, network or joined container | NOT_FOUND | create it first
         a static address or host port is taken | FAILED_PRECONDITION (metadata: holder) | choose another
         a bind source does not exist | FAILED_PRECONDITION | create it, or set create_source
+        a subpath does not exist, or leads out of its volume | FAILED_PRECONDITION (metadata: subpath) | create it
         """
 
     @_abc_1.abstractmethod

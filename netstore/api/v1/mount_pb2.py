@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17netstore/v1/mount.proto\x12\x0bnetstore.v1\"\xec\x03\n\tMountSpec\x12$\n\x04type\x18\x01 \x01(\x0e\x32\x16.netstore.v1.MountType\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0e\n\x06target\x18\x03 \x01(\t\x12\x11\n\tread_only\x18\x04 \x01(\x08\x12\x0f\n\x07no_copy\x18\x05 \x01(\x08\x12\x15\n\rcreate_source\x18\x06 \x01(\x08\x12\x13\n\x0bpropagation\x18\x07 \x01(\t\x12\x18\n\x10tmpfs_size_bytes\x18\x08 \x01(\x03\x12\x12\n\ntmpfs_mode\x18\t \x01(\r\x12\x15\n\rtmpfs_options\x18\n \x03(\t\x12\x15\n\rvolume_driver\x18\x0b \x01(\t\x12\x41\n\x0evolume_options\x18\x0c \x03(\x0b\x32).netstore.v1.MountSpec.VolumeOptionsEntry\x12?\n\rvolume_labels\x18\r \x03(\x0b\x32(.netstore.v1.MountSpec.VolumeLabelsEntry\x1a\x34\n\x12VolumeOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x33\n\x11VolumeLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"v\n\x0bMountStatus\x12$\n\x04type\x18\x01 \x01(\x0e\x32\x16.netstore.v1.MountType\x12\x0e\n\x06volume\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x0e\n\x06target\x18\x04 \x01(\t\x12\x11\n\tread_only\x18\x05 \x01(\x08*i\n\tMountType\x12\x1a\n\x16MOUNT_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11MOUNT_TYPE_VOLUME\x10\x01\x12\x13\n\x0fMOUNT_TYPE_BIND\x10\x02\x12\x14\n\x10MOUNT_TYPE_TMPFS\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17netstore/v1/mount.proto\x12\x0bnetstore.v1\"?\n\tIdMapping\x12\x11\n\tstored_id\x18\x01 \x01(\r\x12\x10\n\x08mount_id\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\r\"\xad\x05\n\tMountSpec\x12$\n\x04type\x18\x01 \x01(\x0e\x32\x16.netstore.v1.MountType\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0e\n\x06target\x18\x03 \x01(\t\x12\x11\n\tread_only\x18\x04 \x01(\x08\x12\x0f\n\x07no_copy\x18\x05 \x01(\x08\x12\x15\n\rcreate_source\x18\x06 \x01(\x08\x12\x13\n\x0bpropagation\x18\x07 \x01(\t\x12\x18\n\x10tmpfs_size_bytes\x18\x08 \x01(\x03\x12\x12\n\ntmpfs_mode\x18\t \x01(\r\x12\x15\n\rtmpfs_options\x18\n \x03(\t\x12\x15\n\rvolume_driver\x18\x0b \x01(\t\x12\x41\n\x0evolume_options\x18\x0c \x03(\x0b\x32).netstore.v1.MountSpec.VolumeOptionsEntry\x12?\n\rvolume_labels\x18\r \x03(\x0b\x32(.netstore.v1.MountSpec.VolumeLabelsEntry\x12\x0f\n\x07subpath\x18\x0e \x01(\t\x12\x11\n\trecursive\x18\x0f \x01(\t\x12\x0f\n\x07no_exec\x18\x10 \x01(\x08\x12\x0f\n\x07no_suid\x18\x11 \x01(\x08\x12\x0e\n\x06no_dev\x18\x12 \x01(\x08\x12,\n\x0cuid_mappings\x18\x13 \x03(\x0b\x32\x16.netstore.v1.IdMapping\x12,\n\x0cgid_mappings\x18\x14 \x03(\x0b\x32\x16.netstore.v1.IdMapping\x12\r\n\x05\x63hown\x18\x15 \x01(\x08\x1a\x34\n\x12VolumeOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x33\n\x11VolumeLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x87\x01\n\x0bMountStatus\x12$\n\x04type\x18\x01 \x01(\x0e\x32\x16.netstore.v1.MountType\x12\x0e\n\x06volume\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x0e\n\x06target\x18\x04 \x01(\t\x12\x11\n\tread_only\x18\x05 \x01(\x08\x12\x0f\n\x07subpath\x18\x06 \x01(\t*\x7f\n\tMountType\x12\x1a\n\x16MOUNT_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11MOUNT_TYPE_VOLUME\x10\x01\x12\x13\n\x0fMOUNT_TYPE_BIND\x10\x02\x12\x14\n\x10MOUNT_TYPE_TMPFS\x10\x03\x12\x14\n\x10MOUNT_TYPE_IMAGE\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,14 +35,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MOUNTSPEC_VOLUMEOPTIONSENTRY']._serialized_options = b'8\001'
   _globals['_MOUNTSPEC_VOLUMELABELSENTRY']._loaded_options = None
   _globals['_MOUNTSPEC_VOLUMELABELSENTRY']._serialized_options = b'8\001'
-  _globals['_MOUNTTYPE']._serialized_start=655
-  _globals['_MOUNTTYPE']._serialized_end=760
-  _globals['_MOUNTSPEC']._serialized_start=41
-  _globals['_MOUNTSPEC']._serialized_end=533
-  _globals['_MOUNTSPEC_VOLUMEOPTIONSENTRY']._serialized_start=428
-  _globals['_MOUNTSPEC_VOLUMEOPTIONSENTRY']._serialized_end=480
-  _globals['_MOUNTSPEC_VOLUMELABELSENTRY']._serialized_start=482
-  _globals['_MOUNTSPEC_VOLUMELABELSENTRY']._serialized_end=533
-  _globals['_MOUNTSTATUS']._serialized_start=535
-  _globals['_MOUNTSTATUS']._serialized_end=653
+  _globals['_MOUNTTYPE']._serialized_start=931
+  _globals['_MOUNTTYPE']._serialized_end=1058
+  _globals['_IDMAPPING']._serialized_start=40
+  _globals['_IDMAPPING']._serialized_end=103
+  _globals['_MOUNTSPEC']._serialized_start=106
+  _globals['_MOUNTSPEC']._serialized_end=791
+  _globals['_MOUNTSPEC_VOLUMEOPTIONSENTRY']._serialized_start=686
+  _globals['_MOUNTSPEC_VOLUMEOPTIONSENTRY']._serialized_end=738
+  _globals['_MOUNTSPEC_VOLUMELABELSENTRY']._serialized_start=740
+  _globals['_MOUNTSPEC_VOLUMELABELSENTRY']._serialized_end=791
+  _globals['_MOUNTSTATUS']._serialized_start=794
+  _globals['_MOUNTSTATUS']._serialized_end=929
 # @@protoc_insertion_point(module_scope)

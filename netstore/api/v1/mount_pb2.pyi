@@ -33,6 +33,8 @@ class _MountTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MountType.V
     """A file or directory of the host."""
     MOUNT_TYPE_TMPFS: _MountType.ValueType  # 3
     """Memory that ends with the container's run."""
+    MOUNT_TYPE_IMAGE: _MountType.ValueType  # 4
+    """An image's filesystem, read-only."""
 
 class MountType(_MountType, metaclass=_MountTypeEnumTypeWrapper):
     """MountType says what is mounted."""
@@ -45,7 +47,39 @@ MOUNT_TYPE_BIND: MountType.ValueType  # 2
 """A file or directory of the host."""
 MOUNT_TYPE_TMPFS: MountType.ValueType  # 3
 """Memory that ends with the container's run."""
+MOUNT_TYPE_IMAGE: MountType.ValueType  # 4
+"""An image's filesystem, read-only."""
 Global___MountType: _TypeAlias = MountType  # noqa: Y015
+
+@_typing.final
+class IdMapping(_message.Message):
+    """IdMapping is a range of user or group ids that a mount shows as another (mount_setattr(2), MOUNT_ATTR_IDMAP)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORED_ID_FIELD_NUMBER: _builtins.int
+    MOUNT_ID_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    stored_id: _builtins.int
+    """REQUIRED. The first id as it is stored."""
+    mount_id: _builtins.int
+    """REQUIRED. The first id as the mount shows it."""
+    count: _builtins.int
+    """REQUIRED. How many ids, at least 1."""
+    def __init__(
+        self,
+        *,
+        stored_id: _builtins.int = ...,
+        mount_id: _builtins.int = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "mount_id", b"mount_id", "stored_id", b"stored_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IdMapping: _TypeAlias = IdMapping  # noqa: Y015
 
 @_typing.final
 class MountSpec(_message.Message):
@@ -106,14 +140,24 @@ class MountSpec(_message.Message):
     VOLUME_DRIVER_FIELD_NUMBER: _builtins.int
     VOLUME_OPTIONS_FIELD_NUMBER: _builtins.int
     VOLUME_LABELS_FIELD_NUMBER: _builtins.int
+    SUBPATH_FIELD_NUMBER: _builtins.int
+    RECURSIVE_FIELD_NUMBER: _builtins.int
+    NO_EXEC_FIELD_NUMBER: _builtins.int
+    NO_SUID_FIELD_NUMBER: _builtins.int
+    NO_DEV_FIELD_NUMBER: _builtins.int
+    UID_MAPPINGS_FIELD_NUMBER: _builtins.int
+    GID_MAPPINGS_FIELD_NUMBER: _builtins.int
+    CHOWN_FIELD_NUMBER: _builtins.int
     type: Global___MountType.ValueType
     """OPTIONAL. What is mounted; unspecified means a volume."""
     source: _builtins.str
-    """The volume's name (empty makes an anonymous one), or the absolute host path of a bind. Empty for tmpfs."""
+    """The volume's name (empty makes an anonymous one), the absolute host path of a bind, or the image (name, id or unique
+    id prefix). Empty for tmpfs.
+    """
     target: _builtins.str
     """REQUIRED. The absolute path inside, not "/"."""
     read_only: _builtins.bool
-    """OPTIONAL. Writing is refused, in mounts beneath it too."""
+    """OPTIONAL. Writing is refused, in mounts beneath it too unless `recursive` is "writable"."""
     no_copy: _builtins.bool
     """OPTIONAL, volumes. Do not copy the image's content into an empty volume."""
     create_source: _builtins.bool
@@ -126,6 +170,25 @@ class MountSpec(_message.Message):
     """OPTIONAL, tmpfs. File mode of the root; 0 means 01777."""
     volume_driver: _builtins.str
     """OPTIONAL, volumes made by this mount. Their driver; empty means local."""
+    subpath: _builtins.str
+    """OPTIONAL, volumes and images. A relative path in it, without "..", that exists and is mounted instead of the whole.
+    Links are followed that stay inside.
+    """
+    recursive: _builtins.str
+    """OPTIONAL, binds. What happens to mounts beneath the source: "enabled" (default: they are seen, read-only when
+    `read_only`), "disabled" (they are not seen), "writable" (they stay writable when `read_only`), "readonly" (as
+    enabled, and a mount that cannot be is an error; with `read_only` and a private propagation only).
+    """
+    no_exec: _builtins.bool
+    """OPTIONAL, not tmpfs. Programs on it cannot be executed."""
+    no_suid: _builtins.bool
+    """OPTIONAL, not tmpfs. Set-user-id bits and file capabilities on it do not count."""
+    no_dev: _builtins.bool
+    """OPTIONAL, not tmpfs. Devices on it cannot be opened."""
+    chown: _builtins.bool
+    """OPTIONAL, volumes and binds. Give what is mounted, and all in it, to the container's user, once, when it is made
+    part of the container (podman's :U).
+    """
     @_builtins.property
     def tmpfs_options(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """OPTIONAL, tmpfs. Further mount options such as "noexec" (docker run --tmpfs)."""
@@ -137,6 +200,16 @@ class MountSpec(_message.Message):
     @_builtins.property
     def volume_labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """OPTIONAL, volumes made by this mount. Their labels."""
+
+    @_builtins.property
+    def uid_mappings(self) -> _containers.RepeatedCompositeFieldContainer[Global___IdMapping]:
+        """OPTIONAL, volumes and binds. User ids that the mount shows as others; ids of no range show as the overflow id, and
+        files of them cannot be made. At most 340 ranges.
+        """
+
+    @_builtins.property
+    def gid_mappings(self) -> _containers.RepeatedCompositeFieldContainer[Global___IdMapping]:
+        """OPTIONAL, volumes and binds. The same of group ids; empty with `uid_mappings` means the same ranges."""
 
     def __init__(
         self,
@@ -154,10 +227,18 @@ class MountSpec(_message.Message):
         volume_driver: _builtins.str = ...,
         volume_options: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         volume_labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        subpath: _builtins.str = ...,
+        recursive: _builtins.str = ...,
+        no_exec: _builtins.bool = ...,
+        no_suid: _builtins.bool = ...,
+        no_dev: _builtins.bool = ...,
+        uid_mappings: _abc.Iterable[Global___IdMapping] | None = ...,
+        gid_mappings: _abc.Iterable[Global___IdMapping] | None = ...,
+        chown: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_source", b"create_source", "no_copy", b"no_copy", "propagation", b"propagation", "read_only", b"read_only", "source", b"source", "target", b"target", "tmpfs_mode", b"tmpfs_mode", "tmpfs_options", b"tmpfs_options", "tmpfs_size_bytes", b"tmpfs_size_bytes", "type", b"type", "volume_driver", b"volume_driver", "volume_labels", b"volume_labels", "volume_options", b"volume_options"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chown", b"chown", "create_source", b"create_source", "gid_mappings", b"gid_mappings", "no_copy", b"no_copy", "no_dev", b"no_dev", "no_exec", b"no_exec", "no_suid", b"no_suid", "propagation", b"propagation", "read_only", b"read_only", "recursive", b"recursive", "source", b"source", "subpath", b"subpath", "target", b"target", "tmpfs_mode", b"tmpfs_mode", "tmpfs_options", b"tmpfs_options", "tmpfs_size_bytes", b"tmpfs_size_bytes", "type", b"type", "uid_mappings", b"uid_mappings", "volume_driver", b"volume_driver", "volume_labels", b"volume_labels", "volume_options", b"volume_options"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -174,16 +255,19 @@ class MountStatus(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     TARGET_FIELD_NUMBER: _builtins.int
     READ_ONLY_FIELD_NUMBER: _builtins.int
+    SUBPATH_FIELD_NUMBER: _builtins.int
     type: Global___MountType.ValueType
     """OUTPUT_ONLY. As in the spec."""
     volume: _builtins.str
     """OUTPUT_ONLY. The volume's name; empty for binds and tmpfs."""
     source: _builtins.str
-    """OUTPUT_ONLY. The host path that is mounted; empty for tmpfs."""
+    """OUTPUT_ONLY. The host path that is mounted, or the image's id; empty for tmpfs."""
     target: _builtins.str
     """OUTPUT_ONLY. The path inside."""
     read_only: _builtins.bool
     """OUTPUT_ONLY. Whether writing is refused."""
+    subpath: _builtins.str
+    """OUTPUT_ONLY. The path in the volume or image that is mounted; empty for the whole."""
     def __init__(
         self,
         *,
@@ -192,10 +276,11 @@ class MountStatus(_message.Message):
         source: _builtins.str = ...,
         target: _builtins.str = ...,
         read_only: _builtins.bool = ...,
+        subpath: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["read_only", b"read_only", "source", b"source", "target", b"target", "type", b"type", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["read_only", b"read_only", "source", b"source", "subpath", b"subpath", "target", b"target", "type", b"type", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

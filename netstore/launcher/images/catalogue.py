@@ -133,7 +133,12 @@ class Images:
 
 
 def _users(tx: Transaction, image: Image) -> list[str]:
-    return [row[0] for row in tx.rows("SELECT name FROM containers WHERE image_id = ? ORDER BY created", image.id)]
+    """Return the names of the containers made from an image, or that mount it."""
+    query = (
+        "SELECT name FROM containers WHERE image_id = ? OR EXISTS (SELECT 1 FROM json_each(body, '$.mounts')"
+        " WHERE json_extract(value, '$.source') = ?) ORDER BY created"
+    )
+    return [row[0] for row in tx.rows(query, image.id, image.id)]
 
 
 def _insert(tx: Transaction, found: Imported, name: str) -> Image:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,11 +22,13 @@ class Layers:
 
     def __init__(self, root: Path) -> None:
         self._layers = root / "layers"
+        self._empty = root / "empty"
         self._tmp = root / "tmp"
 
     def clean(self) -> None:
         """Make the directories; remove what a crash left in `tmp/`."""
         self._layers.mkdir(parents=True, exist_ok=True, mode=0o711)
+        self._empty.mkdir(exist_ok=True, mode=0o711)
         shutil.rmtree(self._tmp, ignore_errors=True)
         self._tmp.mkdir(mode=0o700)
 
@@ -42,6 +44,12 @@ class Layers:
     def path(self, digest: str) -> Path:
         """Return where a layer is. Half of its digest keeps an overlay's options short; it is still 128 bits."""
         return self._layers / digest[:32]
+
+    def stack(self, digests: Sequence[str]) -> list[Path]:
+        """Return the directories of an image's layers, top first, and an empty one below: an overlay that nobody writes
+        to has two at least.
+        """
+        return [*(self.path(digest) for digest in reversed(digests)), self._empty]
 
     def __contains__(self, digest: str) -> bool:
         return self.path(digest).is_dir()

@@ -1,0 +1,179 @@
+"""Docker's mounts, and ours, in real containers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from conftest import Node
+
+
+def mount_line(node: Node, target: str, *flags: str, image: str) -> str:
+    """What a container with these flags says of the mount at `target`."""
+    lines = node.out("run", "--rm", *flags, image, "sh", "-c", "while read l; do echo $l; done </proc/self/mountinfo")
+    return next(line for line in lines.splitlines() if line.split()[4] == target)
+
+
+def status(node: Node, name: str) -> list[dict[str, object]]:
+    found = json.loads(node.out("inspect", name))[0]["status"].get("mounts", [])
+    return sorted(found, key=lambda mount: mount["target"])
+
+
+def test_flags_of_a_mount(node: Node, image: str) -> None:
+    options = mount_line(node, "/v", "-v", "data:/v:ro,noexec,nosuid,nodev", image=image).split()[5].split(",")
+    assert {"ro", "noexec", "nosuid", "nodev"} <= set(options)
+    assert "ro" not in mount_line(node, "/v", "-v", "data:/v:z", image=image).split()[5].split(",")
+    refused = node.cli("run", "--rm", "-v", "data:/v:ro", image, "touch", "/v/x", check=False)
+    assert "Read-only" in refused.stderr
+    node.cli("run", "--rm", "--mount", "source=data,target=/v,noexec", image, "sh", "-c", "echo 'echo hi' > /v/s")
+
+
+def test_subpaths(node: Node, image: str) -> None:
+    inside = "ls /v; echo top > /v/f; ln -s /etc /v/away; ln -s sub /v/near; ln -s ../../.. /v/up"
+    node.cli(
+        "run", "--rm", "-v", "data:/v", image, "sh", "-c", f"/bin/busybox mkdir -p /v/sub; echo x > /v/sub/y; {inside}"
+    )
+    mount = "source=data,target=/v,volume-subpath="
+    assert node.out("run", "--rm", "--mount", f"{mount}sub", image, "cat", "/v/y") == "x"
+    assert node.out("run", "--rm", "--mount", f"{mount}near", image, "cat", "/v/y") == "x"
+    assert node.out("run", "--rm", "--mount", f"{mount}sub/y", image, "cat", "/v") == "x"
+    for path, words in {
+        "away": "leads out",
+        "up": "leads out",
+        "nosuch": "does not exist",
+        "f/x": "does not exist",
+    }.items():
+        refused = node.cli("run", "--rm", "--mount", f"{mount}{path}", image, "true", check=False)
+        assert words in refused.stderr, (path, refused)
+        assert path in refused.stderr
+    assert node.out("ps", "-aq") == ""
+
+
+def test_binds_beneath_binds(node: Node, image: str) -> None:
+    top = node.place / "top"
+    top.mkdir()
+    node.host.sh(f"mkdir {top}/inner; mount -t tmpfs t {top}/inner; touch {top}/inner/file")
+    writing = ["sh", "-c", "touch /b/inner/new 2>/dev/null && echo written; ls /b/inner"]
+
+    def run(more: str) -> list[str]:
+        mount = f"type=bind,source={top},target=/b{more}"
+        return node.out("run", "--rm", "--mount", mount, image, *writing).split()
+
+    assert run("") == ["written", "file", "new"]
+    assert run(",ro") == ["file", "new"]
+    assert run(",readonly,bind-recursive=readonly") == ["file", "new"]
+    assert run(",ro,bind-recursive=writable") == ["written", "file", "new"]
+    assert run(",bind-recursive=disabled")[:1] == ["written"]  # into the directory below
+    assert "inner/file" not in node.out(
+        "run", "--rm", "--mount", f"type=bind,source={top},target=/b,bind-recursive=disabled", image, "sh", "-c",
+        "echo /b/inner/*",
+    )  # fmt: skip
+    # The host's mount is where it was: a container's end takes nothing away.
+    assert (node.host.sh(f"ls {top}/inner")).split() == ["file", "new"]
+    node.host.sh(f"umount {top}/inner")
+
+
+@pytest.mark.parametrize(
+    ("mode", "there", "back"), [("rslave", True, False), ("rshared", True, True), ("", False, False)]
+)
+def test_propagation(node: Node, image: str, mode: str, there: bool, back: bool) -> None:
+    top = node.place / "shared"
+    node.host.sh(f"mkdir -p {top}; mount -t tmpfs t {top}; mkdir {top}/late {top}/here")
+    refused = node.cli("run", "--rm", "-v", f"{top}:/b:rshared", image, "true", check=False)
+    assert "mount --make-shared" in refused.stderr
+    node.host.sh(f"mount --make-shared {top}")
+    node.cli("run", "-d", "--name", "c", "-v", f"{top}:/b:{mode or 'rprivate'}", image)
+    node.host.sh(f"mount -t tmpfs late {top}/late; touch {top}/late/seen")
+    assert (node.out("exec", "c", "ls", "/b/late") == "seen") is there
+    pid = node.out("inspect", "-f", "{{.Status.Pid}}", "c")
+    node.host.run("nsenter", "-t", pid, "-m", "/bin/busybox", "mount", "-t", "tmpfs", "in", "/b/here")
+    assert (f"{top}/here" in node.host.sh("cat /proc/self/mountinfo")) is back
+    node.cli("rm", "-f", "c")
+    assert "seen" in node.host.sh(f"ls {top}/late")
+    node.host.sh(f"umount -R {top}")
+
+
+def test_sources_of_binds(node: Node, image: str) -> None:
+    missing = node.place / "made/here"
+    refused = node.cli("run", "--rm", "--mount", f"type=bind,source={missing},target=/b", image, "true", check=False)
+    assert "does not exist" in refused.stderr
+    assert "bind-create-src" in refused.stderr
+    node.cli("run", "--rm", "--mount", f"type=bind,source={missing},target=/b,bind-create-src", image, "true")
+    assert missing.is_dir()
+    node.cli("run", "--rm", "-v", f"{node.place}/other:/b", image, "true")
+    assert (node.place / "other").is_dir()
+    file = node.place / "file"
+    file.write_text("one file\n")
+    assert node.out("run", "--rm", "-v", f"{file}:/b:ro", image, "cat", "/b") == "one file"
+
+
+def test_images_as_mounts(node: Node, image: str) -> None:
+    mount = f"type=image,source={image},target=/i"
+    assert node.out("run", "-d", "--name", "c", "--mount", mount, image)
+    assert node.out("exec", "c", "cat", "/i/data/hello") == "from the image"
+    assert node.cli("exec", "c", "touch", "/i/x", check=False).returncode
+    part = f"{mount},image-subpath=data/hello"
+    assert node.out("run", "--rm", "--mount", part, image, "cat", "/i") == "from the image"
+    refused = node.cli("run", "--rm", "--mount", f"{mount},image-subpath=nosuch", image, "true", check=False)
+    assert "subpath 'nosuch' of image" in refused.stderr
+
+
+def test_volumes_from(node: Node, image: str) -> None:
+    node.cli("create", "--name", "a", "-v", "data:/v", "-v", f"{node.place}:/host", "-v", "/anonymous", image)
+    node.cli("run", "-d", "--name", "b", "--volumes-from", "a:ro", "-v", "other:/v", image)
+    found = status(node, "b")
+    assert [(m["target"], m.get("read_only", False)) for m in found] == [
+        ("/anonymous", True), ("/host", True), ("/v", False)
+    ]  # fmt: skip
+    assert found[2]["volume"] == "other"
+    anonymous = str(found[0]["volume"])
+    refused = node.cli("volume", "rm", anonymous, check=False)
+    assert "in use by a, b" in refused.stderr
+    node.cli("rm", "-v", "a")
+    assert anonymous in node.out("volume", "ls", "-q")  # b has it still
+    node.cli("rm", "-f", "-v", "b")
+    assert anonymous not in node.out("volume", "ls", "-q")
+
+
+def test_idmaps_and_chown(node: Node, image: str) -> None:
+    node.cli("run", "--rm", "-v", "data:/v", image, "sh", "-c", "touch /v/roots; touch /v/mine")
+    shown = ["stat", "-c", "%u:%g", "/v/roots"]
+    mapped = "data:/v:idmap=uids=0-1000-10;gids=0-2000-10"
+    assert node.out("run", "--rm", "-v", mapped, image, *shown) == "1000:2000"
+    made = ["sh", "-c", "touch /v/new && stat -c %u /v/new"]
+    assert node.out("run", "--rm", "-u", "1000:2000", "-v", mapped, image, *made) == "1000"
+    assert node.out("run", "--rm", "-v", "data:/v", image, "stat", "-c", "%u:%g", "/v/new") == "0:0"
+    proc = "type=bind,source=/proc,target=/b,idmap=uids=0-1000-10"
+    refused = node.cli("run", "--rm", "--mount", proc, image, "true", check=False)
+    assert "cannot map ids" in refused.stderr
+    assert node.out("run", "--rm", "-u", "app", "-v", "data:/v:U", image, *shown) == "1000:1000"
+
+
+def test_anonymous_volumes_go_with_rm(node: Node, image: str) -> None:
+    node.cli("run", "--rm", "-v", "/anonymous", "--mount", "target=/also", "-v", "named:/n", image, "true")
+    assert node.out("volume", "ls", "-q") == "named"
+
+
+def test_mount_options_of_a_new_volume(node: Node, image: str) -> None:
+    node.cli("run", "--rm", "--mount", "source=data,target=/v,volume-label=a=b,volume-driver=local", image, "true")
+    assert json.loads(node.out("volume", "inspect", "data"))[0]["labels"] == {"a": "b"}
+    assert node.out("run", "--rm", "-v", "none:/data:nocopy", image, "sh", "-c", "echo /data/*") == "/data/*"
+    refused = node.cli("run", "--rm", "--volume-driver", "nosuch", "-v", "x:/v", image, "true", check=False)
+    assert "nosuch" in refused.stderr
+
+
+def test_tmpfs(node: Node, image: str) -> None:
+    line = mount_line(node, "/t", "--mount", "type=tmpfs,target=/t,tmpfs-size=1m,tmpfs-mode=700", image=image)
+    assert {"nosuid", "nodev", "noexec"} <= set(line.split()[5].split(","))
+    assert {"size=1024k", "mode=700"} <= set(line.split()[-1].split(","))
+    line = mount_line(node, "/t", "--tmpfs", "/t:exec,ro,uid=1000", image=image)
+    assert {"nosuid", "nodev", "ro"} <= set(line.split()[5].split(","))
+    assert "noexec" not in line
+
+
+def test_copy_up_under_a_running_container(node: Node, image: str) -> None:
+    node.cli("run", "-d", "--name", "first", "-v", "data:/empty", image)
+    node.cli("run", "-d", "--name", "second", "-v", "data:/data:rw", image)
+    assert node.out("exec", "first", "cat", "/empty/hello") == "from the image"
+    node.cli("exec", "first", "touch", "/empty/new")
+    assert "new" in node.out("exec", "second", "ls", "/data")
