@@ -1,13 +1,15 @@
-"""Netfilter's netlink messages by hand: attributes (struct nlattr), and messages with a netfilter header (nfgenmsg)."""
+"""Netfilter's netlink messages by hand: attributes (struct nlattr), messages (nfgenmsg), transactions."""
 
 from __future__ import annotations
 
+import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-__all__ = ["NETLINK_NETFILTER", "attribute", "attributes", "be32", "message", "messages", "nested", "text"]
+__all__ = ["NETLINK_NETFILTER", "attribute", "attributes", "be32", "message", "messages", "nested", "text", "transact"]
 
 NETLINK_NETFILTER = 12
+NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END, NFNL_SUBSYS_NFTABLES, NLM_F_REQUEST = 0x10, 0x11, 10, 0x1
 NLA_F_NESTED, NLA_TYPE_MASK = 0x8000, 0x3FFF
 
 
@@ -54,3 +56,22 @@ def attributes(data: bytes, at: int) -> dict[int, bytes]:
         found[kind & NLA_TYPE_MASK] = data[at : at + step]
         at += step
     return found
+
+
+def transact(connection: socket.socket, batch: Sequence[bytes]) -> int:
+    """Send nf_tables messages, each of which asks for an acknowledgement, as one transaction.
+
+    Returns 0 when all was done, else the first errno; nothing was done then. The connection is one caller's at a time.
+    """
+    data = bytearray(message(NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST, b"", family=0, resource=NFNL_SUBSYS_NFTABLES))
+    for sequence, each in enumerate(batch, start=1):
+        at = len(data)
+        data += each
+        struct.pack_into("I", data, at + 8, sequence)
+    data += message(NFNL_MSG_BATCH_END, NLM_F_REQUEST, b"", family=0, resource=NFNL_SUBSYS_NFTABLES)
+    connection.send(data)
+    codes: list[int] = []
+    while len(codes) < len(batch):  # the kernel queued every acknowledgement before send returned
+        received = connection.recv(65536, socket.MSG_DONTWAIT)
+        codes += [-struct.unpack_from("i", answer, 16)[0] for _, answer in messages(received)]
+    return next((code for code in codes if code), 0)

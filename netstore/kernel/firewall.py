@@ -21,6 +21,7 @@ import errno
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any, TypeAlias
 
+from netstore.kernel.elements import NFT_MSG_DELSETELEM, NFT_MSG_NEWSETELEM, PlainElements
 from netstore.kernel.nftables import Nftables
 from netstore.model import PAIR_PREFIX, Address, PortMapping, Protocol
 
@@ -176,6 +177,9 @@ class Firewall:
 
     def __init__(self) -> None:
         self._nft = Nftables()
+        self._plain = PlainElements(
+            {table: {name: body for name, (_, body) in sets.items()} for table, (sets, _) in _TABLES.items()}
+        )
 
     def ensure(self) -> None:
         """Make table, sets, chains and rules as they should be; elements stay as they are."""
@@ -195,10 +199,15 @@ class Firewall:
         Raises:
             KernelError: EEXIST when a map holds another value for a key.
         """
-        self._nft.run([f"add element {_table_of(name)} {name} {{ {text} }}" for name, text in elements])
+        elements = list(elements)
+        if not self._plain.change(NFT_MSG_NEWSETELEM, elements):
+            self._nft.run([f"add element {_table_of(name)} {name} {{ {text} }}" for name, text in elements])
 
     def remove(self, elements: Iterable[Element]) -> None:
         """Remove elements; those that are gone are a success."""
+        elements = list(elements)
+        if self._plain.change(NFT_MSG_DELSETELEM, elements):
+            return
         commands = [f"delete element {_table_of(name)} {name} {{ {text.split(' : ')[0]} }}" for name, text in elements]
         self._nft.run_each(commands, tolerate=[errno.ENOENT], doing="removing firewall elements")
 

@@ -13,15 +13,14 @@ import socket
 import struct
 
 from netstore.errors import KernelError
-from netstore.kernel.attributes import NETLINK_NETFILTER, attribute, be32, message, nested, text
-from netstore.kernel.attributes import messages as received_messages
+from netstore.kernel.attributes import NETLINK_NETFILTER, attribute, be32, message, nested, text, transact
 from netstore.kernel.namespaces import socket_inside
 
 __all__ = ["redirect", "remove_redirect"]
 
 TABLE, CHAIN, PORT = b"netstore", b"output", 53
 
-NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END, NFNL_SUBSYS_NFTABLES = 0x10, 0x11, 10
+NFNL_SUBSYS_NFTABLES = 10
 NFT_MSG_NEWTABLE, NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE = 0, 2, 3, 6
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x1, 0x4, 0x200, 0x400, 0x800
 NFTA_TABLE_NAME = 1
@@ -64,20 +63,8 @@ def remove_redirect(namespace: int) -> None:
 
 
 def _batch(namespace: int, messages: list[bytes]) -> int:
-    """Send messages as one transaction; returns 0 or the first errno."""
-    data = bytearray(message(NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST, b"", family=0, resource=NFNL_SUBSYS_NFTABLES))
-    for sequence, each in enumerate(messages, start=1):
-        at = len(data)
-        data += each
-        struct.pack_into("I", data, at + 8, sequence)
-    data += message(NFNL_MSG_BATCH_END, NLM_F_REQUEST, b"", family=0, resource=NFNL_SUBSYS_NFTABLES)
-    codes: list[int] = []
     with socket_inside(namespace, socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as connection:
-        connection.send(data)
-        while len(codes) < len(messages):  # the kernel queued every acknowledgement before send returned
-            received = connection.recv(65536, socket.MSG_DONTWAIT)
-            codes += [-struct.unpack_from("i", answer, 16)[0] for _, answer in received_messages(received)]
-    return next((code for code in codes if code), 0)
+        return transact(connection, messages)
 
 
 @functools.cache

@@ -34,12 +34,12 @@ def raise_loopback(namespace: int) -> None:
 def open_resolver(namespace: int) -> tuple[socket.socket, socket.socket]:
     """Open the UDP and the listening TCP socket of a sandbox's resolver, and redirect 127.0.0.11:53 to them.
 
-    They listen on free ports, so that a container may still listen on port 53 of every address itself.
+    They listen on free ports, so that a container may still listen on port 53 of every address itself. Loopback is up
+    already: `apply_endpoint` of every driver, or `raise_loopback`, has seen to it.
 
     Raises:
         KernelError: the kernel refused; nothing is left.
     """
-    raise_loopback(namespace)
     with inside(namespace):
         udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)

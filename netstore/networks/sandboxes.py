@@ -125,6 +125,7 @@ class Sandboxes:
         """
         if self.wants_names(opened):
             assert opened.namespace is not None
+            await self._context.apply(raise_loopback, opened.namespace)
             await self.add_resolver(opened, await self._context.apply(open_resolver, opened.namespace))
 
     def wants_names(self, opened: OpenSandbox) -> bool:
