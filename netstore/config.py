@@ -10,7 +10,7 @@ import msgspec
 
 from netstore.errors import NetstoreError
 
-__all__ = ["Config", "ResolverConfig", "TlsConfig", "load"]
+__all__ = ["Config", "ResolverConfig", "TlsConfig", "VolumesConfig", "load"]
 
 
 class TlsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -41,6 +41,12 @@ class ResolverConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, re
     resolv_conf: str = "/etc/resolv.conf"
 
 
+class VolumesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename="kebab"):
+    """[volumes]: `btrfs_pool` is the device of the driver btrfs, or the size of a pool file, such as 50G."""
+
+    btrfs_pool: str = ""
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename="kebab"):
     """The whole file. Keys are written with hyphens: `state-dir = "/var/lib/netstore"`."""
 
@@ -56,6 +62,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     resolver: ResolverConfig = ResolverConfig()
     address_pool: list[AddressPoolConfig] = []
     """[[address-pool]] tables; a family without one has Docker's pools (IPv4), or the node's own /48 (IPv6)."""
+
+    volumes: VolumesConfig = VolumesConfig()
 
     def address_pools(self) -> list[tuple[IPv4Network | IPv6Network, int]]:
         """Return the address pools, checked.

@@ -102,7 +102,7 @@ class Daemon:
             )  # fmt: skip
             stack.push_async_callback(self._networks.close)
             await self._networks.start()
-            self._volumes = VolumeManager(self._store, self._state_dir)
+            self._volumes = VolumeManager(self._store, self._state_dir, msgspec.structs.asdict(self._config.volumes))
             await self._volumes.start()
             self._containers = ContainerManager(
                 self._store, self._networks, self._volumes, self._state_dir, self._run_dir

@@ -23,6 +23,7 @@ __all__ = [
     "interfaces",
     "ipv4",
     "ipv6",
+    "mode",
     "number",
     "parse",
     "rate",
@@ -97,6 +98,13 @@ def number(low: int, high: int) -> Callable[[str], int]:
         return int(text)
 
     return parse_number
+
+
+def mode(text: str) -> int:
+    """Parse a file mode, octal."""
+    if not re.fullmatch(r"[0-7]{1,5}", text) or int(text, 8) > 0o7777:
+        raise ValueError("an octal file mode such as 0750")
+    return int(text, 8)
 
 
 def interface(text: str) -> str:

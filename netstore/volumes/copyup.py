@@ -32,7 +32,7 @@ def copy_up(source: int, data: Path, *, inside: bool = False) -> bool:
         Exhausted: no space is left; the volume is as it was.
         KernelError: the kernel refused.
     """
-    mounted = inside or is_mount_point(data)
+    mounted = inside or is_mount_point(data) or data.lstat().st_dev != data.parent.lstat().st_dev  # a subvolume
     if mounted:
         _finish(data)
     if set(os.listdir(data)) - {_PARTIAL}:

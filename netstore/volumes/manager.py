@@ -14,13 +14,18 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import structlog
+
 from netstore.errors import AlreadyExists, Conflict, InUse, InvalidArgument, KernelError, NetstoreError
 from netstore.model import Finding, Kind, MountSpec, Volume, VolumeSpec, new_id
 from netstore.store import Store, Transaction
-from netstore.volumes.drivers.base import Node, Observed, Usage, VolumeDriver, load_drivers
+from netstore.volumes.drivers.base import Node, Usage, VolumeDriver, load_drivers
+from netstore.volumes.reconcile import check_storage
 from netstore.volumes.staging import Staging
 
 __all__ = ["ANONYMOUS_LABEL", "VolumeManager"]
+
+log = structlog.get_logger(__name__)
 
 ANONYMOUS_LABEL = "com.docker.volume.anonymous"
 
@@ -28,9 +33,9 @@ ANONYMOUS_LABEL = "com.docker.volume.anonymous"
 class VolumeManager:
     """The volumes of a node."""
 
-    def __init__(self, store: Store, state_dir: Path) -> None:
+    def __init__(self, store: Store, state_dir: Path, settings: Mapping[str, str] | None = None) -> None:
         self._store = store
-        self._drivers = load_drivers(Node(state_dir))
+        self._drivers = load_drivers(Node(state_dir, settings or {}))
         self.staging = Staging(self._drivers)
 
     @property
@@ -40,7 +45,12 @@ class VolumeManager:
 
     async def start(self) -> None:
         """Make the storage of volumes whose creation a crash cut short; remove what no volume owns."""
-        await self._check_storage(repair=True)
+        for name, driver in self._drivers.items():
+            try:
+                await asyncio.to_thread(driver.start)
+            except NetstoreError as error:
+                log.error("a volume driver cannot start", driver=name, error=str(error))
+        await check_storage(self._drivers, self._volumes, self.staging, repair=True)
 
     async def settle(self) -> None:
         """Unstage what nobody holds: after a start, once all who hold volumes have said so."""
@@ -48,38 +58,11 @@ class VolumeManager:
 
     async def check(self, *, repair: bool) -> list[Finding]:
         """Compare storage, mounts and store, and repair what differs when `repair` is set."""
-        volumes, observed, findings = await self._check_storage(repair=repair)
-        staged = frozenset[str]().union(*(each.staged for each in observed.values()))
+        findings, volumes, staged = await check_storage(self._drivers, self._volumes, self.staging, repair=repair)
         return findings + await self.staging.check(volumes, staged, repair=repair)
 
-    async def _check_storage(self, *, repair: bool) -> tuple[list[Volume], dict[str, Observed], list[Finding]]:
-        findings = []
-        observed = {name: await asyncio.to_thread(driver.observe) for name, driver in self._drivers.items()}
-        volumes = [volume for volume, _ in await self.all()]
-        for name, driver in self._drivers.items():
-            owned = {volume.id: volume for volume in volumes if volume.spec.driver == name}
-            for volume in (volume for key, volume in owned.items() if key not in observed[name].whole):
-                finding = Finding(
-                    kind=Kind.VOLUME, resource_id=volume.id, name=volume.name, detail="its data is missing"
-                )
-                findings.append(await self._repaired(finding, driver.create, volume, repair=repair))
-            for leftover in sorted(observed[name].present - set(owned)):
-                finding = Finding(name=leftover, detail=f"storage of the driver {name} that no volume owns")
-                orphan = Volume(id=leftover, name=leftover, spec=VolumeSpec(driver=name))
-                findings.append(await self._repaired(finding, driver.remove, orphan, repair=repair))
-        return volumes, observed, findings
-
-    async def _repaired(
-        self, finding: Finding, work: Callable[[Volume], None], volume: Volume, *, repair: bool
-    ) -> Finding:
-        if not repair:
-            return finding
-        try:
-            async with self.staging.alone(volume):
-                await asyncio.to_thread(work, volume)
-        except NetstoreError as error:
-            return replace(finding, error=str(error))
-        return replace(finding, repaired=True)
+    async def _volumes(self) -> list[Volume]:
+        return await self._store.read(lambda tx: tx.volumes.all())
 
     async def create(
         self, name: str, spec: VolumeSpec, *, labels: Mapping[str, str], request_id: str = ""

@@ -92,9 +92,7 @@ class VolumeDriver(ABC):
         """
         self.parsed(spec)
         if spec.size_bytes and Capability.SIZE not in self.capabilities:
-            raise Unsupported(
-                f"spec.size_bytes: the driver {self.name} holds no size", hint="leave out the driver, or the size"
-            )
+            raise Unsupported(f"spec.size_bytes: {self.cannot_hold_size()}", hint="leave out the driver, or the size")
 
     def directory(self, volume: Volume) -> Path:
         """Return where the volume's traces are. Pure."""
@@ -107,6 +105,22 @@ class VolumeDriver(ABC):
     def stages(self, volume: Volume) -> bool:
         """Say whether staging does anything: a directory is always there. Pure."""
         return True
+
+    def start(self) -> None:  # noqa: B027 (most need nothing)
+        """Prepare what all volumes need, such as a pool; called once, before all else.
+
+        Raises:
+            NetstoreError: it cannot be made; volumes that need it fail.
+        """
+
+    @property
+    def available(self) -> str:
+        """Return why the driver makes no volumes on this node, "" when it does."""
+        return ""
+
+    def cannot_hold_size(self) -> str:
+        """Return why the driver holds no size on this node, "" when it does. Does not block."""
+        return "" if Capability.SIZE in self.capabilities else f"the driver {self.name} holds no size"
 
     def enforcement(self, volume: Volume) -> str:
         """Say in a few words what holds the volume's size, "" when nothing does. Pure."""
@@ -147,7 +161,7 @@ class VolumeDriver(ABC):
 
     def usage(self, volume: Volume) -> Usage:
         """Return what the volume holds, without walking through it."""
-        if not self.stages(volume) or not self.staged(volume):
+        if not is_mount_point(self.mountpoint(volume)):
             return Usage(size_bytes=volume.spec.size_bytes)
         found = space(self.mountpoint(volume))
         return Usage(found.used_bytes, found.inodes_used, found.size_bytes)
@@ -170,6 +184,10 @@ class VolumeDriver(ABC):
             Unsupported: the driver or the kernel cannot.
         """
         raise self._cannot("changes no size")
+
+    def fits(self, volume: Volume) -> bool:
+        """Say whether the volume has the size that its spec says; not so after a crash in the middle of `resize`."""
+        return True
 
     def snapshot(self, volume: Volume, snapshot_id: str) -> None:
         """Keep the volume's data as it is now, read-only, under an id. Of one moment, also while it is written."""

@@ -136,16 +136,19 @@ class ImageDriver(VolumeDriver):
         values, image = self.parsed(volume.spec), self.image(volume)
         if not self.staged(volume) and loop.find(image):
             raise InUse(f"volume {volume.name}: a process still uses its filesystem", hint="end it, then try again")
-        before = image.stat().st_size
+        before, growing = image.stat().st_size, self.directory(volume) / "growing"
         try:
+            growing.touch()  # stays when we are killed: `fits` then says that it is not done
             _allocate(image, size_bytes, sparse=values["sparse"])
             if self.staged(volume):
                 self._grow_mounted(volume, values["fs"])
             else:
                 self._grow_unmounted(volume, values["fs"])
+            growing.unlink()
         except BaseException as error:
             if not loop.find(image):
                 os.truncate(image, before)
+                growing.unlink(missing_ok=True)
             if isinstance(error, OSError):
                 raise _said(error, "growing", volume) from error
             raise
@@ -166,6 +169,11 @@ class ImageDriver(VolumeDriver):
             self._grow_mounted(volume, kind)
         finally:
             self.unstage(volume)
+
+    def fits(self, volume: Volume) -> bool:
+        """Say whether the image has the size of the spec, and its filesystem fills it."""
+        whole = not (self.directory(volume) / "growing").exists()
+        return whole and self.image(volume).stat().st_size >= volume.spec.size_bytes
 
     def trim(self, volume: Volume) -> None:
         """Give blocks that the filesystem no longer uses back to the host: of a sparse image that is staged."""

@@ -57,7 +57,9 @@ class LocalDriver(VolumeDriver):
     def __init__(self, node: Node) -> None:
         super().__init__(node)
         self._trash = self.root / ".removed"
-        self.root.mkdir(parents=True, exist_ok=True, mode=0o711)
+
+    def start(self) -> None:
+        """Finish removals that a crash cut short."""
         shutil.rmtree(self._trash, ignore_errors=True)
 
     def validate(self, spec: VolumeSpec) -> None:
@@ -83,7 +85,7 @@ class LocalDriver(VolumeDriver):
         if not self.stages(volume):
             data = self.mountpoint(volume)
             try:
-                data.parent.mkdir(exist_ok=True, mode=0o711)
+                data.parent.mkdir(parents=True, exist_ok=True, mode=0o711)
                 data.mkdir(exist_ok=True, mode=0o755)
                 for directory in (data.parent, self.root):
                     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -93,7 +95,7 @@ class LocalDriver(VolumeDriver):
                 raise os_error(error, "making the directory of", volume) from error
             return
         try:
-            self.directory(volume).mkdir(exist_ok=True, mode=0o711)
+            self.directory(volume).mkdir(parents=True, exist_ok=True, mode=0o711)
             (self.directory(volume) / "mounted").touch()
         except OSError as error:
             raise os_error(error, "making the directory of", volume) from error
