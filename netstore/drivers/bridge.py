@@ -11,15 +11,22 @@ import socket
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 from netstore.drivers.base import Driver, Observed
+from netstore.drivers.interior import (
+    MIN_IPV6_MTU,
+    NO_IPV6,
+    alias,
+    changes_inside,
+    configure,
+    has_ipv6,
+    rates,
+    replace_default_route,
+    socket_in,
+    speaks_ipv6,
+)
 from netstore.drivers.options import (
-    BANDWIDTH_IN,
-    BANDWIDTH_OUT,
     BANDWIDTHS,
-    ENDPOINT_OPTIONS,
-    SYSCTLS,
     Option,
     boolean,
     choice,
@@ -35,15 +42,13 @@ from netstore.kernel import netlink
 from netstore.kernel.conntrack import forget_flows
 from netstore.kernel.firewall import Element, direct_elements, guard_elements, port_elements
 from netstore.kernel.links import host_socket
-from netstore.kernel.namespaces import inside, socket_inside
 from netstore.kernel.netlink import Request, RouteSocket
-from netstore.kernel.sysctls import accept_ipv6, forward_ipv6, ipv6_present, link_local, sysctl
+from netstore.kernel.sysctls import accept_ipv6, forward_ipv6, link_local, sysctl
 from netstore.model import Endpoint, Network, PortMapping, Protocol, kernel_name, stable_mac
 
 __all__ = ["BridgeDriver"]
 
 BR_MAX_PORTS = 1023
-LOOPBACK_INDEX = 1
 
 NAME = "com.docker.network.bridge.name"
 MASQUERADE = "com.docker.network.bridge.enable_ip_masquerade"
@@ -57,8 +62,6 @@ INHIBIT = "com.docker.network.bridge.inhibit_ipv4"
 TRUSTED = "com.docker.network.bridge.trusted_host_interfaces"
 _MODE = choice("nat", "nat-unprotected", "routed", "isolated")
 GUARD = "netstore.bridge.spoof_guard"
-MIN_IPV6_MTU = 1280  # RFC 8200, section 5
-NO_IPV6 = frozenset({errno.EAFNOSUPPORT})
 
 
 class BridgeDriver(Driver):
@@ -105,18 +108,18 @@ class BridgeDriver(Driver):
         found = route.link(network.interface)
         if found is None:
             route.run([netlink.bridge_add(network.interface, mac=stable_mac(network.id))])
-        elif found.alias != _alias("network", network.id):
+        elif found.alias != alias("network", network.id):
             raise FailedPrecondition(
                 f"interface {network.interface} exists and is not ours", hint=f"choose another {NAME}, or remove it",
             )  # fmt: skip
         with self._undone(network, made=found is None):
-            if _has_ipv6(network):
+            if has_ipv6(network):
                 accept_ipv6(network.interface)
             index = route.index_of(network.interface)
             assert index is not None
             route.run(
                 [
-                    netlink.link_set(index, alias=_alias("network", network.id), mtu=network.mtu),
+                    netlink.link_set(index, alias=alias("network", network.id), mtu=network.mtu),
                     netlink.link_set(index, ipv6_addresses=False, tolerate=NO_IPV6),
                     *(
                         netlink.address_add(index, gateway, prefix, tolerate={errno.EEXIST})
@@ -127,7 +130,7 @@ class BridgeDriver(Driver):
             )
             sysctl(f"net/ipv4/conf/{network.interface}/route_localnet", "1")
             sysctl("net/ipv4/ip_forward", "1")
-            if _has_ipv6(network):
+            if has_ipv6(network):
                 forward_ipv6()
             self.host.firewall.add(self._network_elements(network))
 
@@ -151,7 +154,7 @@ class BridgeDriver(Driver):
         """Remove firewall elements, then the bridge, if it is ours."""
         self.host.firewall.remove(self._network_elements(network))
         found = host_socket().link(network.interface)
-        if found is not None and found.alias == _alias("network", network.id):
+        if found is not None and found.alias == alias("network", network.id):
             self.host.deletions.delete(network.interface)
 
     def apply_endpoint(self, network: Network, endpoint: Endpoint, namespace: int | None) -> None:
@@ -161,8 +164,8 @@ class BridgeDriver(Driver):
         try:
             self.host.firewall.add(self._endpoint_elements(network, endpoint))
             if namespace is not None:
-                self._configure(network, endpoint, namespace)
-                if any(_rates(network, endpoint)):
+                configure(network, endpoint, namespace)
+                if any(rates(network, endpoint)):
                     self.update_endpoint(network, endpoint, namespace)
             _forget_udp(endpoint.ports)
         except BaseException:
@@ -174,19 +177,14 @@ class BridgeDriver(Driver):
         self, network: Network, endpoint: Endpoint, namespace: int, *, before: Network | None = None
     ) -> None:
         """Limit both ends of the pair (what the host's end sends is what the endpoint receives); set MTU and routes."""
-        incoming, outgoing = _rates(network, endpoint)
+        incoming, outgoing = rates(network, endpoint)
         host = host_socket()
-        with _socket_in(namespace) as inside_:
+        with socket_in(namespace) as inside_:
             outer, inner = host.index_of(endpoint.host_interface), inside_.index_of(endpoint.interface_name)
             if outer is None or inner is None:
                 raise KernelError(errno.ENODEV, "changing the interface of endpoint", endpoint.name or endpoint.id)
             host.run([netlink.rate_limit(outer, incoming)])
-            requests = [netlink.link_set(inner, mtu=network.mtu), netlink.rate_limit(inner, outgoing)]
-            requests.append(netlink.link_set(inner, ipv6_addresses=False, tolerate=NO_IPV6))
-            unwanted = set(before.spec.routes if before else ()) - set(network.spec.routes)
-            requests += [netlink.route_delete(each.gateway, inner, each.destination) for each in unwanted]
-            requests += [netlink.route_replace(each.gateway, inner, each.destination) for each in network.spec.routes]
-            inside_.run(requests)
+            inside_.run([netlink.rate_limit(inner, outgoing), *changes_inside(network, inner, before=before)])
 
     def remove_endpoint(self, network: Network, endpoint: Endpoint) -> None:
         """Unpublish its ports, then delete the pair."""
@@ -203,10 +201,7 @@ class BridgeDriver(Driver):
 
     def default_route(self, network: Network, endpoint: Endpoint, namespace: int) -> None:
         """Replace the namespace's default route."""
-        with _socket_in(namespace) as route:
-            index = route.index_of(endpoint.interface_name)
-            if index is not None:
-                route.run([netlink.route_replace(address.gateway, index) for address in _routed(network, endpoint)])
+        replace_default_route(network, endpoint, namespace)
 
     def apply_ports(
         self, network: Network, endpoint: Endpoint, *, add: Collection[PortMapping], remove: Collection[PortMapping]
@@ -249,7 +244,7 @@ class BridgeDriver(Driver):
         senders: list[str] = []
         if parse(self.options, network.spec.options)[GUARD] and endpoint.addresses:
             senders = [each.address for each in endpoint.addresses]
-            senders += [link_local(endpoint.mac_address)] if _has_ipv6(network) else []
+            senders += [link_local(endpoint.mac_address)] if has_ipv6(network) else []
         guard = guard_elements(endpoint.host_interface, endpoint.mac_address, senders)
         return [*guard, *self._port_elements(network, endpoint, endpoint.ports)]
 
@@ -272,7 +267,7 @@ class BridgeDriver(Driver):
             inhibited = values[INHIBIT] and subnet.version == 4
             if pool.gateway and not inhibited and values[MODES[subnet.version]] != "isolated":
                 held.append((pool.gateway, subnet.prefixlen))
-        return [*held, *([(link_local(stable_mac(network.id)), 64)] if _has_ipv6(network) else [])]
+        return [*held, *([(link_local(stable_mac(network.id)), 64)] if has_ipv6(network) else [])]
 
     def _make_pair(self, route: RouteSocket, network: Network, endpoint: Endpoint, namespace: int | None) -> bool:
         """Make the veth pair; False when it is there already and as it should be."""
@@ -314,35 +309,12 @@ class BridgeDriver(Driver):
             self.host.deletions.delete(endpoint.host_interface)
             raise error
         if namespace is not None:
-            with _socket_in(namespace) as inside:
+            with socket_in(namespace) as inside:
                 peer = inside.link(endpoint.interface_name)
             if peer is not None and peer.mac == endpoint.mac_address:
                 return False
         self.host.deletions.delete(endpoint.host_interface)
         return self._make_pair(route, network, endpoint, namespace)
-
-    @staticmethod
-    def _configure(network: Network, endpoint: Endpoint, namespace: int) -> None:
-        with _socket_in(namespace) as route:
-            index = route.index_of(endpoint.interface_name)
-            if index is None:
-                raise KernelError(errno.ENODEV, "configuring", endpoint.interface_name)
-            sysctls = parse(ENDPOINT_OPTIONS, endpoint.spec.options)[SYSCTLS]
-            addresses = [(each.address, each.prefix) for each in endpoint.addresses]
-            if _has_ipv6(network):
-                addresses.append((link_local(endpoint.mac_address), 64))
-                with inside(namespace):
-                    accept_ipv6(endpoint.interface_name)
-            requests = [netlink.link_set(LOOPBACK_INDEX, up=True)]
-            requests.append(netlink.link_set(index, mtu=network.mtu, ipv6_addresses=not _speaks_ipv6(network)))
-            requests += [netlink.address_add(index, *address, tolerate={errno.EEXIST}) for address in addresses]
-            requests.append(netlink.link_set(index, up=True))
-            if endpoint.default_route:
-                requests += [netlink.route_replace(address.gateway, index) for address in _routed(network, endpoint)]
-            requests += [netlink.route_replace(each.gateway, index, each.destination) for each in network.spec.routes]
-            route.run(requests)
-            if sysctls:
-                _set_sysctls(namespace, endpoint.interface_name, sysctls)
 
     @contextmanager
     def _undone(self, network: Network, *, made: bool) -> Iterator[None]:
@@ -354,53 +326,15 @@ class BridgeDriver(Driver):
             raise
 
 
-def _alias(kind: str, resource_id: str) -> str:
-    return f"netstore {kind} {resource_id}"
-
-
-def _speaks_ipv6(network: Network) -> bool:
-    """Say whether the kernel has IPv6 on interfaces of the network's MTU; where not, it refuses settings of it."""
-    return network.mtu >= MIN_IPV6_MTU and ipv6_present()
-
-
 def _port(network: Network, endpoint: Endpoint, *, isolated: bool) -> Request:
     return netlink.port_set(
         endpoint.host_interface,
-        alias=_alias("endpoint", endpoint.id),
+        alias=alias("endpoint", endpoint.id),
         # Where br_netfilter hands bridged frames to nftables, a hairpin needs the bridge's consent too.
         hairpin=True,
         isolated=isolated,
-        ipv6_addresses=not _speaks_ipv6(network),
+        ipv6_addresses=not speaks_ipv6(network),
     )
-
-
-def _socket_in(namespace: int) -> RouteSocket:
-    return RouteSocket(socket_inside(namespace, socket.AF_NETLINK, socket.SOCK_RAW))
-
-
-def _routed(network: Network, endpoint: Endpoint) -> list[Any]:
-    if network.spec.internal:
-        return []
-    return [address for address in endpoint.addresses if address.gateway]
-
-
-def _set_sysctls(namespace: int, interface_name: str, settings: Sequence[tuple[str, str]]) -> None:
-    for name, value in settings:
-        try:
-            with inside(namespace):
-                sysctl(name.replace("IFNAME", interface_name), value)
-        except KernelError as error:
-            setting = f"{name.replace('/', '.')}={value}"
-            accepted = f"a setting that the kernel has ({error.what})"
-            raise InvalidArgument(f"spec.options[{SYSCTLS}]", setting, accepted) from error
-
-
-def _rates(network: Network, endpoint: Endpoint) -> tuple[int, int]:
-    """Return what an endpoint may receive and send: its own limits, where it has none its network's."""
-    own = endpoint.spec.options
-    shared = {key: text for key, text in network.spec.options.items() if key in (BANDWIDTH_IN, BANDWIDTH_OUT)}
-    values = parse(ENDPOINT_OPTIONS, {**shared, **own})
-    return values[BANDWIDTH_IN], values[BANDWIDTH_OUT]
 
 
 def _forget_udp(ports: Collection[PortMapping]) -> None:
@@ -413,7 +347,3 @@ def _forget_udp(ports: Collection[PortMapping]) -> None:
 
 def _six(address: str) -> str:
     return "6" if ":" in address else ""
-
-
-def _has_ipv6(network: Network) -> bool:
-    return any(":" in pool.subnet for pool in network.pools)

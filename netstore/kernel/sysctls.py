@@ -29,6 +29,7 @@ def sysctl(name: str, value: str) -> None:
 
 
 @functools.cache
+@functools.cache
 def ipv6_present() -> bool:
     """Say whether this kernel has IPv6 (the parameter ipv6.disable takes it away)."""
     return _IPV6.exists()
