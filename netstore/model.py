@@ -208,6 +208,7 @@ class EndpointSpec:
     options: Mapping[str, str] = field(default_factory=dict)
     ports: tuple[PortMapping, ...] = ()
     gateway_priority: int = 0
+    links: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -360,6 +361,7 @@ class Attachment:
     interface_name: str = ""
     options: Mapping[str, str] = field(default_factory=dict)
     gateway_priority: int = 0
+    links: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -136,6 +136,7 @@ def _sandbox(container: str | None, netns: str | None, pid: int | None) -> endpo
 @click.option("--pid", type=int, help="The network namespace of a process instead of a container.")
 @click.option("--name", help="Name that others resolve; a container's own by default.")
 @click.option("--alias", multiple=True, help="A further name on this network.")
+@click.option("--link", multiple=True, help="CONTAINER[:ALIAS]: a name of its own for another.")
 @click.option("--ip", help="Static IPv4 address.")
 @click.option("--ip6", help="Static IPv6 address.")
 @click.option("--mac-address", help="MAC address.")
@@ -147,12 +148,13 @@ def _sandbox(container: str | None, netns: str | None, pid: int | None) -> endpo
 @click.option("-p", "--publish", multiple=True, help="Publish a port: [[IP:]HOSTPORT:]PORT[/tcp|udp|sctp].")
 @pass_client
 def connect(client: Client, network: str, container: str | None, netns: str | None, pid: int | None,
-            name: str | None, alias: tuple[str, ...], ip: str | None, ip6: str | None, mac_address: str | None,
-            ifname: str | None, driver_opt: tuple[str, ...], bandwidth_in: str | None,
-            bandwidth_out: str | None, gw_priority: int, publish: tuple[str, ...]) -> None:  # fmt: skip
+            name: str | None, alias: tuple[str, ...], link: tuple[str, ...], ip: str | None,
+            ip6: str | None, mac_address: str | None, ifname: str | None, driver_opt: tuple[str, ...],
+            bandwidth_in: str | None, bandwidth_out: str | None, gw_priority: int,
+            publish: tuple[str, ...]) -> None:  # fmt: skip
     """Connect a container, or any network namespace, to a network."""
     spec = endpoint_pb2.EndpointSpec(
-        network=network, sandbox=_sandbox(container, netns, pid), name=name or "", aliases=alias,
+        network=network, sandbox=_sandbox(container, netns, pid), name=name or "", aliases=alias, links=link,
         ipv4_address=ip or "", ipv6_address=ip6 or "", mac_address=mac_address or "", interface_name=ifname or "",
         options=key_values(driver_opt, "--driver-opt") | bandwidth(bandwidth_in, bandwidth_out),
         gateway_priority=gw_priority,

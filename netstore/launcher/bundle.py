@@ -42,12 +42,13 @@ _ATTRIBUTES = {
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
     """What a config.json is made from. `namespace` is the sandbox's path, "" for the host's own; each mount goes with
-    where it is staged, None for a tmpfs.
+    where it is staged, None for a tmpfs; `files` is the directory of hosts and resolv.conf.
     """
 
     container_id: str
     rootfs: Path
     directory: Path
+    files: Path
     args: Sequence[str]
     env: Sequence[str]
     working_dir: str
@@ -157,7 +158,7 @@ def _system_mounts(*, private: bool) -> list[dict[str, Any]]:
 def _files(bundle: Bundle) -> list[dict[str, Any]]:
     """The three files that every container has of its own."""
     return [
-        {"destination": f"/etc/{name}", "type": "bind", "source": str(bundle.directory / name),
+        {"destination": f"/etc/{name}", "type": "bind", "source": str(bundle.files / name),
          "options": ["bind", "rprivate"]}
         for name in ("hosts", "hostname", "resolv.conf")
     ]  # fmt: skip

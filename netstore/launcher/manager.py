@@ -24,10 +24,11 @@ from netstore.kernel.paths import closing
 from netstore.launcher import rows
 from netstore.launcher.bundle import Bundle, process, root_propagation, specification
 from netstore.launcher.creation import Draft, Reserved, draft, reserve_container, wanted_ports
-from netstore.launcher.etc import Etc, write
+from netstore.launcher.etc import Etc, host_changes, read_etc, refresh, write
 from netstore.launcher.execution import Execution
 from netstore.launcher.filesystem import Directories, make_directory
 from netstore.launcher.images.catalogue import Images
+from netstore.launcher.links import environment
 from netstore.launcher.logs import Line, follow
 from netstore.launcher.mounting import Mounting
 from netstore.launcher.runtime import Runtime, is_alive, wait_for_exit
@@ -75,6 +76,7 @@ class ContainerManager:
         self._runtime: Runtime | None = None
         self._locks = KeyedLocks()
         self._watchers: dict[str, asyncio.Task[None]] = {}
+        self._follower: asyncio.Task[None] | None = None
         networks.endpoints.changed = self._refresh
 
     @property
@@ -97,6 +99,7 @@ class ContainerManager:
                 self._watch(container)
             else:
                 await self._ended(container.id)
+        self._follower = asyncio.create_task(self._follow_host(), name="host's resolv.conf")
 
     async def _take_up_volumes(self, container: Container) -> None:
         try:
@@ -106,9 +109,10 @@ class ContainerManager:
 
     async def close(self) -> None:
         """Stop watching; containers go on."""
-        for task in self._watchers.values():
+        tasks = [*self._watchers.values(), *([self._follower] if self._follower else [])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._watchers.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def check(self, *, repair: bool) -> list[Finding]:
         """Find containers that are said to run and do not."""
@@ -192,7 +196,8 @@ class ContainerManager:
         try:
             await self._volumes.hold((mount.volume_id for mount in container.mounts), container.id)
             staged = await self._mounting.stage(container)
-            await asyncio.to_thread(self._write_bundle, container, image, sandbox, endpoints, staged)
+            etc = await self._store.read(lambda tx: read_etc(tx, sandbox))
+            await asyncio.to_thread(self._write_bundle, container, image, sandbox, etc, staged)
             if sandbox.container_id == container.id:
                 await self._connect(container, image, sandbox, endpoints)
             directory = self._directories.path(container.id)
@@ -231,9 +236,8 @@ class ContainerManager:
         await self._networks.endpoints.activate(sandbox, wanted)
 
     def _write_bundle(
-        self, container: Container, image: Image, sandbox: Sandbox,
-        endpoints: list[tuple[Endpoint, Network, Sandbox]], staged: list[tuple[Mount, Path | None]],
-    ) -> None:  # fmt: skip
+        self, container: Container, image: Image, sandbox: Sandbox, etc: Etc, staged: list[tuple[Mount, Path | None]]
+    ) -> None:
         """Mount the root filesystem and write the bundle. Blocking."""
         spec, config = container.spec, image.config
         rootfs = self._directories.mount(container.id, image.layers)
@@ -243,15 +247,17 @@ class ContainerManager:
             for target in ("/dev", "/proc", "/sys", "/etc"):  # where the runtime mounts, whatever the image has
                 make_directory(root, target, 0, 0)
             make_directory(root, working_dir, identity.uid, identity.gid)
-        etc = _etc(container, sandbox, endpoints)
-        write(self._directories.path(container.id), etc)
+        files = self._directories.path(sandbox.container_id)
+        if sandbox.container_id == container.id or not (files / "hosts").exists():
+            write(files, etc)
         document = specification(
             Bundle(
                 container_id=container.id,
                 rootfs=rootfs,
                 directory=self._directories.path(container.id),
                 args=container.args,
-                env=(*config.env, *spec.env),
+                files=files,
+                env=(*environment(container.name, etc.links), *config.env, *spec.env),
                 working_dir=working_dir,
                 identity=identity,
                 hostname=etc.hostname,
@@ -264,14 +270,20 @@ class ContainerManager:
         (self._directories.path(container.id) / "config.json").write_bytes(msgspec.json.encode(document))
 
     async def _refresh(self, sandbox: Sandbox) -> None:
-        """Write /etc anew of the containers that run in a sandbox whose endpoints changed."""
+        """Make /etc of the containers that run in a sandbox follow its endpoints and the host's resolv.conf."""
 
-        def running(tx: Transaction) -> list[Joined]:
+        def running(tx: Transaction) -> Etc | None:
             found = tx.containers.all("sandbox_id = ?", sandbox.id)
-            return [rows.joined(tx, each) for each in found if each.state is ContainerState.RUNNING]
+            return read_etc(tx, sandbox) if any(each.state is ContainerState.RUNNING for each in found) else None
 
-        for container, _, place, endpoints in await self._store.read(running):
-            await asyncio.to_thread(write, self._directories.path(container.id), _etc(container, place, endpoints))
+        if etc := await self._store.read(running):
+            await asyncio.to_thread(refresh, self._directories.path(sandbox.container_id), etc)
+
+    async def _follow_host(self) -> None:
+        """Pass on what changes in the host's resolv.conf; those who ask netstore-resolver have no copy of it."""
+        async for _ in host_changes():
+            for sandbox in await self._store.read(lambda tx: tx.sandboxes.all("container_id != ''")):
+                await self._refresh(sandbox)
 
     def _watch(self, container: Container) -> None:
         async def watch() -> None:
@@ -414,8 +426,9 @@ class ContainerManager:
         Raises:
             FailedPrecondition: it does not run.
         """
-        container, image, _, _ = await self.get(reference)
+        container, image, sandbox, _ = await self.get(reference)
         _require_running(container)
+        etc = await self._store.read(lambda tx: read_etc(tx, sandbox))
         directory = self._directories.path(container.id)
 
         def identity() -> Identity:
@@ -423,9 +436,9 @@ class ContainerManager:
                 return resolve(root, user or container.spec.user or image.config.user)
 
         document = process(
-            command, (*image.config.env, *container.spec.env, *env),
+            command, (*environment(container.name, etc.links), *image.config.env, *container.spec.env, *env),
             working_dir or container.spec.working_dir or image.config.working_dir,
-            await asyncio.to_thread(identity), hostname=container.spec.hostname or container.id[:12],
+            await asyncio.to_thread(identity), hostname=etc.hostname,
         )  # fmt: skip
         return Execution(self._required_runtime(), container.id, directory, document)
 
@@ -477,12 +490,6 @@ def _require_running(container: Container) -> None:
             hint=f"`netstore start {container.name}`",
             reason="NOT_RUNNING",
         )
-
-
-def _etc(container: Container, sandbox: Sandbox, endpoints: list[tuple[Endpoint, Network, Sandbox]]) -> Etc:
-    on_host = not sandbox.path
-    hostname = container.spec.hostname or (os.uname().nodename if on_host else sandbox.container_id[:12])
-    return Etc(container.spec, hostname, [(endpoint, network) for endpoint, network, _ in endpoints], on_host)
 
 
 def _tree_size(root: Path) -> int:

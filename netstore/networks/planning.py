@@ -167,6 +167,8 @@ def reserve(
         AddressTaken, Exhausted, InvalidArgument: see the contract.
     """
     sandbox, endpoint_id, name = place.sandbox, new_id(), spec.name or name
+    for link in spec.links if network.predefined else ():  # elsewhere a link may come before what it names
+        tx.containers.find(link.partition(":")[0])
     where = {"network": network.name} | ({"container": sandbox.container_id} if sandbox.container_id else {})
     revision = tx.event(Kind.ENDPOINT, "connect" if attached else "reserve", endpoint_id, name, **where)
     endpoint = Endpoint(

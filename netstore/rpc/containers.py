@@ -20,6 +20,7 @@ from netstore.rpc.endpoints import (
     check_aliases,
     check_endpoint_options,
     check_interface,
+    check_links,
     check_mac,
     check_ports,
     check_static,
@@ -194,6 +195,7 @@ def _to_attachment(attachment: pb.NetworkAttachment, field: str) -> Attachment:
         mac_address=check_mac(attachment.mac_address, f"{field}.mac_address"),
         interface_name=check_interface(attachment.interface_name, f"{field}.interface_name"),
         gateway_priority=attachment.gateway_priority,
+        links=check_links(attachment.links, f"{field}.links"),
     )
 
 
@@ -323,6 +325,7 @@ def _to_spec_message(spec: ContainerSpec) -> pb.ContainerSpec:
                 mac_address=each.mac_address,
                 interface_name=each.interface_name,
                 gateway_priority=each.gateway_priority,
+                links=each.links,
             )
             for each in spec.networks
         ],

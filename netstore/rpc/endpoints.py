@@ -30,6 +30,7 @@ __all__ = [
     "check_address",
     "check_endpoint_options",
     "check_interface",
+    "check_links",
     "check_mac",
     "check_static",
     "to_message",
@@ -210,6 +211,18 @@ def check_aliases(aliases: Sequence[str], field: str) -> tuple[str, ...]:
     return tuple(check_name(f"{field}[{index}]", alias) for index, alias in enumerate(aliases))
 
 
+def check_links(links: Sequence[str], field: str) -> tuple[str, ...]:
+    """Return at most 64 links, each with its alias: "CONTAINER:ALIAS"."""
+    if len(links) > _MAX_ALIASES:
+        raise InvalidArgument(field, f"{len(links)} links", f"at most {_MAX_ALIASES}")
+    checked = []
+    for index, link in enumerate(links):
+        container, separator, alias = link.partition(":")
+        name = f"{field}[{index}]"
+        checked.append(f"{check_name(name, container)}:{check_name(name, alias if separator else container)}")
+    return tuple(checked)
+
+
 def _to_attach(endpoint: pb.Endpoint, prefix: str = "") -> AttachRequest:
     spec = endpoint.spec
     if not spec.network:
@@ -227,6 +240,7 @@ def _to_attach(endpoint: pb.Endpoint, prefix: str = "") -> AttachRequest:
             interface_name=check_interface(spec.interface_name, f"{prefix}spec.interface_name"),
             ports=tuple(check_ports(spec.ports, f"{prefix}spec.ports")) if spec.ports else (),
             gateway_priority=spec.gateway_priority,
+            links=check_links(spec.links, f"{prefix}spec.links"),
         ),
     )
 
@@ -290,6 +304,7 @@ def to_message(endpoint: Endpoint, network: Network, sandbox: Sandbox) -> pb.End
             interface_name=spec.interface_name,
             ports=[to_port_message(port) for port in spec.ports],
             gateway_priority=spec.gateway_priority,
+            links=spec.links,
         ),
         status=pb.EndpointStatus(
             state=state,

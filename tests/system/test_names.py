@@ -166,7 +166,7 @@ def test_files_of_etc(node: Node, image: str) -> None:
     for line in ("172.18.0.2\tbox.example.org box", "10.9.9.9\tdb", "172.18.0.1\tup", "fd00::9\tsix"):
         assert line in hosts
     assert node.out("exec", "c", "cat", "/etc/hostname") == "box"
-    assert node.out("exec", "c", "cat", "/etc/resolv.conf").splitlines() == [
+    assert node.out("exec", "c", "cat", "/etc/resolv.conf").splitlines()[1:] == [
         "nameserver 127.0.0.11", "search corp.example", "options ndots:2"
     ]  # fmt: skip
     node.cli("network", "connect", "--ip", "172.19.0.9", "two", "c")
@@ -191,3 +191,76 @@ def test_a_container_keeps_port_53_and_new_names_are_quick(node: Node, image: st
     node.cli("network", "disconnect", "app", "--netns", "/run/netns/n")
     wait_until(lambda: not dig(node, "c", "+short", "late").strip(), seconds=2, what="the name to go")
     assert socket.gethostname()
+
+
+def test_links(node: Node, image: str) -> None:
+    node.cli("network", "create", "app")
+    node.cli("run", "-d", "--name", "db", "--network", "app", image)
+    node.cli("run", "-d", "--name", "c", "--network", "app", "--link", "db:Store", "--link", "later", image)
+    node.cli("run", "-d", "--name", "other", "--network", "app", image)
+    assert dig(node, "c", "+short", "store").strip() == dig(node, "c", "+short", "db").strip() == "172.18.0.2"
+    assert not dig(node, "other", "+short", "store").strip()  # its own alone
+    node.cli("run", "-d", "--name", "later", "--network", "app", image)
+    assert dig(node, "c", "+short", "later").strip() == "172.18.0.5"
+    node.cli("network", "create", "two")
+    node.cli("network", "connect", "two", "later")
+    node.cli("network", "connect", "--link", "later:mate", "--alias", "here", "two", "db")
+    assert dig(node, "db", "+short", "mate").strip() == "172.19.0.2"
+    assert dig(node, "later", "+short", "here").strip() == "172.19.0.3"
+    assert not dig(node, "c", "+short", "here").strip()  # an alias is its network's
+    # On the default network: /etc/hosts and variables.
+    node.cli("run", "-d", "--name", "old", "--expose", "5432", "-e", "KEY=value", image)
+    node.cli("run", "-d", "--name", "new", "--link", "old:db", image)
+    identity = node.out("inspect", "-f", "{{.Id}}", "old")[:12]
+    assert f"172.17.0.2\tdb {identity} old" in node.out("exec", "new", "cat", "/etc/hosts")
+    variables = node.out("exec", "new", "env").splitlines()
+    assert {"DB_PORT=tcp://172.17.0.2:5432", "DB_PORT_5432_TCP_ADDR=172.17.0.2", "DB_NAME=/new/db",
+            "DB_ENV_KEY=value"} <= set(variables)  # fmt: skip
+    refused = node.cli("run", "-d", "--link", "nosuch", image, check=False)
+    assert "nosuch" in refused.stderr
+    refused = node.cli("run", "-d", "--network", "host", "--link", "old", image, check=False)
+    assert "links" in refused.stderr
+
+
+def test_what_a_container_writes_into_etc_stays(node: Node, image: str) -> None:
+    for name in ("app", "two"):
+        node.cli("network", "create", name)
+    node.cli("run", "-d", "--name", "c", "--network", "app", "--hostname", "box.example.org", image)
+    assert "172.18.0.2\tbox.example.org box" in node.out("exec", "c", "cat", "/etc/hosts")
+    node.cli("exec", "c", "sh", "-c", "echo 10.9.9.9 mine >> /etc/hosts; echo nameserver 9.9.9.9 > /etc/resolv.conf")
+    node.cli("network", "connect", "two", "c")
+    hosts = node.out("exec", "c", "cat", "/etc/hosts")
+    assert "172.19.0.2\tbox.example.org box" in hosts
+    assert "10.9.9.9 mine" in hosts
+    node.cli("network", "disconnect", "app", "c")
+    hosts = node.out("exec", "c", "cat", "/etc/hosts")
+    assert "172.18.0.2" not in hosts
+    assert "10.9.9.9 mine" in hosts
+    assert node.out("exec", "c", "cat", "/etc/resolv.conf") == "nameserver 9.9.9.9"
+    node.cli("exec", "c", "sh", "-c", "cat /dev/zero | head -c 2000000 > /etc/hosts")  # whatever it is
+    node.cli("network", "connect", "app", "c")
+    node.cli("run", "-d", "--name", "joined", "--network", "container:c", image)
+    assert node.out("exec", "joined", "hostname") == "box.example.org"
+    assert node.out("exec", "joined", "cat", "/etc/resolv.conf") == "nameserver 9.9.9.9"  # the files are shared
+    node.cli("rm", "-f", "joined")
+    node.cli("stop", "-t", "0", "c")
+    node.cli("start", "c")
+    assert "mine" not in node.out("exec", "c", "cat", "/etc/hosts")
+    assert "nameserver 127.0.0.11" in node.out("exec", "c", "cat", "/etc/resolv.conf")
+
+
+def test_the_hosts_resolv_conf_is_followed(node: Node, image: str) -> None:
+    node.kill()
+    node.host.sh(f"cp /etc/resolv.conf {node.place}/conf; mount --bind {node.place}/conf /etc/resolv.conf")
+    node.host.sh("echo nameserver 127.0.0.53 > /etc/resolv.conf")
+    node.start()
+    node.cli("run", "-d", "--name", "plain", image)
+    node.cli("network", "create", "app")
+    node.cli("run", "-d", "--name", "named", "--network", "app", image)
+    # A stub that only the host reaches is not passed on.
+    assert "127.0.0.53" not in node.out("exec", "plain", "cat", "/etc/resolv.conf")
+    node.host.sh("printf 'search corp.example\nnameserver 203.0.113.7\n' > /etc/resolv.conf")
+    wait_until(lambda: "203.0.113.7" in node.out("exec", "plain", "cat", "/etc/resolv.conf"), what="the change")
+    named = node.out("exec", "named", "cat", "/etc/resolv.conf")
+    assert "search corp.example" in named
+    assert "203.0.113.7" not in named

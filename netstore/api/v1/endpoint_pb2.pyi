@@ -119,6 +119,7 @@ class EndpointSpec(_message.Message):
     PORTS_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     GATEWAY_PRIORITY_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
     network: _builtins.str
     """REQUIRED. The network: name, id or unique id prefix."""
     name: _builtins.str
@@ -152,6 +153,12 @@ class EndpointSpec(_message.Message):
         sends, such as "50mbit". The bandwidths are live, the others immutable.
         """
 
+    @_builtins.property
+    def links(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """OPTIONAL. "CONTAINER[:ALIAS]": names of this endpoint's own for others of its network, at most 64. On the default
+        network the container must exist, and is written into /etc/hosts when the linking one starts.
+        """
+
     def __init__(
         self,
         *,
@@ -166,10 +173,11 @@ class EndpointSpec(_message.Message):
         ports: _abc.Iterable[_common_pb2.PortMapping] | None = ...,
         options: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         gateway_priority: _builtins.int = ...,
+        links: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sandbox", b"sandbox"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "gateway_priority", b"gateway_priority", "interface_name", b"interface_name", "ipv4_address", b"ipv4_address", "ipv6_address", b"ipv6_address", "mac_address", b"mac_address", "name", b"name", "network", b"network", "options", b"options", "ports", b"ports", "sandbox", b"sandbox"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "gateway_priority", b"gateway_priority", "interface_name", b"interface_name", "ipv4_address", b"ipv4_address", "ipv6_address", b"ipv6_address", "links", b"links", "mac_address", b"mac_address", "name", b"name", "network", b"network", "options", b"options", "ports", b"ports", "sandbox", b"sandbox"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
