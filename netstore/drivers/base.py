@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 
@@ -22,6 +22,8 @@ class Host:
 
     firewall: Firewall
     deletions: Deletions
+    relay_port: Callable[[], int] = lambda: 0
+    """Where the relay of ::1 listens, 0 when there is none."""
 
 
 @dataclass(frozen=True, slots=True)

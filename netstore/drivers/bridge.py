@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-import socket
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -39,12 +38,12 @@ from netstore.drivers.options import (
 )
 from netstore.errors import Exhausted, FailedPrecondition, InvalidArgument, KernelError
 from netstore.kernel import netlink
-from netstore.kernel.conntrack import forget_flows
+from netstore.kernel.conntrack import forget_address, forget_published, forget_strays
 from netstore.kernel.firewall import Element, direct_elements, guard_elements, port_elements
 from netstore.kernel.links import host_socket
 from netstore.kernel.netlink import Request, RouteSocket
 from netstore.kernel.sysctls import accept_ipv6, forward_ipv6, link_local, sysctl
-from netstore.model import Endpoint, Network, PortMapping, Protocol, kernel_name, stable_mac
+from netstore.model import Endpoint, Network, PortMapping, kernel_name, stable_mac
 
 __all__ = ["BridgeDriver"]
 
@@ -167,7 +166,7 @@ class BridgeDriver(Driver):
                 configure(network, endpoint, namespace)
                 if any(rates(network, endpoint)):
                     self.update_endpoint(network, endpoint, namespace)
-            _forget_udp(endpoint.ports)
+            forget_strays(endpoint.ports)
         except BaseException:
             if made:
                 self.remove_endpoint(network, endpoint)
@@ -189,8 +188,10 @@ class BridgeDriver(Driver):
     def remove_endpoint(self, network: Network, endpoint: Endpoint) -> None:
         """Unpublish its ports, then delete the pair."""
         self.host.firewall.remove(self._endpoint_elements(network, endpoint))
-        _forget_udp(endpoint.ports)
         self.host.deletions.delete(endpoint.host_interface)
+        for each in endpoint.addresses:
+            forget_address(each.address)
+        forget_published(endpoint.ports, (), relay_port=self.host.relay_port())
 
     def observe(self, network: Network) -> Observed:
         """Look for the bridge and its ports."""
@@ -209,10 +210,12 @@ class BridgeDriver(Driver):
         """Change map elements: one transaction, no process."""
         if remove:
             self.host.firewall.remove(self._port_elements(network, endpoint, remove))
-            _forget_udp(remove)
+            values = parse(self.options, network.spec.options)
+            direct = bool(values[TRUSTED]) or "routed" in (values[MODES[4]], values[MODES[6]])
+            forget_published(remove, endpoint.addresses, direct=direct, relay_port=self.host.relay_port())
         if add:
             self.host.firewall.add(self._port_elements(network, endpoint, add))
-            _forget_udp(add)
+            forget_strays(add)
 
     def elements(self, network: Network, endpoints: Collection[Endpoint]) -> set[Element]:
         """Return those of the network, and of its endpoints."""
@@ -335,14 +338,6 @@ def _port(network: Network, endpoint: Endpoint, *, isolated: bool) -> Request:
         isolated=isolated,
         ipv6_addresses=not speaks_ipv6(network),
     )
-
-
-def _forget_udp(ports: Collection[PortMapping]) -> None:
-    """Let UDP flows begin anew (complaint 25): they would go on past the maps that have changed."""
-    for port in ports:
-        if port.protocol is Protocol.UDP:
-            for number in range(port.host_port, port.host_port + port.count):
-                forget_flows(socket.IPPROTO_UDP, number)
 
 
 def _six(address: str) -> str:

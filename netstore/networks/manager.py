@@ -36,7 +36,7 @@ class NetworkManager:
     ) -> None:  # fmt: skip
         self._firewall = Firewall()
         self.resolver = ResolverLink(run_dir, ResolverProcess(resolver) if resolver else None)
-        drivers = load_drivers(Host(self._firewall, Deletions()))
+        drivers = load_drivers(Host(self._firewall, Deletions(), self.resolver.relay_port))
         defaults = (*DEFAULT_POOLS, unique_local_pool(node_id))
         given = {base.version for base, _ in pools}
         pools = (*pools, *(pool for pool in defaults if pool[0].version not in given))

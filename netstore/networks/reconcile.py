@@ -12,6 +12,7 @@ from typing import Any
 import structlog
 
 from netstore.errors import NetstoreError
+from netstore.kernel.conntrack import forget_strays
 from netstore.kernel.firewall import Firewall, relay_elements
 from netstore.kernel.links import host_socket
 from netstore.kernel.namespaces import open_pinned, remove
@@ -140,6 +141,9 @@ class Reconciler:
                 finding = Finding(name="table inet netstore", detail=f"{len(elements)} element(s): {shown} {detail}")
                 work = partial(self._context.apply, change, sorted(elements))
                 findings.append(await _repaired(finding, work, repair=repair))
+        if repair and wanted - present:  # flows that began meanwhile passed the maps by
+            ports = [port for endpoint in desired.endpoints for port in endpoint.ports]
+            await self._context.apply(forget_strays, ports)
         return findings
 
     async def _names(self, desired: _Desired, *, repair: bool) -> list[Finding]:

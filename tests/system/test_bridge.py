@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -12,6 +13,7 @@ from conftest import Node, wait_until
 
 HTTPD = ("httpd", "-f", "-v", "-p", "80", "-h", "/data")
 HELLO = "from the image\n"
+Talking = Callable[..., subprocess.Popen[str]]
 
 
 def curl(node: Node, url: str, *, netns: str = "", seconds: int = 3) -> str:
@@ -425,3 +427,132 @@ def test_relay_carries_much_and_many(node: Node, image: str) -> None:
     wait_until(lambda: curl(node, "http://[::1]:8080/hello") == HELLO, what="httpd")
     script = "for i in $(seq 40); do curl -gsS -m 20 http://[::1]:8080/big | wc -c & done; wait"
     assert node.host.sh(script).split() == ["20000000"] * 40
+
+
+SERVER = """
+import socket, sys, threading
+udp, name = sys.argv[1] == "udp", sys.argv[2].encode()
+s = socket.socket(type=socket.SOCK_DGRAM if udp else socket.SOCK_STREAM)
+s.bind(("", 53))
+def converse(connection):
+    while connection.recv(99):
+        connection.send(name)
+if not udp:
+    s.listen()
+print(flush=True)
+while udp:
+    data, client = s.recvfrom(99)
+    s.sendto(name, client)
+while True:
+    threading.Thread(target=converse, args=[s.accept()[0]]).start()
+"""
+CLIENT = """
+import socket, sys
+family = socket.AF_INET6 if ":" in sys.argv[2] else socket.AF_INET
+s = socket.socket(family, socket.SOCK_DGRAM if sys.argv[1] == "udp" else socket.SOCK_STREAM)
+s.settimeout(2)
+s.connect((sys.argv[2], 5300))
+for line in sys.stdin:
+    try:
+        s.send(b"x")
+        print(s.recv(9).decode() or "end", flush=True)
+    except OSError as error:
+        print("failed", flush=True)
+"""
+
+
+@pytest.fixture
+def talking(node: Node) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts servers and clients in the host or in a namespace; all are killed in the end."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*args: str, netns: str = "", serves: bool = False) -> subprocess.Popen[str]:
+        inside = ["ip", "netns", "exec", netns] if netns else []
+        command = node.host.command(*inside, sys.executable, "-c", *args)
+        pipe = subprocess.PIPE
+        started.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True))
+        if serves:
+            assert started[-1].stdout
+            assert started[-1].stdout.readline() == "\n"
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def says(process: subprocess.Popen[str]) -> str:
+    assert process.stdin
+    assert process.stdout
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return process.stdout.readline().strip()
+
+
+@pytest.mark.parametrize("kind", ["tcp", "udp"])
+def test_established_flows_end_with_their_port(node: Node, talking: Talking, kind: str) -> None:
+    """Unpublished, or its endpoint gone: who is connected is so no longer; who talks to another port stays."""
+    node.cli("network", "create", "app")
+    node.host.netns("one")
+    node.cli("network", "connect", "--netns", "/run/netns/one", "--name", "one", "app")
+    endpoint = json.loads(node.out("endpoint", "ls", "--format", "json"))[0]["id"]
+    talking(SERVER, kind, "one", netns="one", serves=True)
+    places = [("203.0.113.1", "neighbour"), ("127.0.0.1", ""), *([("::1", "")] if kind == "tcp" else [])]
+    for how in ("unpublish", "range", "disconnect"):
+        port = "5300:53" if how != "range" else "5298-5307:51-60"
+        node.cli("endpoint", "publish", endpoint, f"{port}/{kind}")
+        clients = [talking(CLIENT, kind, address, netns=netns) for address, netns in places]
+        assert [says(client) for client in clients] == ["one"] * len(clients)
+        node.cli("endpoint", "publish", endpoint, f"5400:53/{kind}")
+        node.cli("endpoint", "unpublish", endpoint, f"5400:53/{kind}")
+        assert [says(client) for client in clients] == ["one"] * len(clients)
+        if how == "disconnect":
+            node.cli("network", "disconnect", "--netns", "/run/netns/one", "app")
+        else:
+            node.cli("endpoint", "unpublish", endpoint, f"{port}/{kind}")
+        flows = node.host.sh("cat /proc/net/nf_conntrack")
+        assert ("172.18.0.2" if how == "disconnect" else "dport=5300") not in flows, how
+        assert "one" not in [says(client) for client in clients], how
+
+
+def test_flows_that_began_while_the_tables_were_gone(node: Node, talking: Talking) -> None:
+    """A UDP client that talks all the while is served again after `nft flush ruleset`."""
+    node.cli("network", "create", "app")
+    node.host.netns("one")
+    node.cli("network", "connect", "--netns", "/run/netns/one", "-p", "5300:53/udp", "--name", "one", "app")
+    talking(SERVER, "udp", "one", netns="one", serves=True)
+    node.host.sh("nft flush ruleset")
+    client = talking(CLIENT, "udp", "203.0.113.1", netns="neighbour")
+    assert says(client) != "one"
+    wait_until(lambda: says(client) == "one", what="the repair")
+
+
+def test_sctp_flows_follow_a_port(node: Node) -> None:
+    """An INIT chunk (RFC 9260, section 3.3.2) from outside, by a raw socket: sockets need a module, translation does not."""
+    node.cli("network", "create", "app")
+    node.host.netns("one")
+    node.cli("network", "connect", "--netns", "/run/netns/one", "-p", "5300:53/sctp", "--name", "one", "app")
+    code = """
+import binascii, socket, struct
+init = struct.pack("!BBHIIHHI", 1, 0, 20, 7, 65536, 1, 1, 7)
+packet = struct.pack("!HHII", 4444, 5300, 0, 0) + init
+table = [0] * 256
+for n in range(256):
+    c = n
+    for _ in range(8):
+        c = c >> 1 ^ (0x82F63B78 if c & 1 else 0)
+    table[n] = c
+crc = 0xFFFFFFFF
+for byte in packet:
+    crc = crc >> 8 ^ table[(crc ^ byte) & 255]
+packet = packet[:8] + struct.pack("<I", crc ^ 0xFFFFFFFF) + packet[12:]
+socket.socket(socket.AF_INET, socket.SOCK_RAW, 132).sendto(packet, ("203.0.113.1", 0))
+"""
+    node.host.run("ip", "netns", "exec", "neighbour", sys.executable, "-c", code)
+    flows = node.host.sh("cat /proc/net/nf_conntrack")
+    assert "sctp" in flows
+    assert "src=172.18.0.2 dst=203.0.113.2 sport=53 dport=4444" in flows
+    endpoint = json.loads(node.out("endpoint", "ls", "--format", "json"))[0]["id"]
+    node.cli("endpoint", "unpublish", endpoint, "5300:53/sctp")
+    assert "sctp" not in node.host.sh("cat /proc/net/nf_conntrack")
