@@ -16,6 +16,7 @@ import resource
 import signal
 import socket
 import sys
+from collections import Counter
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,14 @@ from netstore.resolver.answers import Answers, Forward
 from netstore.resolver.names import Names
 from netstore.resolver.relay import Relay
 from netstore.resolver.upstream import Upstreams
-from netstore.resolver.wire import SERVFAIL, refusal
+from netstore.resolver.wire import REFUSED, SERVFAIL, refusal
 
 __all__ = ["Resolver", "main"]
 
 _BURST = 64
 _TCP_SECONDS = 10.0
+_MAX_OF_ONE = 256
+"""Questions to upstreams, and TCP connections, of one sandbox at a time."""
 
 log = structlog.get_logger(__name__)
 
@@ -48,6 +51,7 @@ class Resolver:
         self._upstreams = upstreams
         self._sockets: dict[str, tuple[socket.socket, ...]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._underway: Counter[str] = Counter()
 
     async def accept(self, listener: socket.socket) -> None:
         """Take connections of netstored, one after the other."""
@@ -107,11 +111,24 @@ class Resolver:
             try:
                 answer = self._answer(sandbox_id, question, tcp=False)
             except Forward as forward:
-                self._spawn(self._forward_datagram(udp, question, client, forward.servers))
-                continue
+                if self._underway[sandbox_id] < _MAX_OF_ONE:
+                    work = self._forward_datagram(udp, question, client, forward.servers)
+                    self._spawn(self._counted(sandbox_id, work))
+                    continue
+                answer = refusal(question, REFUSED)  # as Docker, where somebody asks too much at once
             if answer:
                 with contextlib.suppress(OSError):
                     udp.sendto(answer, client)
+
+    async def _counted(self, sandbox_id: str, work: Coroutine[Any, Any, None]) -> None:
+        """Do work of a sandbox's: one that has a lot of it underway gets no more, and leaves the others theirs."""
+        self._underway[sandbox_id] += 1
+        try:
+            await work
+        finally:
+            self._underway[sandbox_id] -= 1
+            if not self._underway[sandbox_id]:
+                del self._underway[sandbox_id]
 
     def _answer(self, sandbox_id: str, question: bytes, *, tcp: bool) -> bytes | None:
         try:
@@ -138,7 +155,10 @@ class Resolver:
             connection, _ = tcp.accept()
         except OSError:
             return
-        self._spawn(self._converse(sandbox_id, connection))
+        if self._underway[sandbox_id] < _MAX_OF_ONE:
+            self._spawn(self._counted(sandbox_id, self._converse(sandbox_id, connection)))
+        else:
+            connection.close()
 
     async def _converse(self, sandbox_id: str, connection: socket.socket) -> None:
         """Answer questions of one TCP connection (RFC 7766)."""
@@ -195,12 +215,14 @@ async def _serve(listener: socket.socket, database: Path, upstreams: Upstreams) 
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     names = Names(database)
     names.open()
-    resolver = Resolver(names, upstreams, Relay(database))
-    accepting = asyncio.create_task(resolver.accept(listener))
-    log.info("netstore-resolver is ready", version=__version__, user=os.getuid())
-    logs.notify("READY=1")
-    await stopping.wait()
-    accepting.cancel()
+    with contextlib.ExitStack() as stack:
+        upstreams.start(stack)
+        resolver = Resolver(names, upstreams, Relay(database))
+        accepting = asyncio.create_task(resolver.accept(listener))
+        log.info("netstore-resolver is ready", version=__version__, user=os.getuid())
+        logs.notify("READY=1")
+        await stopping.wait()
+        accepting.cancel()
 
 
 @click.command()
