@@ -36,6 +36,8 @@ from netstore.api.v1 import (
     image_pb2_grpc,
     network_pb2,
     network_pb2_grpc,
+    snapshot_pb2,
+    snapshot_pb2_grpc,
     system_pb2,
     system_pb2_grpc,
     volume_pb2,
@@ -53,6 +55,7 @@ from netstore.rpc.endpoints import EndpointServicer
 from netstore.rpc.errors import ErrorInterceptor
 from netstore.rpc.images import ImageServicer
 from netstore.rpc.networks import NetworkServicer
+from netstore.rpc.snapshots import SnapshotServicer
 from netstore.rpc.system import Node, SystemServicer, Usage
 from netstore.rpc.volumes import VolumeServicer
 from netstore.store import Store, Transaction
@@ -64,6 +67,7 @@ _SERVICES = {
     network_pb2: "NetworkService",
     endpoint_pb2: "EndpointService",
     volume_pb2: "VolumeService",
+    snapshot_pb2: "SnapshotService",
     container_pb2: "ContainerService",
     image_pb2: "ImageService",
     system_pb2: "SystemService",
@@ -146,6 +150,7 @@ class Daemon:
         network_pb2_grpc.add_NetworkServiceServicer_to_server(NetworkServicer(self._networks), server)
         endpoint_pb2_grpc.add_EndpointServiceServicer_to_server(EndpointServicer(self._networks), server)
         volume_pb2_grpc.add_VolumeServiceServicer_to_server(VolumeServicer(self._volumes), server)
+        snapshot_pb2_grpc.add_SnapshotServiceServicer_to_server(SnapshotServicer(self._volumes), server)
         container_pb2_grpc.add_ContainerServiceServicer_to_server(ContainerServicer(self._containers), server)
         image_pb2_grpc.add_ImageServiceServicer_to_server(ImageServicer(self._containers.images), server)
         node = Node(self._info, self._check, self._usage, self._stopping)

@@ -75,6 +75,13 @@ class Client:
         return VolumeServiceStub(self.channel)
 
     @property
+    def snapshots(self) -> Any:
+        """The SnapshotService."""
+        from netstore.api.v1.snapshot_pb2_grpc import SnapshotServiceStub
+
+        return SnapshotServiceStub(self.channel)
+
+    @property
     def containers(self) -> Any:
         """The ContainerService."""
         from netstore.api.v1.container_pb2_grpc import ContainerServiceStub

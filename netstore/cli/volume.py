@@ -8,6 +8,7 @@ import click
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from netstore.api.v1 import volume_pb2
+from netstore.cli import snapshot
 from netstore.cli.client import Client, pages, pass_client, tolerant
 from netstore.cli.completion import names
 from netstore.cli.format import listing, shapes, show_objects, size
@@ -21,6 +22,10 @@ _VOLUME = names("volume")
 @click.group("volume")
 def group() -> None:
     """Volumes."""
+
+
+group.add_command(snapshot.group)
+group.add_command(snapshot.clone)
 
 
 @group.command()

@@ -20,7 +20,7 @@ from netstore.rpc.fields import (
 )
 from netstore.volumes.manager import VolumeManager
 
-__all__ = ["VolumeServicer", "to_message"]
+__all__ = ["VolumeServicer", "to_message", "to_spec"]
 
 
 class VolumeServicer(volume_pb2_grpc.VolumeServiceServicer):
@@ -48,14 +48,9 @@ class VolumeServicer(volume_pb2_grpc.VolumeServiceServicer):
 
     async def CreateVolume(self, request: pb.CreateVolumeRequest, context: Any) -> pb.CreateVolumeResponse:
         wanted = request.volume
-        if wanted.spec.size_bytes < 0:
-            raise InvalidArgument("spec.size_bytes", wanted.spec.size_bytes, "0 (no limit), or a size in bytes")
-        spec = VolumeSpec(
-            driver=wanted.spec.driver or "local", options=dict(wanted.spec.options), size_bytes=wanted.spec.size_bytes
-        )
         made = await self._volumes.create(
             check_name("name", wanted.name) if wanted.name else "",
-            spec,
+            to_spec(wanted.spec),
             labels=check_labels(wanted.labels),
             request_id=check_request_id(request.request_id),
         )
@@ -80,6 +75,17 @@ class VolumeServicer(volume_pb2_grpc.VolumeServiceServicer):
         return pb.PruneVolumesResponse(volumes=names, reclaimed_bytes=reclaimed)
 
 
+def to_spec(spec: pb.VolumeSpec) -> VolumeSpec:
+    """Translate a spec that was asked for.
+
+    Raises:
+        InvalidArgument: naming the field.
+    """
+    if spec.size_bytes < 0:
+        raise InvalidArgument("spec.size_bytes", spec.size_bytes, "0 (no limit), or a size in bytes")
+    return VolumeSpec(driver=spec.driver or "local", options=dict(spec.options), size_bytes=spec.size_bytes)
+
+
 def to_message(volume: Volume, containers: list[str]) -> pb.Volume:
     """Translate a volume, with the names of the containers that mount it."""
     spec = volume.spec
@@ -91,7 +97,8 @@ def to_message(volume: Volume, containers: list[str]) -> pb.Volume:
         create_time=timestamp(volume.create_time),
         spec=pb.VolumeSpec(driver=spec.driver, options=spec.options, size_bytes=spec.size_bytes),
         status=pb.VolumeStatus(
-            state=pb.VOLUME_STATE_ACTIVE,
+            state=pb.VOLUME_STATE_CREATING if volume.filling else pb.VOLUME_STATE_ACTIVE,
+            message=volume.filling,
             mountpoint=volume.mountpoint,
             containers=containers,
             anonymous=volume.anonymous,

@@ -116,4 +116,21 @@ MIGRATIONS: tuple[str, ...] = (
         request_id TEXT PRIMARY KEY, method TEXT NOT NULL, resource_ids TEXT NOT NULL, time REAL NOT NULL
     ) WITHOUT ROWID;
     """,
+    """
+    -- Snapshots go with their volume, which may be in the trash: hence no foreign key.
+    CREATE TABLE snapshots (
+        id TEXT PRIMARY KEY, volume_id TEXT NOT NULL, name TEXT NOT NULL, created INTEGER NOT NULL UNIQUE,
+        body TEXT NOT NULL, UNIQUE (volume_id, name)
+    ) WITHOUT ROWID;
+
+    -- When the last snapshot of a schedule was due, so that what was missed is made once.
+    CREATE TABLE snapshot_schedules (
+        volume_id TEXT PRIMARY KEY REFERENCES volumes(id) ON DELETE CASCADE, last REAL NOT NULL
+    ) WITHOUT ROWID;
+
+    -- Names are free again here: several may have the same.
+    CREATE TABLE trash (
+        id TEXT PRIMARY KEY, name TEXT NOT NULL, created INTEGER NOT NULL UNIQUE, body TEXT NOT NULL
+    ) WITHOUT ROWID;
+    """,
 )

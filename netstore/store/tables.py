@@ -15,7 +15,18 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 import msgspec
 
 from netstore.errors import AlreadyExists, InvalidArgument, NotFound
-from netstore.model import Container, Endpoint, Event, Image, Kind, Network, Sandbox, Volume
+from netstore.model import (
+    Container,
+    Endpoint,
+    Event,
+    Image,
+    Kind,
+    Network,
+    Sandbox,
+    Snapshot,
+    TrashedVolume,
+    Volume,
+)
 
 __all__ = ["Table", "Transaction"]
 
@@ -138,6 +149,13 @@ class Transaction:
         )
         self.endpoints = Table(self, "endpoints", Kind.ENDPOINT, Endpoint, _endpoint_columns)
         self.volumes = Table(self, "volumes", Kind.VOLUME, Volume, lambda v: {"name": v.name, "created": v.revision})
+        self.snapshots = Table(
+            self, "snapshots", Kind.SNAPSHOT, Snapshot,
+            lambda s: {"volume_id": s.volume_id, "name": s.name, "created": s.revision},
+        )  # fmt: skip
+        self.trash = Table(
+            self, "trash", Kind.VOLUME, TrashedVolume, lambda t: {"name": t.volume.name, "created": t.revision}
+        )
         self.images = Table(
             self, "images", Kind.IMAGE, Image, lambda i: {"name": i.name or None, "created": i.revision}
         )

@@ -10,17 +10,20 @@ import asyncio
 import errno
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import structlog
 
 from netstore.errors import AlreadyExists, Conflict, InUse, InvalidArgument, KernelError, NetstoreError
-from netstore.model import Finding, Kind, MountSpec, Volume, VolumeSpec, new_id
+from netstore.model import Consistency, Finding, Kind, MountSpec, Volume, VolumeSpec, new_id
 from netstore.store import Store, Transaction
+from netstore.volumes.copies import Taken, fill
 from netstore.volumes.drivers.base import Node, Usage, VolumeDriver, load_drivers
 from netstore.volumes.reconcile import check_storage
+from netstore.volumes.snapshots import Snapshots, refuse_filling
 from netstore.volumes.staging import Staging
 
 __all__ = ["ANONYMOUS_LABEL", "VolumeManager"]
@@ -37,6 +40,7 @@ class VolumeManager:
         self._store = store
         self._drivers = load_drivers(Node(state_dir, settings or {}))
         self.staging = Staging(self._drivers)
+        self.snapshots = Snapshots(store, self._drivers, self.staging)
 
     @property
     def drivers(self) -> list[str]:
@@ -50,6 +54,7 @@ class VolumeManager:
                 await asyncio.to_thread(driver.start)
             except NetstoreError as error:
                 log.error("a volume driver cannot start", driver=name, error=str(error))
+        await self._store.write(_abandon_filling)  # their storage is garbage then
         await check_storage(self._drivers, self._volumes, self.staging, repair=True)
 
     async def settle(self) -> None:
@@ -59,10 +64,16 @@ class VolumeManager:
     async def check(self, *, repair: bool) -> list[Finding]:
         """Compare storage, mounts and store, and repair what differs when `repair` is set."""
         findings, volumes, staged = await check_storage(self._drivers, self._volumes, self.staging, repair=repair)
-        return findings + await self.staging.check(volumes, staged, repair=repair)
+        filling = {volume.id for volume in volumes if volume.filling}
+        return [
+            *(finding for finding in findings if finding.resource_id not in filling),
+            *await self.snapshots.check(volumes, repair=repair),
+            *await self.staging.check(volumes, staged, repair=repair),
+        ]
 
     async def _volumes(self) -> list[Volume]:
-        return await self._store.read(lambda tx: tx.volumes.all())
+        """Return every volume that has storage: those in the trash too."""
+        return await self._store.read(lambda tx: tx.volumes.all() + [each.volume for each in tx.trash.all()])
 
     async def create(
         self, name: str, spec: VolumeSpec, *, labels: Mapping[str, str], request_id: str = ""
@@ -102,6 +113,8 @@ class VolumeManager:
         spec = VolumeSpec(driver=mount.volume_driver or "local", options=dict(mount.volume_options))
         volume = _by_name(tx, mount.source)
         made = volume is None
+        if volume is not None:
+            refuse_filling(volume)
         if volume is None:
             self._validate(spec)
             volume = self._insert(tx, mount.source, spec, mount.volume_labels)
@@ -109,6 +122,62 @@ class VolumeManager:
             _refuse_difference(volume, spec, volume.labels)
         tx.execute("INSERT OR IGNORE INTO volume_uses VALUES (?, ?)", volume.id, container_id)
         return volume, made
+
+    @asynccontextmanager
+    async def filling(
+        self, name: str, spec: VolumeSpec, what: str, *, labels: Mapping[str, str], request_id: str = "", method: str
+    ) -> AsyncIterator[Volume]:
+        """Make a volume whose storage the block makes: nobody can use it before, and a block that fails, or a crash in
+        it, leaves nothing. `what` says what goes on.
+
+        Raises:
+            AlreadyExists: the name is taken.
+        """
+        self._validate(spec)
+
+        def insert(tx: Transaction) -> Volume:
+            if present := _by_name(tx, name):
+                raise AlreadyExists(f"volume {present.name} exists", hint="choose another name, or remove it first")
+            return self._insert(tx, name, spec, labels, filling=what)
+
+        volume = await self._store.write(insert)
+        async with self.staging.alone(volume):
+            try:
+                yield volume
+            except BaseException:
+                await self._store.write(lambda tx: tx.volumes.delete(volume.id))
+                await asyncio.to_thread(self._drivers[spec.driver].remove, volume)
+                raise
+
+            def finish(tx: Transaction) -> None:
+                revision = tx.event(Kind.VOLUME, "create", volume.id, volume.name, driver=spec.driver)
+                tx.volumes.update(replace(volume, filling="", revision=revision))
+                tx.answer(request_id, method, [volume.id])
+
+            await self._store.write(finish)
+
+    async def clone(
+        self, reference: str, snapshot: str, name: str, spec: VolumeSpec | None = None, *,
+        labels: Mapping[str, str], request_id: str = "",
+    ) -> tuple[Volume, Taken]:  # fmt: skip
+        """Make a volume with the data of another, or of its snapshot unless `snapshot` is "". `spec` None is its own.
+
+        Raises:
+            AlreadyExists: the name is taken.
+            Exhausted: no space is left.
+        """
+        for made in await self._store.read(lambda tx: tx.answered(request_id, "CloneVolume")):
+            return (await self.get(made))[0], Taken(Consistency.MOMENT)
+        source = refuse_filling((await self.get(reference))[0])
+        snapshot_id = (await self.snapshots.get(source.id, snapshot))[0].id if snapshot else ""
+        spec = spec or replace(source.spec, snapshot_schedule="", snapshot_keep=0)
+        what = f"a clone of {source.name} is being made"
+        filling = self.filling(name, spec, what, labels=labels, request_id=request_id, method="CloneVolume")
+        async with filling as target, self.staging.alone(source):
+            used = bool(self.staging.holders(source.id))
+            drivers = self._driver(source.spec.driver), self._driver(spec.driver)
+            taken = await asyncio.to_thread(fill, drivers[0], source, snapshot_id, drivers[1], target, used=used)
+        return (await self.get(target.id))[0], taken
 
     async def apply(self, volumes: list[Volume]) -> None:
         """Make the storage of new volumes; when it cannot be made, the rows go too."""
@@ -207,12 +276,14 @@ class VolumeManager:
 
         def remove(tx: Transaction) -> Volume:
             volume, containers = _used(tx, tx.volumes.find(reference))
+            refuse_filling(volume)
             if containers:
                 names = ", ".join(containers)
                 raise InUse(
                     f"volume {volume.name} is in use by {names}", hint="remove the containers first", containers=names
                 )
             tx.event(Kind.VOLUME, "remove", volume.id, volume.name)
+            tx.execute("DELETE FROM snapshots WHERE volume_id = ?", volume.id)
             tx.volumes.delete(volume.id)
             return volume
 
@@ -245,17 +316,25 @@ class VolumeManager:
             raise InvalidArgument("spec.driver", name, f"one of {', '.join(self.drivers)}", reason="UNKNOWN_DRIVER")
         return self._drivers[name]
 
-    def _insert(self, tx: Transaction, name: str, spec: VolumeSpec, labels: Mapping[str, str]) -> Volume:
+    def _insert(
+        self, tx: Transaction, name: str, spec: VolumeSpec, labels: Mapping[str, str], *, filling: str = ""
+    ) -> Volume:
         volume_id = new_id()
         labels = dict(labels) if name else {ANONYMOUS_LABEL: "", **labels}
         volume = Volume(
-            id=volume_id, name=name or volume_id, spec=spec, labels=labels, anonymous=not name, create_time=time.time()
-        )
+            id=volume_id, name=name or volume_id, spec=spec, labels=labels, anonymous=not name, filling=filling,
+            create_time=time.time(),
+        )  # fmt: skip
         mountpoint = str(self._driver(spec.driver).mountpoint(volume))
-        revision = tx.event(Kind.VOLUME, "create", volume_id, volume.name, driver=spec.driver)
+        revision = tx.event(Kind.VOLUME, "fill" if filling else "create", volume_id, volume.name, driver=spec.driver)
         volume = replace(volume, mountpoint=mountpoint, revision=revision)
         tx.volumes.insert(volume)
         return volume
+
+
+def _abandon_filling(tx: Transaction) -> None:
+    for volume in tx.volumes.all("json_extract(body, '$.filling') != ''"):
+        tx.volumes.delete(volume.id)
 
 
 def _by_name(tx: Transaction, name: str) -> Volume | None:

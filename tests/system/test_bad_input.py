@@ -19,6 +19,7 @@ from netstore.api.v1 import (
     image_pb2,
     mount_pb2,
     network_pb2,
+    snapshot_pb2,
     system_pb2,
     volume_pb2,
 )
@@ -172,6 +173,25 @@ VOLUMES = [
     ("DeleteVolume", volume_pb2.DeleteVolumeRequest(volume="nosuch"), MISSING, "nosuch"),
     ("PruneVolumes", volume_pb2.PruneVolumesRequest(filter=["until=1h"]), INVALID, "filter"),
 ]  # fmt: skip
+SNAPSHOTS = [
+    ("CreateSnapshot", snapshot_pb2.CreateSnapshotRequest(), INVALID, "volume"),
+    ("CreateSnapshot", snapshot_pb2.CreateSnapshotRequest(snapshot={"spec": {"volume": "nosuch"}}), MISSING, "nosuch"),
+    ("CreateSnapshot", snapshot_pb2.CreateSnapshotRequest(snapshot={"name": "a/b", "spec": {"volume": "v"}}), INVALID, "name"),
+    ("CreateSnapshot", snapshot_pb2.CreateSnapshotRequest(snapshot={"labels": {"": ""}, "spec": {"volume": "v"}}), INVALID, "labels"),
+    ("CreateSnapshot", snapshot_pb2.CreateSnapshotRequest(request_id="x"), INVALID, "request_id"),
+    ("GetSnapshot", snapshot_pb2.GetSnapshotRequest(volume="nosuch", snapshot="s"), MISSING, "nosuch"),
+    ("ListSnapshots", snapshot_pb2.ListSnapshotsRequest(volume="nosuch"), MISSING, "nosuch"),
+    ("ListSnapshots", snapshot_pb2.ListSnapshotsRequest(filter=["x=y"]), INVALID, "filter"),
+    ("ListSnapshots", snapshot_pb2.ListSnapshotsRequest(filter=["scheduled=perhaps"]), INVALID, "true or false"),
+    ("ListSnapshots", snapshot_pb2.ListSnapshotsRequest(page_size=-1), INVALID, "page_size"),
+    ("DeleteSnapshot", snapshot_pb2.DeleteSnapshotRequest(volume="nosuch", snapshot="s"), MISSING, "nosuch"),
+    ("RestoreSnapshot", snapshot_pb2.RestoreSnapshotRequest(volume="nosuch", snapshot="s"), MISSING, "nosuch"),
+    ("CloneVolume", snapshot_pb2.CloneVolumeRequest(source_volume="nosuch", volume={"name": "n"}), MISSING, "nosuch"),
+    ("CloneVolume", snapshot_pb2.CloneVolumeRequest(source_volume="v"), INVALID, "volume.name"),
+    ("CloneVolume", snapshot_pb2.CloneVolumeRequest(source_volume="v", volume={"name": "a/b"}), INVALID, "volume.name"),
+    ("CloneVolume", snapshot_pb2.CloneVolumeRequest(volume={"name": "n", "spec": {"size_bytes": -1}}), INVALID, "spec.size_bytes"),
+    ("CloneVolume", snapshot_pb2.CloneVolumeRequest(volume={"name": "n"}, request_id="x"), INVALID, "request_id"),
+]  # fmt: skip
 CONTAINERS = [
     ("CreateContainer", container("a/b"), INVALID, "name"),
     ("CreateContainer", container(image=""), INVALID, "spec.image"),
@@ -287,7 +307,7 @@ def state(node: Node) -> str:
 
 @pytest.mark.parametrize(
     ("service", "table"),
-    [("networks", NETWORKS), ("endpoints", ENDPOINTS), ("volumes", VOLUMES), ("containers", CONTAINERS),
+    [("networks", NETWORKS), ("endpoints", ENDPOINTS), ("volumes", VOLUMES), ("snapshots", SNAPSHOTS), ("containers", CONTAINERS),
      ("images", IMAGES), ("system", SYSTEM)],
 )  # fmt: skip
 def test_bad_values_are_named_and_change_nothing(

@@ -26,7 +26,7 @@ from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mas
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18netstore/v1/volume.proto\x12\x0bnetstore.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x97\x01\n\nVolumeSpec\x12\x0e\n\x06\x64river\x18\x01 \x01(\t\x12\x35\n\x07options\x18\x02 \x03(\x0b\x32$.netstore.v1.VolumeSpec.OptionsEntry\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x1a.\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x83\x01\n\x0cVolumeStatus\x12\'\n\x05state\x18\x01 \x01(\x0e\x32\x18.netstore.v1.VolumeState\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x12\n\nmountpoint\x18\x03 \x01(\t\x12\x12\n\ncontainers\x18\x04 \x03(\t\x12\x11\n\tanonymous\x18\x05 \x01(\x08\"\x93\x02\n\x06Volume\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12/\n\x06labels\x18\x03 \x03(\x0b\x32\x1f.netstore.v1.Volume.LabelsEntry\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12%\n\x04spec\x18\x06 \x01(\x0b\x32\x17.netstore.v1.VolumeSpec\x12)\n\x06status\x18\x07 \x01(\x0b\x32\x19.netstore.v1.VolumeStatus\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x1e\n\x0cSnapshotSpec\x12\x0e\n\x06volume\x18\x01 \x01(\t\"3\n\x0eSnapshotStatus\x12\r\n\x05ready\x18\x01 \x01(\x08\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"\x9b\x02\n\x08Snapshot\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x31\n\x06labels\x18\x03 \x03(\x0b\x32!.netstore.v1.Snapshot.LabelsEntry\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x04spec\x18\x06 \x01(\x0b\x32\x19.netstore.v1.SnapshotSpec\x12+\n\x06status\x18\x07 \x01(\x0b\x32\x1b.netstore.v1.SnapshotStatus\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\"\n\x10GetVolumeRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\"8\n\x11GetVolumeResponse\x12#\n\x06volume\x18\x01 \x01(\x0b\x32\x13.netstore.v1.Volume\"K\n\x12ListVolumesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x03 \x03(\t\"T\n\x13ListVolumesResponse\x12$\n\x07volumes\x18\x01 \x03(\x0b\x32\x13.netstore.v1.Volume\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"N\n\x13\x43reateVolumeRequest\x12#\n\x06volume\x18\x01 \x01(\x0b\x32\x13.netstore.v1.Volume\x12\x12\n\nrequest_id\x18\x02 \x01(\t\";\n\x14\x43reateVolumeResponse\x12#\n\x06volume\x18\x01 \x01(\x0b\x32\x13.netstore.v1.Volume\"k\n\x13UpdateVolumeRequest\x12#\n\x06volume\x18\x01 \x01(\x0b\x32\x13.netstore.v1.Volume\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\";\n\x14UpdateVolumeResponse\x12#\n\x06volume\x18\x01 \x01(\x0b\x32\x13.netstore.v1.Volume\"<\n\x13\x44\x65leteVolumeRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x15\n\rallow_missing\x18\x02 \x01(\x08\"\x16\n\x14\x44\x65leteVolumeResponse\"C\n\x13PruneVolumesRequest\x12\x0e\n\x06\x66ilter\x18\x01 \x03(\t\x12\x0b\n\x03\x61ll\x18\x02 \x01(\x08\x12\x0f\n\x07\x64ry_run\x18\x03 \x01(\x08\"@\n\x14PruneVolumesResponse\x12\x0f\n\x07volumes\x18\x01 \x03(\t\x12\x17\n\x0freclaimed_bytes\x18\x02 \x01(\x03*]\n\x0bVolumeState\x12\x1c\n\x18VOLUME_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13VOLUME_STATE_ACTIVE\x10\x01\x12\x17\n\x13VOLUME_STATE_FAILED\x10\x02\x32\x81\x04\n\rVolumeService\x12J\n\tGetVolume\x12\x1d.netstore.v1.GetVolumeRequest\x1a\x1e.netstore.v1.GetVolumeResponse\x12P\n\x0bListVolumes\x12\x1f.netstore.v1.ListVolumesRequest\x1a .netstore.v1.ListVolumesResponse\x12S\n\x0c\x43reateVolume\x12 .netstore.v1.CreateVolumeRequest\x1a!.netstore.v1.CreateVolumeResponse\x12S\n\x0cUpdateVolume\x12 .netstore.v1.UpdateVolumeRequest\x1a!.netstore.v1.UpdateVolumeResponse\x12S\n\x0c\x44\x65leteVolume\x12 .netstore.v1.DeleteVolumeRequest\x1a!.netstore.v1.DeleteVolumeResponse\x12S\n\x0cPruneVolumes\x12 .netstore.v1.PruneVolumesRequest\x1a!.netstore.v1.PruneVolumesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18netstore/v1/volume.proto\x12\x0bnetstore.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x97\x01\n\nVolumeSpec\x12\x0e\n\x06\x64river\x18\x01 \x01(\t\x12\x35\n\x07options\x18\x02 \x03(\x0b\x32$.netstore.v1.VolumeSpec.OptionsEntry\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x1a.\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x83\x01\n\x0cVolumeStatus\x12\'\n\x05state\x18\x01 \x01(\x0e\x32\x18.netstore.v1.VolumeState\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x12\n\nmountpoint\x18\x03 \x01(\t\x12\x12\n\ncontainers\x18\x04 \x03(\t\x12\x11\n\tanonymous\x18\x05 \x01(\x08\"\x93\x02\n\x06Volume\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12/\n\x06labels\x18\x03 \x03(\x0b\x32\x1f.netstore.v1.Volume.LabelsEntry\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12%\n\x04spec\x18\x06 \x01(\x0b\x32\x17.netstore.v1.VolumeSpec\x12)\n\x06status\x18\x07 \x01(\x0b\x32\x19.netstore.v1.VolumeStatus\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\"\n\x10GetVolumeRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\"8\n\x11GetVolumeResponse\x12#\n\x06volume\x18\x01 \x01(\x0b\x32\x13.netstore.v1.Volume\"K\n\x12ListVolumesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x03 \x03(\t\"T\n\x13ListVolumesResponse\x12$\n\x07volumes\x18\x01 \x03(\x0b\x32\x13.netstore.v1.Volume\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"N\n\x13\x43reateVolumeRequest\x12#\n\x06volume\x18\x01 \x01(\x0b\x32\x13.netstore.v1.Volume\x12\x12\n\nrequest_id\x18\x02 \x01(\t\";\n\x14\x43reateVolumeResponse\x12#\n\x06volume\x18\x01 \x01(\x0b\x32\x13.netstore.v1.Volume\"k\n\x13UpdateVolumeRequest\x12#\n\x06volume\x18\x01 \x01(\x0b\x32\x13.netstore.v1.Volume\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\";\n\x14UpdateVolumeResponse\x12#\n\x06volume\x18\x01 \x01(\x0b\x32\x13.netstore.v1.Volume\"<\n\x13\x44\x65leteVolumeRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x15\n\rallow_missing\x18\x02 \x01(\x08\"\x16\n\x14\x44\x65leteVolumeResponse\"C\n\x13PruneVolumesRequest\x12\x0e\n\x06\x66ilter\x18\x01 \x03(\t\x12\x0b\n\x03\x61ll\x18\x02 \x01(\x08\x12\x0f\n\x07\x64ry_run\x18\x03 \x01(\x08\"@\n\x14PruneVolumesResponse\x12\x0f\n\x07volumes\x18\x01 \x03(\t\x12\x17\n\x0freclaimed_bytes\x18\x02 \x01(\x03*x\n\x0bVolumeState\x12\x1c\n\x18VOLUME_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13VOLUME_STATE_ACTIVE\x10\x01\x12\x17\n\x13VOLUME_STATE_FAILED\x10\x02\x12\x19\n\x15VOLUME_STATE_CREATING\x10\x03\x32\x81\x04\n\rVolumeService\x12J\n\tGetVolume\x12\x1d.netstore.v1.GetVolumeRequest\x1a\x1e.netstore.v1.GetVolumeResponse\x12P\n\x0bListVolumes\x12\x1f.netstore.v1.ListVolumesRequest\x1a .netstore.v1.ListVolumesResponse\x12S\n\x0c\x43reateVolume\x12 .netstore.v1.CreateVolumeRequest\x1a!.netstore.v1.CreateVolumeResponse\x12S\n\x0cUpdateVolume\x12 .netstore.v1.UpdateVolumeRequest\x1a!.netstore.v1.UpdateVolumeResponse\x12S\n\x0c\x44\x65leteVolume\x12 .netstore.v1.DeleteVolumeRequest\x1a!.netstore.v1.DeleteVolumeResponse\x12S\n\x0cPruneVolumes\x12 .netstore.v1.PruneVolumesRequest\x1a!.netstore.v1.PruneVolumesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,10 +37,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VOLUMESPEC_OPTIONSENTRY']._serialized_options = b'8\001'
   _globals['_VOLUME_LABELSENTRY']._loaded_options = None
   _globals['_VOLUME_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_SNAPSHOT_LABELSENTRY']._loaded_options = None
-  _globals['_SNAPSHOT_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_VOLUMESTATE']._serialized_start=1834
-  _globals['_VOLUMESTATE']._serialized_end=1927
+  _globals['_VOLUMESTATE']._serialized_start=1463
+  _globals['_VOLUMESTATE']._serialized_end=1583
   _globals['_VOLUMESPEC']._serialized_start=109
   _globals['_VOLUMESPEC']._serialized_end=260
   _globals['_VOLUMESPEC_OPTIONSENTRY']._serialized_start=214
@@ -51,38 +49,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VOLUME']._serialized_end=672
   _globals['_VOLUME_LABELSENTRY']._serialized_start=627
   _globals['_VOLUME_LABELSENTRY']._serialized_end=672
-  _globals['_SNAPSHOTSPEC']._serialized_start=674
-  _globals['_SNAPSHOTSPEC']._serialized_end=704
-  _globals['_SNAPSHOTSTATUS']._serialized_start=706
-  _globals['_SNAPSHOTSTATUS']._serialized_end=757
-  _globals['_SNAPSHOT']._serialized_start=760
-  _globals['_SNAPSHOT']._serialized_end=1043
-  _globals['_SNAPSHOT_LABELSENTRY']._serialized_start=627
-  _globals['_SNAPSHOT_LABELSENTRY']._serialized_end=672
-  _globals['_GETVOLUMEREQUEST']._serialized_start=1045
-  _globals['_GETVOLUMEREQUEST']._serialized_end=1079
-  _globals['_GETVOLUMERESPONSE']._serialized_start=1081
-  _globals['_GETVOLUMERESPONSE']._serialized_end=1137
-  _globals['_LISTVOLUMESREQUEST']._serialized_start=1139
-  _globals['_LISTVOLUMESREQUEST']._serialized_end=1214
-  _globals['_LISTVOLUMESRESPONSE']._serialized_start=1216
-  _globals['_LISTVOLUMESRESPONSE']._serialized_end=1300
-  _globals['_CREATEVOLUMEREQUEST']._serialized_start=1302
-  _globals['_CREATEVOLUMEREQUEST']._serialized_end=1380
-  _globals['_CREATEVOLUMERESPONSE']._serialized_start=1382
-  _globals['_CREATEVOLUMERESPONSE']._serialized_end=1441
-  _globals['_UPDATEVOLUMEREQUEST']._serialized_start=1443
-  _globals['_UPDATEVOLUMEREQUEST']._serialized_end=1550
-  _globals['_UPDATEVOLUMERESPONSE']._serialized_start=1552
-  _globals['_UPDATEVOLUMERESPONSE']._serialized_end=1611
-  _globals['_DELETEVOLUMEREQUEST']._serialized_start=1613
-  _globals['_DELETEVOLUMEREQUEST']._serialized_end=1673
-  _globals['_DELETEVOLUMERESPONSE']._serialized_start=1675
-  _globals['_DELETEVOLUMERESPONSE']._serialized_end=1697
-  _globals['_PRUNEVOLUMESREQUEST']._serialized_start=1699
-  _globals['_PRUNEVOLUMESREQUEST']._serialized_end=1766
-  _globals['_PRUNEVOLUMESRESPONSE']._serialized_start=1768
-  _globals['_PRUNEVOLUMESRESPONSE']._serialized_end=1832
-  _globals['_VOLUMESERVICE']._serialized_start=1930
-  _globals['_VOLUMESERVICE']._serialized_end=2443
+  _globals['_GETVOLUMEREQUEST']._serialized_start=674
+  _globals['_GETVOLUMEREQUEST']._serialized_end=708
+  _globals['_GETVOLUMERESPONSE']._serialized_start=710
+  _globals['_GETVOLUMERESPONSE']._serialized_end=766
+  _globals['_LISTVOLUMESREQUEST']._serialized_start=768
+  _globals['_LISTVOLUMESREQUEST']._serialized_end=843
+  _globals['_LISTVOLUMESRESPONSE']._serialized_start=845
+  _globals['_LISTVOLUMESRESPONSE']._serialized_end=929
+  _globals['_CREATEVOLUMEREQUEST']._serialized_start=931
+  _globals['_CREATEVOLUMEREQUEST']._serialized_end=1009
+  _globals['_CREATEVOLUMERESPONSE']._serialized_start=1011
+  _globals['_CREATEVOLUMERESPONSE']._serialized_end=1070
+  _globals['_UPDATEVOLUMEREQUEST']._serialized_start=1072
+  _globals['_UPDATEVOLUMEREQUEST']._serialized_end=1179
+  _globals['_UPDATEVOLUMERESPONSE']._serialized_start=1181
+  _globals['_UPDATEVOLUMERESPONSE']._serialized_end=1240
+  _globals['_DELETEVOLUMEREQUEST']._serialized_start=1242
+  _globals['_DELETEVOLUMEREQUEST']._serialized_end=1302
+  _globals['_DELETEVOLUMERESPONSE']._serialized_start=1304
+  _globals['_DELETEVOLUMERESPONSE']._serialized_end=1326
+  _globals['_PRUNEVOLUMESREQUEST']._serialized_start=1328
+  _globals['_PRUNEVOLUMESREQUEST']._serialized_end=1395
+  _globals['_PRUNEVOLUMESRESPONSE']._serialized_start=1397
+  _globals['_PRUNEVOLUMESRESPONSE']._serialized_end=1461
+  _globals['_VOLUMESERVICE']._serialized_start=1586
+  _globals['_VOLUMESERVICE']._serialized_end=2099
 # @@protoc_insertion_point(module_scope)

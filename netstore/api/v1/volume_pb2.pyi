@@ -33,6 +33,8 @@ class _VolumeStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VolumeSta
     """Ready to be mounted."""
     VOLUME_STATE_FAILED: _VolumeState.ValueType  # 2
     """Its storage is missing; `message` of the status says why."""
+    VOLUME_STATE_CREATING: _VolumeState.ValueType  # 3
+    """It is being made from a copy or an archive; `message` says from what. Nobody can use it before."""
 
 class VolumeState(_VolumeState, metaclass=_VolumeStateEnumTypeWrapper):
     """VolumeState is where a volume is in its life."""
@@ -43,6 +45,8 @@ VOLUME_STATE_ACTIVE: VolumeState.ValueType  # 1
 """Ready to be mounted."""
 VOLUME_STATE_FAILED: VolumeState.ValueType  # 2
 """Its storage is missing; `message` of the status says why."""
+VOLUME_STATE_CREATING: VolumeState.ValueType  # 3
+"""It is being made from a copy or an archive; `message` says from what. Nobody can use it before."""
 Global___VolumeState: _TypeAlias = VolumeState  # noqa: Y015
 
 @_typing.final
@@ -111,7 +115,7 @@ class VolumeStatus(_message.Message):
     state: Global___VolumeState.ValueType
     """OUTPUT_ONLY. Where the volume is in its life."""
     message: _builtins.str
-    """OUTPUT_ONLY. Why the state is FAILED; else empty."""
+    """OUTPUT_ONLY. Why the state is not ACTIVE; else empty."""
     mountpoint: _builtins.str
     """OUTPUT_ONLY. The directory on this node that holds the data."""
     anonymous: _builtins.bool
@@ -210,128 +214,6 @@ class Volume(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Volume: _TypeAlias = Volume  # noqa: Y015
-
-@_typing.final
-class SnapshotSpec(_message.Message):
-    """SnapshotSpec is what was asked for. Snapshots have no RPC yet; the messages fix their shape."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    VOLUME_FIELD_NUMBER: _builtins.int
-    volume: _builtins.str
-    """REQUIRED. The volume: name, id or unique id prefix."""
-    def __init__(
-        self,
-        *,
-        volume: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["volume", b"volume"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___SnapshotSpec: _TypeAlias = SnapshotSpec  # noqa: Y015
-
-@_typing.final
-class SnapshotStatus(_message.Message):
-    """SnapshotStatus is what there is."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    READY_FIELD_NUMBER: _builtins.int
-    SIZE_BYTES_FIELD_NUMBER: _builtins.int
-    ready: _builtins.bool
-    """OUTPUT_ONLY. The volume's data can be read from it."""
-    size_bytes: _builtins.int
-    """OUTPUT_ONLY. Storage that only the snapshot holds, bytes."""
-    def __init__(
-        self,
-        *,
-        ready: _builtins.bool = ...,
-        size_bytes: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ready", b"ready", "size_bytes", b"size_bytes"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___SnapshotStatus: _TypeAlias = SnapshotStatus  # noqa: Y015
-
-@_typing.final
-class Snapshot(_message.Message):
-    """Snapshot is a read-only point in time of a volume."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    @_typing.final
-    class LabelsEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        value: _builtins.str
-        def __init__(
-            self,
-            *,
-            key: _builtins.str = ...,
-            value: _builtins.str = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-    ID_FIELD_NUMBER: _builtins.int
-    NAME_FIELD_NUMBER: _builtins.int
-    LABELS_FIELD_NUMBER: _builtins.int
-    ETAG_FIELD_NUMBER: _builtins.int
-    CREATE_TIME_FIELD_NUMBER: _builtins.int
-    SPEC_FIELD_NUMBER: _builtins.int
-    STATUS_FIELD_NUMBER: _builtins.int
-    id: _builtins.str
-    """OUTPUT_ONLY. Server-made, 64 hexadecimal digits."""
-    name: _builtins.str
-    """REQUIRED on create. Unique among the volume's snapshots."""
-    etag: _builtins.str
-    """OUTPUT_ONLY. Changes with every change of the resource."""
-    @_builtins.property
-    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """OPTIONAL. The caller's metadata."""
-
-    @_builtins.property
-    def create_time(self) -> _timestamp_pb2.Timestamp:
-        """OUTPUT_ONLY. The point in time."""
-
-    @_builtins.property
-    def spec(self) -> Global___SnapshotSpec:
-        """OPTIONAL. What was asked for."""
-
-    @_builtins.property
-    def status(self) -> Global___SnapshotStatus:
-        """OUTPUT_ONLY. What there is."""
-
-    def __init__(
-        self,
-        *,
-        id: _builtins.str = ...,
-        name: _builtins.str = ...,
-        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
-        etag: _builtins.str = ...,
-        create_time: _timestamp_pb2.Timestamp | None = ...,
-        spec: Global___SnapshotSpec | None = ...,
-        status: Global___SnapshotStatus | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "spec", b"spec", "status", b"status"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "etag", b"etag", "id", b"id", "labels", b"labels", "name", b"name", "spec", b"spec", "status", b"status"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Snapshot: _TypeAlias = Snapshot  # noqa: Y015
 
 @_typing.final
 class GetVolumeRequest(_message.Message):
