@@ -28,10 +28,12 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What the kernel holds of a network: its own interface, and the host's ends of its endpoints."""
+    """What the kernel holds of a network: its own interface, the host's ends of its endpoints, and the addresses whose
+    MAC the host was told for good."""
 
     interface: bool
     endpoints: frozenset[str]
+    neighbours: frozenset[str] = frozenset()
 
 
 class Driver(ABC):
@@ -92,6 +94,10 @@ class Driver(ABC):
     @abstractmethod
     def remove_endpoint(self, network: Network, endpoint: Endpoint) -> None:
         """Take the endpoint's interface and ports away."""
+
+    def forget_neighbours(self, network: Network, addresses: Collection[str]) -> None:
+        """Take from the host what it was told of addresses that no endpoint has; by default it was told nothing."""
+        return
 
     @abstractmethod
     def observe(self, network: Network) -> Observed:

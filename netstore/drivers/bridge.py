@@ -163,7 +163,7 @@ class BridgeDriver(Driver):
         try:
             self.host.firewall.add(self._endpoint_elements(network, endpoint))
             if namespace is not None:
-                configure(network, endpoint, namespace)
+                configure(network, endpoint, namespace, gateways=self._gateways(network, endpoint))
                 if any(rates(network, endpoint)):
                     self.update_endpoint(network, endpoint, namespace)
             forget_strays(endpoint.ports)
@@ -188,17 +188,29 @@ class BridgeDriver(Driver):
     def remove_endpoint(self, network: Network, endpoint: Endpoint) -> None:
         """Unpublish its ports, then delete the pair."""
         self.host.firewall.remove(self._endpoint_elements(network, endpoint))
+        self.forget_neighbours(network, [each.address for each in endpoint.addresses])
         self.host.deletions.delete(endpoint.host_interface)
         for each in endpoint.addresses:
             forget_address(each.address)
         forget_published(endpoint.ports, (), relay_port=self.host.relay_port())
+
+    def forget_neighbours(self, network: Network, addresses: Collection[str]) -> None:
+        """Take the MACs of endpoints' addresses from the bridge."""
+        index = host_socket().index_of(network.interface)
+        if index is not None:
+            host_socket().run([netlink.neighbour_delete(index, address) for address in addresses])
 
     def observe(self, network: Network) -> Observed:
         """Look for the bridge and its ports."""
         route = host_socket()
         index = route.index_of(network.interface)
         ports = route.links(master=index) if index else []
-        return Observed(interface=index is not None, endpoints=frozenset(port.name for port in ports))
+        neighbours = route.permanent_neighbours(index) if index else []
+        return Observed(
+            interface=index is not None,
+            endpoints=frozenset(port.name for port in ports),
+            neighbours=frozenset(neighbours),
+        )
 
     def default_route(self, network: Network, endpoint: Endpoint, namespace: int) -> None:
         """Replace the namespace's default route."""
@@ -272,6 +284,11 @@ class BridgeDriver(Driver):
                 held.append((pool.gateway, subnet.prefixlen))
         return [*held, *([(link_local(stable_mac(network.id)), 64)] if has_ipv6(network) else [])]
 
+    def _gateways(self, network: Network, endpoint: Endpoint) -> set[str]:
+        """Return the endpoint's gateways that are the bridge itself."""
+        held = {gateway for gateway, _ in self._bridge_addresses(network)}
+        return {each.gateway for each in endpoint.addresses} & held
+
     def _make_pair(self, route: RouteSocket, network: Network, endpoint: Endpoint, namespace: int | None) -> bool:
         """Make the veth pair; False when it is there already and as it should be."""
         master = route.index_of(network.interface)
@@ -293,6 +310,7 @@ class BridgeDriver(Driver):
             ),
             _port(network, endpoint, isolated=not parse(self.options, network.spec.options)[ICC]),
             netlink.link_up(endpoint.host_interface),
+            *(netlink.neighbour_set(master, each.address, endpoint.mac_address) for each in endpoint.addresses),
         ]
         try:
             route.run(requests)
@@ -306,7 +324,9 @@ class BridgeDriver(Driver):
         if error.errno == errno.EXFULL:
             raise Exhausted(
                 f"bridge {network.interface} of network {network.name} has {BR_MAX_PORTS} ports, the kernel's limit",
-                hint="attach to another network",
+                hint="make a further network for what is to come, or disconnect what is not needed any more",
+                reason="BRIDGE_FULL",
+                network=network.name,
             ) from error
         if error.errno != errno.EEXIST or route.link(endpoint.host_interface) is None:
             self.host.deletions.delete(endpoint.host_interface)

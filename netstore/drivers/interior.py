@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from netstore.drivers.options import BANDWIDTH_IN, BANDWIDTH_OUT, ENDPOINT_OPTIONS, SYSCTLS, parse
 from netstore.errors import InvalidArgument, KernelError
@@ -12,7 +12,7 @@ from netstore.kernel import netlink
 from netstore.kernel.namespaces import inside, socket_inside
 from netstore.kernel.netlink import Request, RouteSocket
 from netstore.kernel.sysctls import accept_ipv6, ipv6_present, link_local, sysctl
-from netstore.model import Address, Endpoint, Network
+from netstore.model import Address, Endpoint, Network, stable_mac
 
 __all__ = [
     "MIN_IPV6_MTU",
@@ -60,8 +60,10 @@ def rates(network: Network, endpoint: Endpoint) -> tuple[int, int]:
     return values[BANDWIDTH_IN], values[BANDWIDTH_OUT]
 
 
-def configure(network: Network, endpoint: Endpoint, namespace: int) -> None:
+def configure(network: Network, endpoint: Endpoint, namespace: int, *, gateways: Collection[str] = ()) -> None:
     """Give an interface that is inside its addresses, state, routes and sysctls.
+
+    `gateways` are those that the network's own interface on this host holds: their MAC is known.
 
     Raises:
         InvalidArgument: a sysctl that the kernel does not take.
@@ -84,6 +86,7 @@ def configure(network: Network, endpoint: Endpoint, namespace: int) -> None:
         if endpoint.default_route:
             requests += [netlink.route_replace(address.gateway, index) for address in _routed(network, endpoint)]
         requests += [netlink.route_replace(each.gateway, index, each.destination) for each in network.spec.routes]
+        requests += [netlink.neighbour_set(index, each, stable_mac(network.id)) for each in gateways]
         route.run(requests)
         if sysctls:
             _set_sysctls(namespace, endpoint.interface_name, sysctls)

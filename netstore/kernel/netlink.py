@@ -20,7 +20,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from netstore.errors import KernelError
-from netstore.kernel.attributes import attribute, nested
+from netstore.kernel.attributes import attribute, attributes, nested
 
 __all__ = [
     "Link",
@@ -32,6 +32,8 @@ __all__ = [
     "link_delete_group",
     "link_set",
     "link_up",
+    "neighbour_delete",
+    "neighbour_set",
     "port_set",
     "rate_limit",
     "route_delete",
@@ -41,6 +43,9 @@ __all__ = [
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR = 20
+RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
+NDA_DST, NDA_LLADDR, NDA_IFINDEX = 1, 2, 8
+NUD_PERMANENT = 0x80
 RTM_NEWROUTE, RTM_DELROUTE = 24, 25
 RTM_NEWQDISC, RTM_DELQDISC = 36, 37
 TC_H_ROOT, TC_LINKLAYER_ETHERNET = 0xFFFFFFFF, 1
@@ -159,6 +164,18 @@ class RouteSocket:
         attrs: _ATTRS = [_SKIP_STATISTICS, *([("IFLA_MASTER", master)] if master else [])]
         message = _message(ifinfmsg, RTM_GETLINK, NLM_F_DUMP, {}, attrs)
         return [_link(answer) for answer in self._answers(message, "listing", "interfaces")]
+
+    def permanent_neighbours(self, index: int) -> list[str]:
+        """Return the addresses of an interface's neighbours that were given to it and never expire."""
+        message = _neighbour(
+            RTM_GETNEIGH, NLM_F_DUMP, socket.AF_UNSPEC, 0, attribute(NDA_IFINDEX, struct.pack("I", index))
+        )
+        found = []
+        for answer in self._answers(message, "listing", "neighbours"):
+            family, at, state = struct.unpack_from("=BxxxiH", answer, 16)
+            if at == index and state & NUD_PERMANENT and NDA_DST in (known := attributes(answer, 28)):
+                found.append(socket.inet_ntop(family, known[NDA_DST][4:]))
+        return found
 
     def _answers(self, data: bytes, doing: str, to: str) -> list[bytes]:
         self._sequence += 1
@@ -423,6 +440,33 @@ def _route(kind: int, flags: int, gateway: str, index: int, destination: str) ->
         attrs.append(("RTA_DST", address))
         fields["dst_len"] = int(length)
     return _message(rtmsg, kind, flags, fields, attrs)
+
+
+def neighbour_set(index: int, address: str, mac: str) -> Request:
+    """Tell an interface the MAC of a neighbour for good: nothing is asked on the link, and it never counts as clutter.
+
+    The kernel's tables are one for all namespaces, and hold 1,024 neighbours that were asked for (gc_thresh3).
+    """
+    packed = ipaddress.ip_address(address).packed
+    body = attribute(NDA_DST, packed) + attribute(NDA_LLADDR, bytes.fromhex(mac.replace(":", "")))
+    data = _neighbour(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, _family(packed), index, body)
+    return Request(data, "setting the neighbour", address)
+
+
+def neighbour_delete(index: int, address: str) -> Request:
+    """Forget a neighbour; one that is gone, or whose interface is, is a success."""
+    packed = ipaddress.ip_address(address).packed
+    data = _neighbour(RTM_DELNEIGH, 0, _family(packed), index, attribute(NDA_DST, packed))
+    return Request(data, "forgetting the neighbour", address, frozenset({errno.ENOENT, errno.ENODEV}))
+
+
+def _neighbour(kind: int, flags: int, family: int, index: int, attributes_: bytes) -> bytes:
+    body = struct.pack("=BxxxiHBB", family, index, NUD_PERMANENT, 0, 0) + attributes_
+    return _HEADER.pack(16 + len(body), kind, NLM_F_REQUEST | NLM_F_ACK | flags, 0, 0) + body
+
+
+def _family(packed: bytes) -> int:
+    return socket.AF_INET if len(packed) == 4 else socket.AF_INET6
 
 
 def rate_limit(index: int, bytes_per_second: int) -> Request:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from netstore.errors import KernelError
 
-__all__ = ["accept_ipv6", "forward_ipv6", "ipv6_present", "link_local", "sysctl"]
+__all__ = ["accept_ipv6", "forward_ipv6", "ipv6_present", "link_local", "raise_neighbour_limits", "sysctl"]
 
 _IPV6 = Path("/proc/sys/net/ipv6/conf")
 
@@ -52,6 +52,21 @@ def forward_ipv6() -> None:
         if interface.name != "all" and (interface / "accept_ra").read_text().strip() == "1":
             sysctl(f"net/ipv6/conf/{interface.name}/accept_ra", "2")
     sysctl("net/ipv6/conf/all/forwarding", "1")
+
+
+def raise_neighbour_limits(place: Path = Path("/proc/sys/net")) -> None:
+    """Let the neighbour tables hold a few thousand endpoints that talk to each other; a higher limit stays.
+
+    The tables are one for all namespaces, and their limits are shown in the first one alone: elsewhere nothing happens.
+    """
+    for family in ("ipv4", "ipv6"):
+        for name, wanted in (("gc_thresh3", 16384), ("gc_thresh2", 8192), ("gc_thresh1", 4096)):
+            path = place / family / "neigh/default" / name
+            try:
+                if path.exists() and int(path.read_text()) < wanted:
+                    path.write_text(str(wanted))
+            except OSError as error:
+                raise KernelError(error.errno or errno.EIO, "setting sysctl", str(path)) from error
 
 
 def link_local(mac: str) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
+import structlog
+
 from netstore.drivers.base import Host, load_drivers
+from netstore.errors import KernelError
 from netstore.kernel.firewall import Firewall
 from netstore.kernel.links import Deletions
 from netstore.kernel.sandboxes import open_relay
+from netstore.kernel.sysctls import raise_neighbour_limits
 from netstore.model import Finding
 from netstore.networks.context import Context
 from netstore.networks.endpoints import Endpoints
@@ -21,6 +25,8 @@ from netstore.networks.supervision import ResolverProcess
 from netstore.store import Store
 
 __all__ = ["NetworkManager"]
+
+log = structlog.get_logger(__name__)
 
 
 class NetworkManager:
@@ -57,6 +63,10 @@ class NetworkManager:
         await self.resolver.start()
         await self._give_relay()
         await self._context.apply(self._firewall.ensure)
+        try:
+            await self._context.apply(raise_neighbour_limits)
+        except KernelError as error:  # a read-only /proc/sys
+            log.warning("neighbour tables keep their size", error=str(error))
         await self.networks.start()
         await self.check(repair=True)
 
@@ -68,6 +78,16 @@ class NetworkManager:
     async def check(self, *, repair: bool) -> list[Finding]:
         """Compare kernel and store; see `Reconciler.check`."""
         return await self._reconciler.check(repair=repair)
+
+    async def lost(self, endpoint_ids: Collection[str]) -> bool:
+        """Say whether one of these endpoints, whose interface went away, should be attached: we did not detach it."""
+        marks = ", ".join("?" * len(endpoint_ids))
+        found = await self._context.store.read(lambda tx: tx.endpoints.all(f"id IN ({marks})", *endpoint_ids))
+        return any(endpoint.attached for endpoint in found)
+
+    async def stale(self) -> bool:
+        """Say whether a namespace that an engine named is gone, and its endpoints are left."""
+        return await self._reconciler.stale()
 
     async def follow_uplink(self) -> int:
         """Make networks follow the uplink's MTU; see `Networks.follow_uplink`."""

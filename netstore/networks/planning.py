@@ -176,11 +176,14 @@ def reserve(
         create_time=time.time(), attached=attached, revision=revision,
     )  # fmt: skip
     if network.interface:
+        addresses = ipam.allocate(tx, network, endpoint_id, spec)
+        # Whoever gets an address again has the MAC that its neighbours know it by.
+        identity = f"{network.id} {addresses[0].address}" if addresses else endpoint_id
         endpoint = replace(
             endpoint,
-            mac_address=spec.mac_address or stable_mac(endpoint_id),
+            mac_address=spec.mac_address or stable_mac(identity),
             interface_name=spec.interface_name or _free_interface(place, _interface_prefix(network)),
-            addresses=ipam.allocate(tx, network, endpoint_id, spec),
+            addresses=addresses,
         )
         if attached and spec.ports:
             _refuse_unpublishable(network, endpoint)

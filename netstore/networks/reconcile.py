@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -37,6 +37,9 @@ class _Desired:
     def attached(self, network: Network) -> list[Endpoint]:
         return [each for each in self.endpoints if each.network_id == network.id and each.attached]
 
+    def inside(self, sandbox: Sandbox) -> list[Endpoint]:
+        return [each for each in self.endpoints if each.sandbox_id == sandbox.id]
+
 
 class Reconciler:
     """Compares, and repairs when asked to. Each difference is a `Finding`."""
@@ -66,28 +69,31 @@ class Reconciler:
                             repaired=finding.repaired, error=finding.error)  # fmt: skip
             return findings
 
+    async def stale(self) -> bool:
+        """Say whether a sandbox's namespace is gone."""
+        sandboxes = await self._context.store.read(lambda tx: tx.sandboxes.all())
+        return bool(await self._context.apply(_gone, sandboxes))
+
     async def _namespaces(self, desired: _Desired, *, repair: bool) -> list[Finding]:
         """Find sandboxes whose namespace is gone: ours are made anew, an engine's took its endpoints with it."""
         findings = []
-        for sandbox in desired.sandboxes:
-            if not sandbox.path or await self._context.apply(_alive, sandbox):
-                continue
+        for sandbox in await self._context.apply(_gone, desired.sandboxes):
             finding = Finding(
                 kind=Kind.SANDBOX, resource_id=sandbox.id, name=sandbox.path, detail="its network namespace is gone"
             )
-            findings.append(await _repaired(finding, partial(self._replace, sandbox, desired), repair=repair))
-        return findings
+            findings.append(_repaired(finding, partial(self._replace, sandbox, desired), repair=repair))
+        return await asyncio.gather(*findings)  # a machine's worth at once, when an engine crashed
 
     async def _replace(self, sandbox: Sandbox, desired: _Desired) -> None:
-        theirs = [endpoint for endpoint in desired.endpoints if endpoint.sandbox_id == sandbox.id]
         if sandbox.container_id:
             restored = await self._sandboxes.restore(sandbox)
             desired.sandboxes[desired.sandboxes.index(sandbox)] = restored
             return
+        theirs = desired.inside(sandbox)
+        desired.sandboxes.remove(sandbox)
         for endpoint in theirs:
             desired.endpoints.remove(endpoint)
             await self._endpoints.detach(endpoint.id)
-        desired.sandboxes.remove(sandbox)
 
     async def _networks(self, desired: _Desired, *, repair: bool) -> list[Finding]:
         findings = []
@@ -99,6 +105,12 @@ class Reconciler:
                 finding = Finding(kind=Kind.NETWORK, resource_id=network.id, name=network.name,
                                   detail=f"interface {network.interface} is missing")  # fmt: skip
                 findings.append(await _repaired(finding, partial(self._apply_network, network), repair=repair))
+            held = {each.address for endpoint in desired.attached(network) for each in endpoint.addresses}
+            if unknown := sorted(observed.neighbours - held):
+                finding = Finding(kind=Kind.NETWORK, resource_id=network.id, name=network.name,
+                                  detail=f"neighbours that no endpoint is: {', '.join(unknown[:5])}")  # fmt: skip
+                work = partial(self._context.apply, driver.forget_neighbours, network, unknown)
+                findings.append(await _repaired(finding, work, repair=repair))
             for endpoint in desired.attached(network):
                 if not driver.has_interfaces or endpoint.host_interface in observed.endpoints:
                     continue
@@ -210,12 +222,20 @@ async def _repaired(finding: Finding, work: Callable[[], Coroutine[Any, Any, Non
     return replace(finding, repaired=True)
 
 
-def _alive(sandbox: Sandbox) -> bool:
-    namespace = open_pinned(sandbox.path, sandbox.inode)
-    if namespace is None:
-        return False
-    os.close(namespace)
-    return True
+def _gone(sandboxes: Sequence[Sandbox]) -> list[Sandbox]:
+    """Return sandboxes whose path does not lead to their namespace any more.
+
+    The path is the engine's lease: what other processes hold of the namespace, netstore-resolver's sockets among them,
+    does not count.
+    """
+    found = []
+    for sandbox in sandboxes:
+        namespace = open_pinned(sandbox.path, sandbox.inode) if sandbox.path else None
+        if namespace is not None:
+            os.close(namespace)
+        elif sandbox.path:
+            found.append(sandbox)
+    return found
 
 
 def _marked_links() -> list[tuple[str, str]]:

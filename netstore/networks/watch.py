@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import re
 import socket
 import struct
 from collections.abc import Awaitable, Callable
@@ -30,6 +31,8 @@ _KIND_AT, _INDEX_AT = 4, 20  # nlmsg_type, and ifi_index behind the header
 
 _NFT_GONE = (NFT_MSG_DELTABLE, NFT_MSG_DELCHAIN, NFT_MSG_DELRULE, NFT_MSG_DELSET)
 
+_ENDPOINT = re.compile(rb"netstore endpoint ([0-9a-f]{64})")
+_ROUND_SECONDS = 60.0
 _SETTLE_SECONDS = 0.3
 
 log = structlog.get_logger(__name__)
@@ -72,10 +75,13 @@ class Drift:
         self._manager = manager
         self._repair = _Soon("repair drift", partial(manager.check, repair=True))
         self._follow = _Soon("follow uplink", self._follow_uplink)
+        self._look = _Soon("look for lost endpoints", self._look_for_lost)
+        self._ended: set[str] = set()
+        self._round: asyncio.Task[None] | None = None
         tables = [NFNL_SUBSYS_NFTABLES << 8 | kind for kind in _NFT_GONE]
         self._uplink = _listening(NETLINK_ROUTE, RTMGRP_LINK, {_KIND_AT: []})
         self._sockets = [
-            (_listening(NETLINK_ROUTE, RTMGRP_LINK, {_KIND_AT: [RTM_DELLINK]}), _link_went, self._repair),
+            (_listening(NETLINK_ROUTE, RTMGRP_LINK, {_KIND_AT: [RTM_DELLINK]}), self._link_went, self._repair),
             (_listening(NETLINK_NETFILTER, 1 << NFNLGRP_NFTABLES - 1, {_KIND_AT: tables}), _table_went, self._repair),
             (
                 _listening(
@@ -92,6 +98,7 @@ class Drift:
         for each, relevant, work in self._sockets:
             loop.add_reader(each, self._read, each, relevant, work)
         self._follow.ask()  # for what changed while nobody watched
+        self._round = asyncio.create_task(self._go_round(), name="look for stale sandboxes")
         return self
 
     def __exit__(
@@ -100,8 +107,9 @@ class Drift:
         for each, _, _ in self._sockets:
             asyncio.get_running_loop().remove_reader(each)
             each.close()
-        self._repair.cancel()
-        self._follow.cancel()
+        for work in (self._repair, self._follow, self._look, self._round):
+            if work:
+                work.cancel()
 
     def _read(self, source: socket.socket, relevant: Callable[[int, bytes], bool], work: _Soon) -> None:
         try:
@@ -113,6 +121,25 @@ class Drift:
             return
         if any(relevant(kind, message) for kind, message in messages(data)):
             work.ask()
+
+    def _link_went(self, kind: int, message: bytes) -> bool:
+        """Say whether a network's interface was deleted; an endpoint's, as our own detachments too, is looked up."""
+        if match := _ENDPOINT.search(message):
+            self._ended.add(match[1].decode())
+            self._look.ask()
+        return b"netstore network " in message
+
+    async def _look_for_lost(self) -> None:
+        ended, self._ended = self._ended, set()
+        if await self._manager.lost(ended):
+            self._repair.ask()
+
+    async def _go_round(self) -> None:
+        """Look now and then whether namespaces ended without a detachment: nothing tells, when an engine crashed."""
+        while True:
+            await asyncio.sleep(_ROUND_SECONDS)
+            if await self._manager.stale():
+                self._repair.ask()
 
     async def _follow_uplink(self) -> None:
         index = await self._manager.follow_uplink()
@@ -147,11 +174,6 @@ def _filter(listening: socket.socket, wanted: dict[int, list[int]]) -> None:
 
 def _anything(kind: int, message: bytes) -> bool:
     return True
-
-
-def _link_went(kind: int, message: bytes) -> bool:
-    """An interface with our mark was deleted. Our own deletions come here too; the repair then finds nothing to do."""
-    return kind == RTM_DELLINK and b"netstore network " in message
 
 
 def _table_went(kind: int, message: bytes) -> bool:

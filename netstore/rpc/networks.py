@@ -117,7 +117,7 @@ def to_spec(spec: pb.NetworkSpec) -> NetworkSpec:
 def _routes(routes: Sequence[pb.Route]) -> tuple[Route, ...]:
     if len(routes) > 64:
         raise InvalidArgument("spec.routes", f"{len(routes)} routes", "at most 64")
-    checked = []
+    checked: list[Route] = []
     for index, route in enumerate(routes):
         field = f"spec.routes[{index}]"
         try:
@@ -125,6 +125,8 @@ def _routes(routes: Sequence[pb.Route]) -> tuple[Route, ...]:
         except ValueError as error:
             raise InvalidArgument(f"{field}.destination", route.destination, "a CIDR such as 10.9.0.0/16") from error
         gateway = check_address(route.gateway, f"{field}.gateway", destination.version)
+        if any(each.destination == str(destination) for each in checked):
+            raise InvalidArgument(f"{field}.destination", route.destination, "one route a destination")
         checked.append(Route(destination=str(destination), gateway=gateway))
     return tuple(checked)
 

@@ -106,7 +106,7 @@ def test_records(node: Node, image: str) -> None:
     assert "EDNS: version: 0" in whole
     assert "IN\tA" in whole
     assert "\t1\t" in whole or " 1 " in whole  # seconds to live
-    assert dig(node, "c", "+short", "AAAA", "web").count("fd") == 3
+    assert len(dig(node, "c", "+short", "AAAA", "web").split()) == 3
     nothing = dig(node, "c", "MX", "web")
     assert "NOERROR" in nothing
     assert "ANSWER: 0" in nothing
