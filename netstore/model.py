@@ -36,6 +36,7 @@ __all__ = [
     "Pool",
     "PortMapping",
     "Protocol",
+    "Reach",
     "Route",
     "Sandbox",
     "SandboxRef",
@@ -122,6 +123,14 @@ class PortMapping:
     count: int = 1
     host_port_last: int = 0
     sources: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reach:
+    """An address and port at which a published port answers, and whom it answers there."""
+
+    address: str
+    sources: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

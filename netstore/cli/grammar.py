@@ -70,16 +70,18 @@ def parse_port(text: str, sources: Sequence[str] = ()) -> list[common_pb2.PortMa
     A range onto a range of equal length is one mapping; a range onto a single port takes any free port of it.
     """
     if "=" in text:
-        return [_long_port(text, sources)]
-    rest, _, protocol = text.partition("/")
-    parts = _port_parts(rest, text)
-    first, last = _range(parts[2], text)
-    port = common_pb2.PortMapping(container_port=first, protocol=_protocol(protocol, text), sources=sources)
-    if parts[0]:
-        port.host_ip = parts[0]
+        address, host, container, protocol, more = _long_port(text)
+    else:
+        rest, _, protocol = text.partition("/")
+        address, host, container = _port_parts(rest, text)
+        more = []
+    first, last = _range(container, text)
+    port = common_pb2.PortMapping(container_port=first, protocol=_protocol(protocol, text), sources=[*sources, *more])
+    if address:
+        port.host_ip = address
     port.count = last - first + 1 if last > first else 0
-    if parts[1]:
-        port.host_port, end = _range(parts[1], text)
+    if host:
+        port.host_port, end = _range(host, text)
         if end - port.host_port != last - first:
             if last > first:
                 raise click.UsageError(f"-p: {text!r}: both ranges must have the same length")
@@ -117,21 +119,20 @@ def _protocol(text: str, whole: str) -> Any:
     return common_pb2.Protocol.Value(f"PROTOCOL_{_PROTOCOLS[text.lower()]}")
 
 
-def _long_port(text: str, sources: Sequence[str]) -> common_pb2.PortMapping:
-    port = common_pb2.PortMapping(protocol=common_pb2.PROTOCOL_TCP, sources=sources)
+def _long_port(text: str) -> tuple[str, str, str, str, list[str]]:
+    """Split the long form into host address, host ports, container ports, protocol and sources."""
+    given = {"host_ip": "", "published": "", "target": "", "protocol": ""}
+    sources = []
     for part in next(csv.reader([text])):
         key, _, value = part.partition("=")
-        if key in ("target", "published") and value.isdecimal():
-            setattr(port, {"target": "container_port", "published": "host_port"}[key], int(value))
-        elif key == "protocol":
-            port.protocol = _protocol(value, text)
-        elif key == "host_ip":
-            port.host_ip = value
-        elif key == "from":
-            port.sources.append(value)
-        elif key != "mode":
-            raise click.UsageError(f"-p: {text!r}: write {_PORT_GRAMMAR}")
-    return port
+        if key in given and value:
+            given[key] = value
+        elif key == "from" and value:
+            sources.append(value)
+        elif key != "mode" or value not in ("host", "ingress"):
+            raise click.UsageError(f"-p: {text!r}: {part!r} is not known: write {_PORT_GRAMMAR}")
+    address = given["host_ip"].removeprefix("[").removesuffix("]")
+    return address, given["published"], given["target"], given["protocol"], sources
 
 
 def _range(text: str, whole: str) -> tuple[int, int]:

@@ -43,12 +43,16 @@ def shown(port: common_pb2.PortMapping) -> tuple[str, str]:
 
 
 def _reach(port: common_pb2.PortMapping) -> str:
-    """Say who can reach a published port."""
-    if port.host_ip.startswith("127.") or port.host_ip == "::1":
-        return "this host"
-    if port.sources:
-        return f"this host, {', '.join(port.sources)}"
-    return f"whoever reaches {port.host_ip}" if port.host_ip != "0.0.0.0" else "every network of the host"
+    """Say who can reach a published port: the widest first, with the address where it is not the one that is shown."""
+    shown_ = {shown(port)[0], shown(port)[0].replace("0.0.0.0:", "*:")}
+    places: list[str] = []
+    for place in port.reach:
+        who = "anyone" if "anyone" in place.sources else ", ".join(place.sources).replace("node", "this host")
+        if place.address not in shown_ and who != "this host":
+            who += f" at {place.address}"
+        if who not in places and (who != "this host" or not places):
+            places.append(who)
+    return "; ".join(places) or "nobody"
 
 
 def _endpoints(client: Client, container: str) -> Iterator[endpoint_pb2.Endpoint]:
@@ -94,7 +98,7 @@ def ls(client: Client, container: str, template: str | None, quiet: bool, no_tru
     """List published ports: who listens where, and who can reach it."""
     found = [(endpoint, port) for endpoint in _endpoints(client, container) for port in endpoint.status.ports]
     rows = [(*shown(port), endpoint.name, endpoint.status.network_name, _reach(port)) for endpoint, port in found]
-    headers = ("HOST", "PORT", "NAME", "NETWORK", "REACHED BY")
+    headers = ("HOST", "PORT", "NAME", "NETWORK", "REACHABLE FROM")
     listing([port for _, port in found], headers, rows, template, quiet=quiet, ids=[row[0] for row in rows])
 
 

@@ -39,7 +39,7 @@ from netstore.drivers.options import (
 from netstore.errors import Exhausted, FailedPrecondition, InvalidArgument, KernelError
 from netstore.kernel import netlink
 from netstore.kernel.conntrack import forget_address, forget_published, forget_strays
-from netstore.kernel.firewall import Element, direct_elements, guard_elements, port_elements
+from netstore.kernel.firewall import Element, direct_elements, guard_elements, port_elements, source_elements
 from netstore.kernel.links import host_socket
 from netstore.kernel.netlink import Request, RouteSocket
 from netstore.kernel.sysctls import accept_ipv6, forward_ipv6, link_local, sysctl
@@ -271,7 +271,8 @@ class BridgeDriver(Driver):
         translated = [each for each in endpoint.addresses if _six(each.address) not in routed]
         direct = [each for each in endpoint.addresses if _six(each.address) in routed or values[TRUSTED]]
         elements = [element for port in ports for element in port_elements(port, translated)]
-        return elements + [element for port in ports for element in direct_elements(port, direct)]
+        elements += [element for port in ports for element in direct_elements(port, direct)]
+        return elements + [element for port in ports for element in source_elements(port, endpoint.addresses)]
 
     def _bridge_addresses(self, network: Network) -> list[tuple[str, int]]:
         """Return the gateways that the bridge holds itself, and the link-local address that IPv6 needs beside them."""

@@ -25,7 +25,15 @@ from netstore.kernel.elements import NFT_MSG_DELSETELEM, NFT_MSG_NEWSETELEM, Pla
 from netstore.kernel.nftables import Nftables
 from netstore.model import PAIR_PREFIX, Address, PortMapping, Protocol
 
-__all__ = ["Element", "Firewall", "direct_elements", "guard_elements", "port_elements", "relay_elements"]
+__all__ = [
+    "Element",
+    "Firewall",
+    "direct_elements",
+    "guard_elements",
+    "port_elements",
+    "relay_elements",
+    "source_elements",
+]
 
 # A set's or map's name, and one element of it as nft writes it: ("ports", "tcp . 8080 : 172.18.0.2 . 80").
 Element = tuple[str, str]
@@ -254,9 +262,14 @@ def port_elements(port: PortMapping, addresses: Collection[Address]) -> Iterator
             for number in range(port.count):
                 target = f"{address} . {port.container_port + number}"
                 yield f"ports{at}", f"{place} . {port.host_port + number} : {target}"
+
+
+def source_elements(port: PortMapping, addresses: Collection[Address]) -> Iterator[Element]:
+    """Yield the elements that let certain sources alone reach a published port, by whichever way they come."""
+    for address, six in _served(port, addresses) if port.sources else ():
         hosts = "/128" if six else "/32"
         sources = [source.removesuffix(hosts) for source in port.sources if (":" in source) == bool(six)]
-        for number in range(port.container_port, port.container_port + port.count) if port.sources else ():
+        for number in range(port.container_port, port.container_port + port.count):
             yield f"limited{six}", f"{address} . {port.protocol} . {number}"
             yield from ((f"allowed{six}", f"{source} . {address} . {port.protocol} . {number}") for source in sources)
 

@@ -186,8 +186,7 @@ def reserve(
             addresses=addresses,
         )
         if attached and spec.ports:
-            _refuse_unpublishable(network, endpoint)
-            claimed = ports.claim(tx, endpoint_id, _bound_to_default(network, spec.ports))
+            claimed = ports.claim(tx, endpoint_id, _publishable(network, endpoint, spec.ports))
             endpoint = replace(endpoint, ports=claimed)
         endpoint = _take_default_route(tx, network, endpoint, place.others)
     try:
@@ -256,7 +255,12 @@ def _insert_names(tx: Transaction, network: Network, endpoint: Endpoint, sandbox
         tx.execute("INSERT INTO names VALUES (?, ?, ?)", network.id, name, endpoint.id)
 
 
-def _refuse_unpublishable(network: Network, endpoint: Endpoint) -> None:
+def _publishable(network: Network, endpoint: Endpoint, wanted: Sequence[PortMapping]) -> list[PortMapping]:
+    """Return ports with the network's default host address where they name none.
+
+    Raises:
+        FailedPrecondition: they cannot be published for this endpoint, or not on such an address.
+    """
     if network.spec.internal:
         raise FailedPrecondition(
             f"network {network.name} is internal: its ports cannot be published",
@@ -264,13 +268,17 @@ def _refuse_unpublishable(network: Network, endpoint: Endpoint) -> None:
         )
     if not endpoint.attached:
         raise FailedPrecondition(f"endpoint {endpoint.id[:12]} is not attached", hint="start its container first")
-
-
-def _bound_to_default(network: Network, wanted: Sequence[PortMapping]) -> list[PortMapping]:
-    """Fill in the network's default host address where a port names none."""
     default = network.spec.options.get("com.docker.network.bridge.host_binding_ipv4", "")
     default = "" if default == "0.0.0.0" else default
-    return [replace(port, host_ip=default) if not port.host_ip and default else port for port in wanted]
+    bound = [replace(port, host_ip=default) if not port.host_ip and default else port for port in wanted]
+    families = {":" in each.address for each in endpoint.addresses}
+    for port in bound:  # ::1 is relayed to either family
+        if not families or (port.host_ip not in ("", "::1") and (":" in port.host_ip) not in families):
+            raise FailedPrecondition(
+                f"host address {port.host_ip or '0.0.0.0'}: the endpoint has no such address on network {network.name}",
+                hint="publish on an address of a family that it has, or on none",
+            )
+    return bound
 
 
 def activate(tx: Transaction, opened: OpenSandbox, wanted: Mapping[str, Sequence[PortMapping]]) -> list[Plan]:
@@ -282,8 +290,7 @@ def activate(tx: Transaction, opened: OpenSandbox, wanted: Mapping[str, Sequence
         network = tx.networks.require(endpoint.network_id)
         endpoint = replace(endpoint, attached=True)
         if wanted.get(endpoint.id):
-            _refuse_unpublishable(network, endpoint)
-            claimed = ports.claim(tx, endpoint.id, _bound_to_default(network, wanted[endpoint.id]))
+            claimed = ports.claim(tx, endpoint.id, _publishable(network, endpoint, wanted[endpoint.id]))
             endpoint = replace(endpoint, ports=claimed)
         where = {"network": network.name, "container": opened.sandbox.container_id}
         endpoint = replace(endpoint, revision=tx.event(Kind.ENDPOINT, "connect", endpoint.id, endpoint.name, **where))
@@ -304,8 +311,7 @@ def publish(
 ) -> tuple[Endpoint, Network, Sandbox, tuple[PortMapping, ...]]:
     """Take further ports for a live endpoint; those published already stay. Returns the new ones last."""
     endpoint, network, sandbox = joined(tx, tx.endpoints.find(reference, by_name=False))
-    _refuse_unpublishable(network, endpoint)
-    bound = _bound_to_default(network, wanted)
+    bound = _publishable(network, endpoint, wanted)
     unheld = [port for port in bound if not port.host_port or not ports.matching(endpoint.ports, port)]
     new = ports.claim(tx, endpoint.id, unheld)
     revision = tx.event(Kind.ENDPOINT, "publish", endpoint.id, endpoint.name, network=network.name)

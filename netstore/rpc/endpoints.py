@@ -10,8 +10,9 @@ from typing import Any
 from netstore.api.v1 import common_pb2, endpoint_pb2_grpc
 from netstore.api.v1 import endpoint_pb2 as pb
 from netstore.drivers.options import ENDPOINT_OPTIONS, parse
+from netstore.drivers.reach import reach
 from netstore.errors import InvalidArgument
-from netstore.model import Endpoint, EndpointSpec, Network, PortMapping, Protocol, Sandbox, SandboxRef
+from netstore.model import Endpoint, EndpointSpec, Network, PortMapping, Protocol, Reach, Sandbox, SandboxRef
 from netstore.networks.manager import NetworkManager
 from netstore.networks.planning import AttachRequest
 from netstore.rpc.fields import (
@@ -33,6 +34,7 @@ __all__ = [
     "check_links",
     "check_mac",
     "check_static",
+    "published",
     "to_message",
     "to_port",
     "to_port_message",
@@ -134,6 +136,8 @@ def to_port(port: common_pb2.PortMapping, field: str) -> PortMapping:
     if port.protocol not in _PROTOCOLS:
         raise InvalidArgument(f"{field}.protocol", port.protocol, "PROTOCOL_TCP, PROTOCOL_UDP or PROTOCOL_SCTP")
     host_ip = check_address(port.host_ip, f"{field}.host_ip") if port.host_ip else ""
+    if host_ip == "::1" and port.protocol not in (common_pb2.PROTOCOL_UNSPECIFIED, common_pb2.PROTOCOL_TCP):
+        raise InvalidArgument(f"{field}.host_ip", host_ip, "127.0.0.1 for UDP and SCTP: on ::1 TCP alone is served")
     return PortMapping(
         container_port=port.container_port,
         host_port=port.host_port,
@@ -265,8 +269,8 @@ def _matches(filters: Filters, endpoint: Endpoint, network: Network, sandbox: Sa
     )
 
 
-def to_port_message(port: PortMapping) -> common_pb2.PortMapping:
-    """Translate a published port."""
+def to_port_message(port: PortMapping, reached: Sequence[Reach] = ()) -> common_pb2.PortMapping:
+    """Translate a port, with who can reach it where it is published."""
     return common_pb2.PortMapping(
         host_ip=port.host_ip or "0.0.0.0",
         host_port=port.host_port,
@@ -275,7 +279,13 @@ def to_port_message(port: PortMapping) -> common_pb2.PortMapping:
         count=port.count if port.count > 1 else 0,
         host_port_last=port.host_port_last,
         sources=port.sources,
+        reach=[common_pb2.PortReach(address=each.address, sources=each.sources) for each in reached],
     )
+
+
+def published(endpoint: Endpoint, network: Network) -> list[common_pb2.PortMapping]:
+    """Translate the published ports of an endpoint."""
+    return [to_port_message(port, reach(network, endpoint, port)) for port in endpoint.ports]
 
 
 def to_message(endpoint: Endpoint, network: Network, sandbox: Sandbox) -> pb.Endpoint:
@@ -313,7 +323,7 @@ def to_message(endpoint: Endpoint, network: Network, sandbox: Sandbox) -> pb.End
             mac_address=endpoint.mac_address,
             interface_name=endpoint.interface_name,
             host_interface_name=endpoint.host_interface if endpoint.addresses else "",
-            ports=[to_port_message(port) for port in endpoint.ports],
+            ports=published(endpoint, network),
             sandbox_id=sandbox.id,
             container_id=sandbox.container_id,
             network_id=network.id,

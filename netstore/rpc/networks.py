@@ -15,7 +15,7 @@ from netstore.errors import InvalidArgument
 from netstore.model import Network, NetworkSpec, Pool, Route
 from netstore.networks.manager import NetworkManager
 from netstore.networks.networks import NetworkChange
-from netstore.rpc.endpoints import check_address
+from netstore.rpc.endpoints import check_address, published
 from netstore.rpc.fields import (
     Filters,
     check_labels,
@@ -39,10 +39,15 @@ class NetworkServicer(network_pb2_grpc.NetworkServiceServicer):
 
     def __init__(self, manager: NetworkManager) -> None:
         self._networks = manager.networks
+        self._endpoints = manager.endpoints
 
     async def GetNetwork(self, request: pb.GetNetworkRequest, context: Any) -> pb.GetNetworkResponse:
         network, count = await self._networks.get(request.network)
-        return pb.GetNetworkResponse(network=to_message(network, count))
+        message = to_message(network, count)
+        for endpoint, _, _ in await self._endpoints.all("network_id = ?", network.id):
+            for port in published(endpoint, network):
+                message.status.ports.add(endpoint_id=endpoint.id, endpoint_name=endpoint.name, port=port)
+        return pb.GetNetworkResponse(network=message)
 
     async def ListNetworks(self, request: pb.ListNetworksRequest, context: Any) -> pb.ListNetworksResponse:
         filters = Filters(request.filter, _FILTERS)

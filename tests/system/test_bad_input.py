@@ -145,6 +145,8 @@ ENDPOINTS = [
     ("AttachEndpoint", attach(ports=[*port(host_port=700, count=10), *port(host_port=709)]), PRECONDITION, "709"),
     ("AttachEndpoint", attach(options={"com.docker.network.endpoint.sysctls": "kernel.x=1"}), INVALID, "spec.options"),
     ("AttachEndpoint", attach(ports=port(host_ip="9.9.9.9", host_port=5)), PRECONDITION, "9.9.9.9"),
+    ("AttachEndpoint", attach(ports=port(host_ip="::1", host_port=5, protocol=2)), INVALID, "spec.ports[0].host_ip"),
+    ("AttachEndpoint", attach(ports=port(host_ip="::2", host_port=5)), PRECONDITION, "::2"),
     ("AttachEndpoint", attach(ports=port(protocol=4)), INVALID, "spec.ports[0].protocol"),
     ("AttachEndpoint", attach(ports=[*port(host_port=80), *port(host_port=80)]), PRECONDITION, "80"),
     ("AttachEndpoints", endpoint_pb2.AttachEndpointsRequest(), INVALID, "endpoints"),

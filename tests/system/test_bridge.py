@@ -556,3 +556,59 @@ socket.socket(socket.AF_INET, socket.SOCK_RAW, 132).sendto(packet, ("203.0.113.1
     endpoint = json.loads(node.out("endpoint", "ls", "--format", "json"))[0]["id"]
     node.cli("endpoint", "unpublish", endpoint, "5300:53/sctp")
     assert "sctp" not in node.host.sh("cat /proc/net/nf_conntrack")
+
+
+MODE = "com.docker.network.bridge.gateway_mode_ipv4"
+TRUSTED = "com.docker.network.bridge.trusted_host_interfaces"
+
+
+@pytest.mark.parametrize(
+    ("options", "flags", "shown"),
+    [
+        ({}, "5300:53", "anyone"),
+        ({}, "127.0.0.1:5300:53", "this host"),
+        ({}, "[::1]:5300:53", "this host"),
+        ({}, "203.0.113.1:5300:53", "anyone"),
+        ({}, "published=5300,target=53,from=203.0.113.0/25", "this host, 203.0.113.0/25"),
+        ({}, "published=5300,target=53,from=198.51.100.0/24", "this host, 198.51.100.0/24"),
+        ({MODE: "routed"}, "5300:53", "anyone at 10.8.0.2:53"),
+        ({MODE: "routed"}, "published=5300,target=53,from=198.51.100.0/24", "this host, 198.51.100.0/24 at 10.8.0.2:53"),
+        ({MODE: "nat-unprotected"}, "5300:53", "anyone; anyone at 10.8.0.2:53"),
+        ({TRUSTED: "uplink"}, "127.0.0.1:5300:53", "this host; this host, interface uplink at 10.8.0.2:53"),
+    ],
+)  # fmt: skip
+def test_who_reaches_a_port_is_said_and_true(
+    node: Node, talking: Talking, options: dict[str, str], flags: str, shown: str
+) -> None:
+    node.host.sh("ip -n neighbour route add 10.0.0.0/8 via 203.0.113.1")
+    given = [part for key, value in options.items() for part in ("-o", f"{key}={value}")]
+    node.cli("network", "create", "--subnet", "10.8.0.0/24", *given, "app")
+    node.cli("network", "create", "--subnet", "10.9.0.0/24", "other")
+    for name, network, publish in (("one", "app", ["-p", flags]), ("two", "other", [])):
+        node.host.netns(name)
+        node.cli("network", "connect", "--netns", f"/run/netns/{name}", *publish, "--name", name, network)
+    talking(SERVER, "tcp", "one", netns="one", serves=True)
+    published = json.loads(node.out("network", "inspect", "app"))[0]["status"]["ports"][0]
+    assert published["endpoint_name"] == "one"
+    places = {each["address"]: each["sources"] for each in published["port"]["reach"]}
+    row = node.out("port", "ls").splitlines()[1]
+    assert row.split("   ")[-1].strip() == shown
+
+    def said(client: str, address: str, place: str) -> bool:
+        everywhere = [f"{wide}:5300" for wide in ("*", "0.0.0.0") if "::" not in place and place.endswith(":5300")]
+        sources = [source for each in (place, *everywhere) for source in places.get(each, [])]
+        nets = [ip_network(source) for source in sources if "/" in source]
+        return (
+            {"": "node", "two": "networks", "neighbour": "anyone"}[client] in sources
+            or (client == "neighbour" and "interface uplink" in sources)
+            or (client != "" and any(ip_address(address) in each for each in nets))
+        )
+
+    code = "import socket; socket.create_connection(({!r}, {}), timeout=0.7)"
+    for client, address in (("", "203.0.113.1"), ("two", "10.9.0.2"), ("neighbour", "203.0.113.2")):
+        targets = [("203.0.113.1", 5300), *([("10.8.0.2", 53)] if client else [("127.0.0.1", 5300), ("::1", 5300)])]
+        for host, port in targets:
+            inside = ["ip", "netns", "exec", client] if client else []
+            done = node.host.run(*inside, sys.executable, "-c", code.format(host, port), check=False)
+            place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            assert (done.returncode == 0) == said(client, address, place), (client, place, places, done.stderr[-80:])

@@ -25,6 +25,10 @@ from netstore.cli.main import cli
         ("fd00::1:80:81", [("fd00::1", 80, 81, 1)]),
         ("[fd00::1]::81", [("fd00::1", 0, 81, 1)]),
         ("target=80,published=8080,protocol=udp,host_ip=10.0.0.1", [("10.0.0.1", 8080, 80, 2)]),
+        ("target=80-82,published=90-92,mode=host", [("", 90, 80, 1, 3, 0)]),
+        ("target=80,published=90-92,host_ip=[::1]", [("::1", 90, 80, 1, 0, 92)]),
+        ("target=80", [("", 0, 80, 1)]),
+        ("8080:80/UDP", [("", 8080, 80, 2)]),
         ("[::1]:80:80", [("::1", 80, 80, 1)]),
     ],
 )
@@ -34,7 +38,23 @@ def test_ports(text: str, expected: list) -> None:
     assert found == [(*each, 0, 0)[:6] for each in expected]
 
 
-@pytest.mark.parametrize("text", ["", "x", "80:", "80-70", "8000-8002:80-81", "80/icmp", "70000"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "x",
+        "80:",
+        "80-70",
+        "8000-8002:80-81",
+        "80/icmp",
+        "70000",
+        "published=80",
+        "target=80,colour=red",
+        "target=80,mode=x",
+        "target=0",
+        "[::1:80:80",
+    ],
+)
 def test_bad_ports(text: str) -> None:
     with pytest.raises(click.UsageError, match="-p"):
         grammar.parse_port(text)

@@ -122,6 +122,7 @@ class PortMapping(_message.Message):
     COUNT_FIELD_NUMBER: _builtins.int
     HOST_PORT_LAST_FIELD_NUMBER: _builtins.int
     SOURCES_FIELD_NUMBER: _builtins.int
+    REACH_FIELD_NUMBER: _builtins.int
     host_ip: _builtins.str
     """OPTIONAL. The node's address to listen on; empty, "0.0.0.0" or "::" means every address of both families,
     "127.0.0.1" this node only.
@@ -140,6 +141,10 @@ class PortMapping(_message.Message):
     def sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """OPTIONAL. CIDRs of the machines that may reach it, besides the node itself; none means every machine. At most 64."""
 
+    @_builtins.property
+    def reach(self) -> _containers.RepeatedCompositeFieldContainer[Global___PortReach]:
+        """OUTPUT_ONLY. Where it answers, and whom; empty while it is not published."""
+
     def __init__(
         self,
         *,
@@ -150,14 +155,45 @@ class PortMapping(_message.Message):
         count: _builtins.int = ...,
         host_port_last: _builtins.int = ...,
         sources: _abc.Iterable[_builtins.str] | None = ...,
+        reach: _abc.Iterable[Global___PortReach] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["container_port", b"container_port", "count", b"count", "host_ip", b"host_ip", "host_port", b"host_port", "host_port_last", b"host_port_last", "protocol", b"protocol", "sources", b"sources"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container_port", b"container_port", "count", b"count", "host_ip", b"host_ip", "host_port", b"host_port", "host_port_last", b"host_port_last", "protocol", b"protocol", "reach", b"reach", "sources", b"sources"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PortMapping: _TypeAlias = PortMapping  # noqa: Y015
+
+@_typing.final
+class PortReach(_message.Message):
+    """PortReach is one place at which a published port answers. What the node's own firewall drops besides is not known to it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """OUTPUT_ONLY. Address and port or ports: "0.0.0.0:8080" is every IPv4 address of the node, "*:8080" both families'."""
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """OUTPUT_ONLY. Who is answered: "node" (its own processes), "networks" (endpoints of its networks that are not internal),
+        "interface NAME" (whoever comes in there), a CIDR, "anyone" (whoever has a route).
+        """
+
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        sources: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "sources", b"sources"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PortReach: _TypeAlias = PortReach  # noqa: Y015
 
 @_typing.final
 class Event(_message.Message):

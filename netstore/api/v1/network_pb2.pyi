@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from netstore.api.v1 import common_pb2 as _common_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -226,6 +227,7 @@ class NetworkStatus(_message.Message):
     MTU_FIELD_NUMBER: _builtins.int
     ENDPOINT_COUNT_FIELD_NUMBER: _builtins.int
     PREDEFINED_FIELD_NUMBER: _builtins.int
+    PORTS_FIELD_NUMBER: _builtins.int
     state: Global___NetworkState.ValueType
     """OUTPUT_ONLY. Where the network is in its life."""
     message: _builtins.str
@@ -242,6 +244,10 @@ class NetworkStatus(_message.Message):
     def ipam(self) -> _containers.RepeatedCompositeFieldContainer[Global___IpamConfig]:
         """OUTPUT_ONLY. The pools in use, gateways filled in."""
 
+    @_builtins.property
+    def ports(self) -> _containers.RepeatedCompositeFieldContainer[Global___PublishedPort]:
+        """OUTPUT_ONLY. The ports that its endpoints publish, and who can reach them. Filled in by GetNetwork alone."""
+
     def __init__(
         self,
         *,
@@ -252,14 +258,47 @@ class NetworkStatus(_message.Message):
         mtu: _builtins.int = ...,
         endpoint_count: _builtins.int = ...,
         predefined: _builtins.bool = ...,
+        ports: _abc.Iterable[Global___PublishedPort] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint_count", b"endpoint_count", "interface", b"interface", "ipam", b"ipam", "message", b"message", "mtu", b"mtu", "predefined", b"predefined", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint_count", b"endpoint_count", "interface", b"interface", "ipam", b"ipam", "message", b"message", "mtu", b"mtu", "ports", b"ports", "predefined", b"predefined", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NetworkStatus: _TypeAlias = NetworkStatus  # noqa: Y015
+
+@_typing.final
+class PublishedPort(_message.Message):
+    """PublishedPort is a port of one of a network's endpoints."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENDPOINT_ID_FIELD_NUMBER: _builtins.int
+    ENDPOINT_NAME_FIELD_NUMBER: _builtins.int
+    PORT_FIELD_NUMBER: _builtins.int
+    endpoint_id: _builtins.str
+    """OUTPUT_ONLY. The endpoint's id."""
+    endpoint_name: _builtins.str
+    """OUTPUT_ONLY. The endpoint's name."""
+    @_builtins.property
+    def port(self) -> _common_pb2.PortMapping:
+        """OUTPUT_ONLY. The port, its host port filled in."""
+
+    def __init__(
+        self,
+        *,
+        endpoint_id: _builtins.str = ...,
+        endpoint_name: _builtins.str = ...,
+        port: _common_pb2.PortMapping | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["port", b"port"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint_id", b"endpoint_id", "endpoint_name", b"endpoint_name", "port", b"port"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PublishedPort: _TypeAlias = PublishedPort  # noqa: Y015
 
 @_typing.final
 class Network(_message.Message):
