@@ -149,7 +149,7 @@ class Daemon:
         server = grpc.aio.server(interceptors=[self._interceptor])
         network_pb2_grpc.add_NetworkServiceServicer_to_server(NetworkServicer(self._networks), server)
         endpoint_pb2_grpc.add_EndpointServiceServicer_to_server(EndpointServicer(self._networks), server)
-        volume_pb2_grpc.add_VolumeServiceServicer_to_server(VolumeServicer(self._volumes), server)
+        volume_pb2_grpc.add_VolumeServiceServicer_to_server(VolumeServicer(self._volumes, self._node_id), server)
         snapshot_pb2_grpc.add_SnapshotServiceServicer_to_server(SnapshotServicer(self._volumes), server)
         container_pb2_grpc.add_ContainerServiceServicer_to_server(ContainerServicer(self._containers), server)
         image_pb2_grpc.add_ImageServiceServicer_to_server(ImageServicer(self._containers.images), server)

@@ -263,13 +263,14 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeSpec:
-    """What was asked for."""
+    """What was asked for. `block` is the mode: a device node instead of a filesystem."""
 
     driver: str = "local"
     options: Mapping[str, str] = field(default_factory=dict)
     size_bytes: int = 0
     snapshot_schedule: str = ""
     snapshot_keep: int = 0
+    block: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,9 +28,12 @@ __all__ = [
     "parse",
     "rate",
     "refuse_changes",
+    "shown",
+    "size_bytes",
 ]
 
 _INTERFACE = re.compile(r"[a-zA-Z0-9_.-]{1,15}")
+_SIZE = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,9})?)\s*([kmgtp]?)i?b?")
 _RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([kmg]?)(?:bit)?")
 _SYSCTL = re.compile(r"(net\.(?:ipv4|ipv6|mpls)\.[a-z_]+\.IFNAME\.[a-z0-9_]+)=(-?[0-9]+)")
 
@@ -105,6 +108,19 @@ def mode(text: str) -> int:
     if not re.fullmatch(r"[0-7]{1,5}", text) or int(text, 8) > 0o7777:
         raise ValueError("an octal file mode such as 0750")
     return int(text, 8)
+
+
+def shown(default: object) -> str:
+    """Return a default as it is written in an option, "" for none."""
+    return str(default).lower() if isinstance(default, bool) else str(default or "")
+
+
+def size_bytes(text: str) -> int:
+    """Parse a size such as 64m or 10G, in units of 1024 as Docker (RAMInBytes)."""
+    match = _SIZE.fullmatch(text.strip().lower())
+    if match is None or (size := int(float(match[1]) * 1024 ** " kmgtp".index(match[2] or " "))) >= 1 << 63:
+        raise ValueError("a size such as 512M or 10G")
+    return size
 
 
 def interface(text: str) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from netstore.api.v1 import volume_pb2 as pb
 from netstore.api.v1 import volume_pb2_grpc
+from netstore.drivers.options import shown
 from netstore.errors import InvalidArgument
 from netstore.model import Volume, VolumeSpec
 from netstore.rpc.fields import (
@@ -18,19 +20,34 @@ from netstore.rpc.fields import (
     page,
     timestamp,
 )
+from netstore.volumes.drivers.base import VolumeDriver
 from netstore.volumes.manager import VolumeManager
 
 __all__ = ["VolumeServicer", "to_message", "to_spec"]
+
+_SECRET = re.compile(r"((?:^|,)(?:password|pass|password2)=)[^,]*")
 
 
 class VolumeServicer(volume_pb2_grpc.VolumeServiceServicer):
     """Implements `netstore.v1.VolumeService`."""
 
-    def __init__(self, manager: VolumeManager) -> None:
+    def __init__(self, manager: VolumeManager, node_id: str) -> None:
         self._volumes = manager
+        self._node_id = node_id
 
     async def GetVolume(self, request: pb.GetVolumeRequest, context: Any) -> pb.GetVolumeResponse:
-        return pb.GetVolumeResponse(volume=to_message(*await self._volumes.get(request.volume)))
+        volume, containers = await self._volumes.get(request.volume)
+        found = self._message(volume, containers)
+        details = await self._volumes.details(volume)
+        found.status.state = pb.VOLUME_STATE_FAILED if details.health else pb.VOLUME_STATE_ACTIVE
+        found.status.message = details.health
+        found.status.staged = details.staged
+        found.status.holders.extend(details.holders)
+        found.status.capacity_bytes = details.usage.size_bytes
+        for field, value in (("used_bytes", details.usage.used_bytes), ("used_inodes", details.usage.inodes_used)):
+            if value is not None:
+                setattr(found.status, field, value)
+        return pb.GetVolumeResponse(volume=found)
 
     async def ListVolumes(self, request: pb.ListVolumesRequest, context: Any) -> pb.ListVolumesResponse:
         filters = Filters(request.filter, ("driver", "label", "name", "dangling"))
@@ -44,7 +61,7 @@ class VolumeServicer(volume_pb2_grpc.VolumeServiceServicer):
             and dangling in (None, not containers)
         ]
         shown, token = page(found, request.page_size, request.page_token, lambda pair: pair[0])
-        return pb.ListVolumesResponse(volumes=[to_message(*pair) for pair in shown], next_page_token=token)
+        return pb.ListVolumesResponse(volumes=[self._message(*pair) for pair in shown], next_page_token=token)
 
     async def CreateVolume(self, request: pb.CreateVolumeRequest, context: Any) -> pb.CreateVolumeResponse:
         wanted = request.volume
@@ -54,13 +71,17 @@ class VolumeServicer(volume_pb2_grpc.VolumeServiceServicer):
             labels=check_labels(wanted.labels),
             request_id=check_request_id(request.request_id),
         )
-        return pb.CreateVolumeResponse(volume=to_message(*made))
+        return pb.CreateVolumeResponse(volume=self._message(*made))
 
     async def UpdateVolume(self, request: pb.UpdateVolumeRequest, context: Any) -> pb.UpdateVolumeResponse:
-        check_mask(request.update_mask, mutable=["labels"], immutable=["name", "spec"])
+        paths = check_mask(request.update_mask, mutable=["labels", "spec.size_bytes"], immutable=["name", "spec"])
         wanted = request.volume
-        updated = await self._volumes.update_labels(wanted.id or wanted.name, check_labels(wanted.labels), wanted.etag)
-        return pb.UpdateVolumeResponse(volume=to_message(*updated))
+        updated = await self._volumes.update(
+            wanted.id or wanted.name, wanted.etag,
+            labels=check_labels(wanted.labels) if "labels" in paths else None,
+            size_bytes=wanted.spec.size_bytes if "spec.size_bytes" in paths else None,
+        )  # fmt: skip
+        return pb.UpdateVolumeResponse(volume=self._message(*updated))
 
     async def DeleteVolume(self, request: pb.DeleteVolumeRequest, context: Any) -> pb.DeleteVolumeResponse:
         with missing_allowed(allow=request.allow_missing):
@@ -74,6 +95,32 @@ class VolumeServicer(volume_pb2_grpc.VolumeServiceServicer):
         )
         return pb.PruneVolumesResponse(volumes=names, reclaimed_bytes=reclaimed)
 
+    async def ListVolumeDrivers(
+        self, request: pb.ListVolumeDriversRequest, context: Any
+    ) -> pb.ListVolumeDriversResponse:
+        found = [_driver_message(self._volumes.driver_named(name)) for name in self._volumes.drivers]
+        return pb.ListVolumeDriversResponse(drivers=found)
+
+    async def StageVolume(self, request: pb.StageVolumeRequest, context: Any) -> pb.StageVolumeResponse:
+        staged = await self._volumes.stage(request.volume, check_name("holder", request.holder))
+        message = self._message(*staged)
+        message.status.staged = True
+        return pb.StageVolumeResponse(volume=message)
+
+    async def UnstageVolume(self, request: pb.UnstageVolumeRequest, context: Any) -> pb.UnstageVolumeResponse:
+        with missing_allowed(allow=True):
+            await self._volumes.unstage(request.volume, check_name("holder", request.holder))
+        return pb.UnstageVolumeResponse()
+
+    def _message(self, volume: Volume, containers: list[str]) -> pb.Volume:
+        """Translate a volume, with what its driver knows without a look."""
+        driver = self._volumes.driver_of(volume)
+        message = to_message(volume, containers)
+        message.status.size_enforcement = driver.enforcement(volume)
+        message.status.staged = not driver.stages(volume) or bool(self._volumes.staging.holders(volume.id))
+        message.status.accessible_topology["netstore.node"] = self._node_id
+        return message
+
 
 def to_spec(spec: pb.VolumeSpec) -> VolumeSpec:
     """Translate a spec that was asked for.
@@ -83,19 +130,26 @@ def to_spec(spec: pb.VolumeSpec) -> VolumeSpec:
     """
     if spec.size_bytes < 0:
         raise InvalidArgument("spec.size_bytes", spec.size_bytes, "0 (no limit), or a size in bytes")
-    return VolumeSpec(driver=spec.driver or "local", options=dict(spec.options), size_bytes=spec.size_bytes)
+    if spec.mode not in pb.VolumeMode.values():
+        raise InvalidArgument("spec.mode", spec.mode, "a value of VolumeMode")
+    return VolumeSpec(
+        driver=spec.driver, options=dict(spec.options), size_bytes=spec.size_bytes,
+        block=spec.mode == pb.VOLUME_MODE_BLOCK,
+    )  # fmt: skip
 
 
 def to_message(volume: Volume, containers: list[str]) -> pb.Volume:
     """Translate a volume, with the names of the containers that mount it."""
     spec = volume.spec
+    mode = pb.VOLUME_MODE_BLOCK if spec.block else pb.VOLUME_MODE_FILESYSTEM
+    options = {key: _SECRET.sub(r"\1*****", value) for key, value in spec.options.items()}
     return pb.Volume(
         id=volume.id,
         name=volume.name,
         labels=volume.labels,
         etag=str(volume.revision),
         create_time=timestamp(volume.create_time),
-        spec=pb.VolumeSpec(driver=spec.driver, options=spec.options, size_bytes=spec.size_bytes),
+        spec=pb.VolumeSpec(driver=spec.driver, options=options, size_bytes=spec.size_bytes, mode=mode),
         status=pb.VolumeStatus(
             state=pb.VOLUME_STATE_CREATING if volume.filling else pb.VOLUME_STATE_ACTIVE,
             message=volume.filling,
@@ -103,4 +157,19 @@ def to_message(volume: Volume, containers: list[str]) -> pb.Volume:
             containers=containers,
             anonymous=volume.anonymous,
         ),
+    )
+
+
+def _driver_message(driver: VolumeDriver) -> pb.VolumeDriver:
+    return pb.VolumeDriver(
+        name=driver.name,
+        capabilities=[
+            pb.VolumeCapability.Value(f"VOLUME_CAPABILITY_{each.name}") for each in sorted(driver.capabilities)
+        ],
+        options=[
+            pb.VolumeOption(key=each.key, default_value=shown(each.default), description=each.doc)
+            for each in driver.options
+        ],
+        unavailable=driver.available,
+        no_size=driver.cannot_hold_size(),
     )

@@ -133,4 +133,10 @@ MIGRATIONS: tuple[str, ...] = (
         id TEXT PRIMARY KEY, name TEXT NOT NULL, created INTEGER NOT NULL UNIQUE, body TEXT NOT NULL
     ) WITHOUT ROWID;
     """,
+    """
+    -- Who holds a volume staged besides containers: names that engines gave (StageVolume).
+    CREATE TABLE volume_stages (
+        volume_id TEXT NOT NULL REFERENCES volumes(id), holder TEXT NOT NULL, PRIMARY KEY (volume_id, holder)
+    ) WITHOUT ROWID;
+    """,
 )

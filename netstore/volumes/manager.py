@@ -12,25 +12,46 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import structlog
 
-from netstore.errors import AlreadyExists, Conflict, InUse, InvalidArgument, KernelError, NetstoreError
+from netstore.errors import (
+    AlreadyExists,
+    Conflict,
+    FailedPrecondition,
+    InUse,
+    InvalidArgument,
+    KernelError,
+    NetstoreError,
+)
 from netstore.model import Consistency, Finding, Kind, MountSpec, Volume, VolumeSpec, new_id
 from netstore.store import Store, Transaction
+from netstore.volumes import rows
 from netstore.volumes.copies import Taken, fill
 from netstore.volumes.drivers.base import Node, Usage, VolumeDriver, load_drivers
 from netstore.volumes.reconcile import check_storage
+from netstore.volumes.sizes import check_resize, settled
 from netstore.volumes.snapshots import Snapshots, refuse_filling
 from netstore.volumes.staging import Staging
 
-__all__ = ["ANONYMOUS_LABEL", "VolumeManager"]
+__all__ = ["ANONYMOUS_LABEL", "Details", "VolumeManager"]
 
 log = structlog.get_logger(__name__)
 
 ANONYMOUS_LABEL = "com.docker.volume.anonymous"
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """What a look at a volume says. `health` is what is wrong, "" when nothing is."""
+
+    usage: Usage
+    health: str
+    staged: bool
+    holders: tuple[str, ...]
 
 
 class VolumeManager:
@@ -47,6 +68,14 @@ class VolumeManager:
         """Names of the volume drivers."""
         return sorted(self._drivers)
 
+    def driver_named(self, name: str) -> VolumeDriver:
+        """Return a driver.
+
+        Raises:
+            InvalidArgument: there is none.
+        """
+        return self._driver(name)
+
     async def start(self) -> None:
         """Make the storage of volumes whose creation a crash cut short; remove what no volume owns."""
         for name, driver in self._drivers.items():
@@ -58,7 +87,13 @@ class VolumeManager:
         await check_storage(self._drivers, self._volumes, self.staging, repair=True)
 
     async def settle(self) -> None:
-        """Unstage what nobody holds: after a start, once all who hold volumes have said so."""
+        """Stage what engines hold, unstage what nobody holds: after a start, once containers said what they hold."""
+        stages = await self._store.read(lambda tx: tx.rows("SELECT volume_id, holder FROM volume_stages"))
+        for volume_id, holder in stages:
+            try:
+                await self.hold([volume_id], holder)
+            except NetstoreError as error:
+                log.error("a volume cannot be staged", volume=volume_id, holder=holder, error=str(error))
         await self.check(repair=True)
 
     async def check(self, *, repair: bool) -> list[Finding]:
@@ -84,14 +119,16 @@ class VolumeManager:
             AlreadyExists: the name is taken by another spec.
             InvalidArgument: naming the field.
         """
+        asked, spec = spec, settled(spec, self._drivers)
         self._validate(spec)
 
         def insert(tx: Transaction) -> tuple[Volume, bool]:
             for made in tx.answered(request_id, "CreateVolume"):
                 return tx.volumes.require(made), False
-            present = _by_name(tx, name)
+            present = rows.by_name(tx, name)
             if present:
-                _refuse_difference(present, spec, labels)
+                same = spec if asked.driver else replace(spec, driver=present.spec.driver)  # whatever holds the size
+                rows.refuse_difference(present, same, labels)
                 return present, False
             volume = self._insert(tx, name, spec, labels)
             tx.answer(request_id, "CreateVolume", [volume.id])
@@ -110,16 +147,18 @@ class VolumeManager:
         Raises:
             AlreadyExists: the mount asks for another driver or options than the volume has.
         """
-        spec = VolumeSpec(driver=mount.volume_driver or "local", options=dict(mount.volume_options))
-        volume = _by_name(tx, mount.source)
+        asked = VolumeSpec(driver=mount.volume_driver, options=dict(mount.volume_options))
+        volume = rows.by_name(tx, mount.source)
         made = volume is None
         if volume is not None:
             refuse_filling(volume)
         if volume is None:
+            spec = settled(asked, self._drivers)
             self._validate(spec)
             volume = self._insert(tx, mount.source, spec, mount.volume_labels)
         elif mount.volume_driver or mount.volume_options:
-            _refuse_difference(volume, spec, volume.labels)
+            spec = settled(replace(asked, driver=asked.driver or volume.spec.driver), self._drivers)
+            rows.refuse_difference(volume, spec, volume.labels)
         tx.execute("INSERT OR IGNORE INTO volume_uses VALUES (?, ?)", volume.id, container_id)
         return volume, made
 
@@ -136,7 +175,7 @@ class VolumeManager:
         self._validate(spec)
 
         def insert(tx: Transaction) -> Volume:
-            if present := _by_name(tx, name):
+            if present := rows.by_name(tx, name):
                 raise AlreadyExists(f"volume {present.name} exists", hint="choose another name, or remove it first")
             return self._insert(tx, name, spec, labels, filling=what)
 
@@ -170,7 +209,9 @@ class VolumeManager:
             return (await self.get(made))[0], Taken(Consistency.MOMENT)
         source = refuse_filling((await self.get(reference))[0])
         snapshot_id = (await self.snapshots.get(source.id, snapshot))[0].id if snapshot else ""
-        spec = spec or replace(source.spec, snapshot_schedule="", snapshot_keep=0)
+        if spec is None:
+            spec = replace(source.spec, snapshot_schedule="", snapshot_keep=0)
+        spec = settled(replace(spec, driver=spec.driver or source.spec.driver), self._drivers)
         what = f"a clone of {source.name} is being made"
         filling = self.filling(name, spec, what, labels=labels, request_id=request_id, method="CloneVolume")
         async with filling as target, self.staging.alone(source):
@@ -230,11 +271,18 @@ class VolumeManager:
 
     async def get(self, reference: str) -> tuple[Volume, list[str]]:
         """Return a volume and the names of the containers that mount it."""
-        return await self._store.read(lambda tx: _used(tx, tx.volumes.find(reference)))
+        return await self._store.read(lambda tx: rows.used(tx, tx.volumes.find(reference)))
 
     async def all(self) -> list[tuple[Volume, list[str]]]:
         """Return every volume, oldest first, and the names of the containers that mount each."""
-        return await self._store.read(lambda tx: [_used(tx, volume) for volume in tx.volumes.all()])
+
+        def read(tx: Transaction) -> list[tuple[Volume, list[str]]]:
+            used: dict[str, list[str]] = {}
+            for volume_id, name in tx.rows(rows.USES):
+                used.setdefault(volume_id, []).append(name)
+            return [(volume, used.get(volume.id, [])) for volume in tx.volumes.all()]
+
+        return await self._store.read(read)
 
     def driver_of(self, volume: Volume) -> VolumeDriver:
         """Return the driver of a volume."""
@@ -248,23 +296,95 @@ class VolumeManager:
         """Return the bytes that a volume takes on the node. May be slow."""
         return await asyncio.to_thread(self._drivers[volume.spec.driver].measure, volume)
 
-    async def update_labels(self, reference: str, labels: Mapping[str, str], etag: str) -> tuple[Volume, list[str]]:
-        """Replace a volume's labels.
+    async def details(self, volume: Volume) -> Details:
+        """Look at a volume: what it holds, how it is, who holds it staged."""
+        driver = self.driver_of(volume)
+
+        def look() -> tuple[Usage, str, bool]:
+            try:
+                health = driver.health(volume)
+                return (Usage() if health else driver.usage(volume)), health, driver.staged(volume)
+            except NetstoreError as error:
+                return Usage(), error.what, False
+
+        usage, health, staged = await asyncio.to_thread(look)
+        return Details(usage, health, staged, tuple(sorted(self.staging.holders(volume.id))))
+
+    async def update(
+        self, reference: str, etag: str, *, labels: Mapping[str, str] | None = None, size_bytes: int | None = None
+    ) -> tuple[Volume, list[str]]:
+        """Replace a volume's labels, change its size, or both.
 
         Raises:
             Conflict: the etag is not the current one.
+            InvalidArgument, Unsupported, Exhausted: the driver cannot change the size so; the volume is as it was.
         """
+        before: list[Volume] = []
 
-        def update(tx: Transaction) -> tuple[Volume, list[str]]:
+        def update(tx: Transaction) -> Volume:
             volume = tx.volumes.find(reference)
             if etag and etag != str(volume.revision):
                 raise Conflict(f"volume {volume.name} has changed", hint="read it again, then apply the change again")
-            revision = tx.event(Kind.VOLUME, "update", volume.id, volume.name)
-            volume = replace(volume, labels=dict(labels), revision=revision)
-            tx.volumes.update(volume)
-            return _used(tx, volume)
+            before.append(volume)
+            if size_bytes is not None and size_bytes != volume.spec.size_bytes:
+                check_resize(self.driver_of(volume), volume.spec, size_bytes)
+                volume = replace(volume, spec=replace(volume.spec, size_bytes=size_bytes))
+            volume = replace(volume, labels=volume.labels if labels is None else dict(labels))
+            return rows.changed(tx, volume)
 
-        return await self._store.write(update)
+        volume = await self._store.write(update)
+        if volume.spec.size_bytes != before[0].spec.size_bytes:
+            await self._resize(before[0], volume)
+        return await self.get(volume.id)
+
+    async def _resize(self, before: Volume, after: Volume) -> None:
+        try:
+            async with self.staging.alone(before):
+                await asyncio.to_thread(self.driver_of(before).resize, before, after.spec.size_bytes)
+        except BaseException:
+
+            def undo(tx: Transaction) -> None:
+                present = tx.volumes.require(before.id)
+                rows.changed(tx, replace(present, spec=before.spec, labels=before.labels))
+
+            await self._store.write(undo)
+            raise
+
+    async def stage(self, reference: str, holder: str) -> tuple[Volume, list[str]]:
+        """Stage a volume for an engine, until it unstages it; over restarts and reboots.
+
+        Raises:
+            NotFound: there is none.
+            NetstoreError: it cannot be staged.
+        """
+
+        def claim(tx: Transaction) -> Volume:
+            volume = tx.volumes.find(reference)
+            tx.execute("INSERT OR IGNORE INTO volume_stages VALUES (?, ?)", volume.id, holder)
+            return volume
+
+        volume = await self._store.write(claim)
+        try:
+            await self.staging.hold(volume, holder)
+        except BaseException:
+            await self._store.write(partial(rows.forget_stage, volume_id=volume.id, holder=holder))
+            raise
+        return await self.get(volume.id)
+
+    async def unstage(self, reference: str, holder: str) -> None:
+        """Give an engine's hold back. One that is gone is a success.
+
+        Raises:
+            NotFound: there is no such volume.
+        """
+
+        def forget(tx: Transaction) -> Volume:
+            volume = tx.volumes.find(reference)
+            rows.forget_stage(tx, volume_id=volume.id, holder=holder)
+            return volume
+
+        volume = await self._store.write(forget)
+        await self.staging.release(volume, holder)
 
     async def delete(self, reference: str) -> None:
         """Remove a volume and its data.
@@ -275,12 +395,16 @@ class VolumeManager:
         """
 
         def remove(tx: Transaction) -> Volume:
-            volume, containers = _used(tx, tx.volumes.find(reference))
+            volume, containers = rows.used(tx, tx.volumes.find(reference))
             refuse_filling(volume)
             if containers:
                 names = ", ".join(containers)
                 raise InUse(
                     f"volume {volume.name} is in use by {names}", hint="remove the containers first", containers=names
+                )
+            if holders := ", ".join(row[0] for row in tx.rows(rows.HOLDERS, volume.id)):
+                raise InUse(
+                    f"volume {volume.name} is held staged by {holders}", hint="unstage it first", holders=holders
                 )
             tx.event(Kind.VOLUME, "remove", volume.id, volume.name)
             tx.execute("DELETE FROM snapshots WHERE volume_id = ?", volume.id)
@@ -309,7 +433,11 @@ class VolumeManager:
         return names, reclaimed
 
     def _validate(self, spec: VolumeSpec) -> None:
-        self._driver(spec.driver).validate(spec)
+        driver = self._driver(spec.driver)
+        driver.validate(spec)
+        reason = driver.available or (spec.size_bytes and driver.cannot_hold_size())
+        if reason:
+            raise FailedPrecondition(f"the driver {driver.name}: {reason}", reason="DRIVER_UNAVAILABLE")
 
     def _driver(self, name: str) -> VolumeDriver:
         if name not in self._drivers:
@@ -335,36 +463,3 @@ class VolumeManager:
 def _abandon_filling(tx: Transaction) -> None:
     for volume in tx.volumes.all("json_extract(body, '$.filling') != ''"):
         tx.volumes.delete(volume.id)
-
-
-def _by_name(tx: Transaction, name: str) -> Volume | None:
-    return next(iter(tx.volumes.all("name = ?", name)), None) if name else None
-
-
-def _used(tx: Transaction, volume: Volume) -> tuple[Volume, list[str]]:
-    rows = tx.rows(
-        "SELECT name FROM containers JOIN volume_uses ON container_id = containers.id WHERE volume_id = ?"
-        " ORDER BY created", volume.id,
-    )  # fmt: skip
-    return volume, [row[0] for row in rows]
-
-
-def _refuse_difference(present: Volume, spec: VolumeSpec, labels: Mapping[str, str]) -> None:
-    asked = {
-        "driver": spec.driver,
-        "options": dict(spec.options),
-        "size_bytes": spec.size_bytes,
-        "labels": dict(labels),
-    }
-    there = {
-        "driver": present.spec.driver, "options": dict(present.spec.options), "size_bytes": present.spec.size_bytes,
-        "labels": dict(present.labels),
-    }  # fmt: skip
-    difference = ", ".join(
-        f"{key} is {there[key]!r}, asked for {asked[key]!r}" for key in asked if there[key] != asked[key]
-    )
-    if difference:
-        raise AlreadyExists(
-            f"volume {present.name} exists and differs: {difference}",
-            hint="choose another name, or remove the volume first", difference=difference,
-        )  # fmt: skip

@@ -51,7 +51,11 @@ def disk(place: Path) -> Iterator[str]:
 
 @pytest.fixture
 def drivers(place: Path) -> Iterator[dict[str, VolumeDriver]]:
-    yield load_drivers(Node(place / "state", {"btrfs_pool": "512M"}))
+    (place / "state").mkdir()
+    found = load_drivers(Node(place / "state", {"btrfs_pool": "512M"}))
+    for each in found.values():
+        each.start()
+    yield found
     for path in sorted(mounts_below(place), reverse=True):
         unmount_all(Path(path), lazy=True)
 

@@ -35,6 +35,10 @@ def network(name: str = "n", *, labels=None, pool=None, **spec):
     return network_pb2.CreateNetworkRequest(network=network_pb2.Network(name=name, labels=labels, spec=spec))
 
 
+def volume(**spec):
+    return volume_pb2.CreateVolumeRequest(volume={"name": "v", "spec": spec})
+
+
 def attach(**spec):
     spec = {"network": "bridge", "sandbox": endpoint_pb2.SandboxRef(netns_path="/run/netns/c")} | spec
     return endpoint_pb2.AttachEndpointRequest(endpoint=endpoint_pb2.Endpoint(spec=endpoint_pb2.EndpointSpec(**spec)))
@@ -166,7 +170,27 @@ VOLUMES = [
     ("CreateVolume", volume_pb2.CreateVolumeRequest(volume={"name": "v", "spec": {"driver": "x"}}), INVALID, "spec.driver"),
     ("CreateVolume", volume_pb2.CreateVolumeRequest(volume={"name": "v", "spec": {"options": {"a": "b"}}}), INVALID, "spec.options"),
     ("CreateVolume", volume_pb2.CreateVolumeRequest(volume={"name": "v", "spec": {"size_bytes": -1}}), INVALID, "spec.size_bytes"),
-    ("CreateVolume", volume_pb2.CreateVolumeRequest(volume={"name": "v", "spec": {"size_bytes": 9}}), UNIMPLEMENTED, "size_bytes"),
+    ("CreateVolume", volume(driver="local", size_bytes=9), UNIMPLEMENTED, "size_bytes"),
+    ("CreateVolume", volume(size_bytes=9), INVALID, "spec.size_bytes"),
+    ("CreateVolume", volume(options={"size": "banana"}), INVALID, "spec.options[size]"),
+    ("CreateVolume", volume(options={"size": "10M"}, size_bytes=9), INVALID, "spec.options[size]"),
+    ("CreateVolume", volume(mode=9), INVALID, "spec.mode"),
+    ("CreateVolume", volume(mode="VOLUME_MODE_BLOCK"), INVALID, "spec.mode"),
+    ("CreateVolume", volume(driver="image"), INVALID, "spec.size_bytes"),
+    ("CreateVolume", volume(driver="image", size_bytes=1 << 50), INVALID, "spec.size_bytes"),
+    ("CreateVolume", volume(driver="image", size_bytes=1 << 24, options={"fs": "vfat"}), INVALID, "spec.options[fs]"),
+    ("CreateVolume", volume(driver="image", size_bytes=1 << 24, options={"sparse": "x"}), INVALID, "spec.options[sparse]"),
+    ("CreateVolume", volume(driver="tmpfs", options={"mode": "9"}), INVALID, "spec.options[mode]"),
+    ("CreateVolume", volume(driver="tmpfs", options={"uid": "root"}), INVALID, "spec.options[uid]"),
+    ("CreateVolume", volume(driver="tmpfs", size_bytes=1), INVALID, "spec.size_bytes"),
+    ("CreateVolume", volume(driver="btrfs"), PRECONDITION, "btrfs-pool"),
+    ("CreateVolume", volume(options={"o": "bind"}), INVALID, "spec.options[type]"),
+    ("CreateVolume", volume(options={"type": "x y", "device": "d"}), INVALID, "spec.options[type]"),
+    ("CreateVolume", volume(options={"type": "none", "device": "relative", "o": "bind"}), INVALID, "spec.options[device]"),
+    ("UpdateVolume", volume_pb2.UpdateVolumeRequest(volume={"name": "v"}, update_mask=mask("spec.driver")), PRECONDITION, "spec.driver"),
+    ("StageVolume", volume_pb2.StageVolumeRequest(volume="nosuch", holder="h"), MISSING, "nosuch"),
+    ("StageVolume", volume_pb2.StageVolumeRequest(volume="v"), INVALID, "holder"),
+    ("UnstageVolume", volume_pb2.UnstageVolumeRequest(volume="v", holder="../x"), INVALID, "holder"),
     ("CreateVolume", volume_pb2.CreateVolumeRequest(request_id="x"), INVALID, "request_id"),
     ("GetVolume", volume_pb2.GetVolumeRequest(volume="nosuch"), MISSING, "nosuch"),
     ("ListVolumes", volume_pb2.ListVolumesRequest(page_token="@"), INVALID, "page_token"),

@@ -112,3 +112,81 @@ def test_kill_9_while_volumes_are_made(node: Node) -> None:
         for name in names:
             node.cli("volume", "rm", name)
     assert not loops(node)
+
+
+def test_a_size_without_a_driver_says_what_holds_it(node: Node, image: str) -> None:
+    made = node.cli("volume", "create", "--size", "16M", "data")
+    assert made.stdout == "data\n"
+    assert made.stderr == "16M held by ext4 in an image file (driver image)\n"
+    node.cli("volume", "create", "--size", "16M", "data")  # the same again
+    refused = node.cli("volume", "create", "--size", "32M", "data", check=False)
+    assert "size_bytes is 16777216, asked for 33554432" in refused.stderr
+    node.cli("run", "--rm", "--mount", "src=made,dst=/d,volume-opt=size=16M", image, "true")
+    assert node.out("volume", "inspect", "-f", "{{.Spec.Driver}}", "made") == "image"
+    node.cli("run", "-d", "--name", "c", "-v", "data:/data", image, "sleep", "1000")
+    found = json.loads(node.out("volume", "inspect", "data"))[0]
+    assert found["spec"]["size_bytes"] == "16777216"
+    status = found["status"]
+    assert (status["state"], status["staged"], status["containers"]) == ("VOLUME_STATE_ACTIVE", True, ["c"])
+    assert 0 < int(status["used_bytes"]) < int(status["capacity_bytes"]) < 16 << 20
+    assert int(status["used_inodes"]) > 3
+    refused = node.cli("volume", "update", "--size", "8M", "data", check=False)
+    assert "at least 16777216" in refused.stderr
+
+
+def test_a_size_changes_while_it_is_used(node: Node, image: str) -> None:
+    node.cli("volume", "create", "-d", "image", "-o", "fs=btrfs", "--size", "160M", "data")
+    node.cli("volume", "create", "-d", "tmpfs", "--size", "4M", "memory")
+    node.cli("run", "-d", "--name", "c", "-v", "data:/data", "-v", "memory:/memory", image, "sleep", "1000")
+
+    def room(path: str) -> int:
+        return int(node.out("exec", "c", "/bin/busybox", "df", "-m", path).split()[-5])
+
+    before = room("/data")
+    node.cli("volume", "update", "--size", "320M", "data")
+    assert room("/data") > before + 100
+    node.cli("volume", "update", "--size", "8M", "memory")
+    assert room("/memory") == 8
+    assert node.out("volume", "inspect", "-f", "{{.Spec.SizeBytes}}", "memory") == str(8 << 20)
+    node.cli("exec", "c", "sh", "-c", "echo kept > /memory/file")
+    node.cli("rm", "-f", "c")
+    assert node.out("run", "--rm", "-v", "memory:/memory", image, "cat", "/memory/file") == "kept"
+    refused = node.cli("volume", "update", "--size", "15T", "data", check=False)
+    assert "no room" in refused.stderr
+    assert node.out("volume", "inspect", "-f", "{{.Spec.SizeBytes}}", "data") == str(320 << 20)
+    assert node.out("system", "check") == "kernel and store agree"
+
+
+def test_an_engine_stages_over_restarts(node: Node) -> None:
+    node.cli("volume", "create", "-d", "image", "--size", "16M", "data")
+    place = Path(node.out("volume", "stage", "data", "csi"))
+    node.out("volume", "stage", "data", "other")
+    assert mounted(node, place)
+    assert "held staged by csi, other" in node.cli("volume", "rm", "data", check=False).stderr
+    node.kill()
+    node.host.sh(f"umount {place}")  # a reboot
+    node.start()
+    assert mounted(node, place)
+    node.cli("volume", "unstage", "data", "csi")
+    assert mounted(node, place)
+    node.cli("volume", "unstage", "data", "other")
+    node.cli("volume", "unstage", "data", "other")
+    assert not mounted(node, place)
+    node.cli("volume", "rm", "data")
+
+
+def test_drivers_and_passwords(node: Node) -> None:
+    shown = node.out("volume", "drivers")
+    assert "image" in shown
+    assert "no btrfs pool" in shown
+    found = json.loads(node.out("volume", "drivers", "--format", "json"))
+    (image,) = (each for each in found if each["name"] == "image")
+    assert "VOLUME_CAPABILITY_SIZE" in image["capabilities"]
+    assert {option["key"] for option in image["options"]} >= {"fs", "sparse"}
+    node.cli(
+        "volume", "create", "-o", "type=cifs", "-o", "device=//nas/share", "-o", "o=username=u,password=hidden", "nas"
+    )
+    inspected = node.out("volume", "inspect", "nas")
+    assert "hidden" not in inspected
+    assert "password=*****" in inspected
+    assert "hidden" not in node.log()

@@ -49,6 +49,70 @@ VOLUME_STATE_CREATING: VolumeState.ValueType  # 3
 """It is being made from a copy or an archive; `message` says from what. Nobody can use it before."""
 Global___VolumeState: _TypeAlias = VolumeState  # noqa: Y015
 
+class _VolumeMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _VolumeModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VolumeMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VOLUME_MODE_UNSPECIFIED: _VolumeMode.ValueType  # 0
+    """Taken as a filesystem."""
+    VOLUME_MODE_FILESYSTEM: _VolumeMode.ValueType  # 1
+    """A directory."""
+    VOLUME_MODE_BLOCK: _VolumeMode.ValueType  # 2
+    """A block device node, without a filesystem of ours. Drivers with the capability BLOCK."""
+
+class VolumeMode(_VolumeMode, metaclass=_VolumeModeEnumTypeWrapper):
+    """VolumeMode is how a volume is published."""
+
+VOLUME_MODE_UNSPECIFIED: VolumeMode.ValueType  # 0
+"""Taken as a filesystem."""
+VOLUME_MODE_FILESYSTEM: VolumeMode.ValueType  # 1
+"""A directory."""
+VOLUME_MODE_BLOCK: VolumeMode.ValueType  # 2
+"""A block device node, without a filesystem of ours. Drivers with the capability BLOCK."""
+Global___VolumeMode: _TypeAlias = VolumeMode  # noqa: Y015
+
+class _VolumeCapability:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _VolumeCapabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VolumeCapability.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VOLUME_CAPABILITY_UNSPECIFIED: _VolumeCapability.ValueType  # 0
+    """Never returned."""
+    VOLUME_CAPABILITY_SIZE: _VolumeCapability.ValueType  # 1
+    """It holds a size: writing past it fails with ENOSPC or EDQUOT."""
+    VOLUME_CAPABILITY_GROW: _VolumeCapability.ValueType  # 2
+    """The size grows while the volume is used."""
+    VOLUME_CAPABILITY_SHRINK: _VolumeCapability.ValueType  # 3
+    """The size shrinks too, down to what is used."""
+    VOLUME_CAPABILITY_SNAPSHOT: _VolumeCapability.ValueType  # 4
+    """It makes snapshots, and restores them."""
+    VOLUME_CAPABILITY_CLONE: _VolumeCapability.ValueType  # 5
+    """It makes clones of volumes and snapshots."""
+    VOLUME_CAPABILITY_BLOCK: _VolumeCapability.ValueType  # 6
+    """Its volumes may have the mode BLOCK."""
+
+class VolumeCapability(_VolumeCapability, metaclass=_VolumeCapabilityEnumTypeWrapper):
+    """VolumeCapability is what a driver can beyond create, remove, stage and publish."""
+
+VOLUME_CAPABILITY_UNSPECIFIED: VolumeCapability.ValueType  # 0
+"""Never returned."""
+VOLUME_CAPABILITY_SIZE: VolumeCapability.ValueType  # 1
+"""It holds a size: writing past it fails with ENOSPC or EDQUOT."""
+VOLUME_CAPABILITY_GROW: VolumeCapability.ValueType  # 2
+"""The size grows while the volume is used."""
+VOLUME_CAPABILITY_SHRINK: VolumeCapability.ValueType  # 3
+"""The size shrinks too, down to what is used."""
+VOLUME_CAPABILITY_SNAPSHOT: VolumeCapability.ValueType  # 4
+"""It makes snapshots, and restores them."""
+VOLUME_CAPABILITY_CLONE: VolumeCapability.ValueType  # 5
+"""It makes clones of volumes and snapshots."""
+VOLUME_CAPABILITY_BLOCK: VolumeCapability.ValueType  # 6
+"""Its volumes may have the mode BLOCK."""
+Global___VolumeCapability: _TypeAlias = VolumeCapability  # noqa: Y015
+
 @_typing.final
 class VolumeSpec(_message.Message):
     """VolumeSpec is what was asked for."""
@@ -78,13 +142,18 @@ class VolumeSpec(_message.Message):
     DRIVER_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
     driver: _builtins.str
-    """OPTIONAL. "local" (default)."""
+    """OPTIONAL on create. Empty means local; with a size, the first of local, btrfs and image that holds it on this node."""
     size_bytes: _builtins.int
-    """OPTIONAL. A size that the volume cannot exceed, bytes; 0 means no limit. Not accepted yet."""
+    """OPTIONAL, mutable. A size that the volume cannot exceed, bytes; 0 means no limit."""
+    mode: Global___VolumeMode.ValueType
+    """OPTIONAL. How it is published; unspecified means a filesystem."""
     @_builtins.property
     def options(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """OPTIONAL. Driver options; see the driver's reference page. An unknown key is refused."""
+        """OPTIONAL. Driver options; see the driver's reference page. An unknown key is refused; size=10G is taken as
+        `size_bytes`. Passwords among them are shown as asterisks.
+        """
 
     def __init__(
         self,
@@ -92,10 +161,11 @@ class VolumeSpec(_message.Message):
         driver: _builtins.str = ...,
         options: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         size_bytes: _builtins.int = ...,
+        mode: Global___VolumeMode.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["driver", b"driver", "options", b"options", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["driver", b"driver", "mode", b"mode", "options", b"options", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -107,11 +177,38 @@ class VolumeStatus(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class AccessibleTopologyEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     STATE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     MOUNTPOINT_FIELD_NUMBER: _builtins.int
     CONTAINERS_FIELD_NUMBER: _builtins.int
     ANONYMOUS_FIELD_NUMBER: _builtins.int
+    SIZE_ENFORCEMENT_FIELD_NUMBER: _builtins.int
+    STAGED_FIELD_NUMBER: _builtins.int
+    HOLDERS_FIELD_NUMBER: _builtins.int
+    USED_BYTES_FIELD_NUMBER: _builtins.int
+    USED_INODES_FIELD_NUMBER: _builtins.int
+    CAPACITY_BYTES_FIELD_NUMBER: _builtins.int
+    ACCESSIBLE_TOPOLOGY_FIELD_NUMBER: _builtins.int
     state: Global___VolumeState.ValueType
     """OUTPUT_ONLY. Where the volume is in its life."""
     message: _builtins.str
@@ -120,9 +217,27 @@ class VolumeStatus(_message.Message):
     """OUTPUT_ONLY. The directory on this node that holds the data."""
     anonymous: _builtins.bool
     """OUTPUT_ONLY. It was made without a name, for one container."""
+    size_enforcement: _builtins.str
+    """OUTPUT_ONLY. What holds the size, such as "ext4 in an image file"; empty when nothing does."""
+    staged: _builtins.bool
+    """OUTPUT_ONLY. The filesystem is on the node, at `mountpoint`. A driver that mounts nothing is always staged."""
+    used_bytes: _builtins.int
+    """OUTPUT_ONLY, GetVolume only. What it holds; absent where that is not known without a walk through its directories."""
+    used_inodes: _builtins.int
+    """OUTPUT_ONLY, GetVolume only. Files and directories; absent as `used_bytes`."""
+    capacity_bytes: _builtins.int
+    """OUTPUT_ONLY, GetVolume only. What its filesystem can hold, bytes; 0 means no limit of its own."""
     @_builtins.property
     def containers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """OUTPUT_ONLY. Names of the containers that mount it, running or not."""
+
+    @_builtins.property
+    def holders(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """OUTPUT_ONLY, GetVolume only. Who holds it staged: ids of containers, names that engines gave."""
+
+    @_builtins.property
+    def accessible_topology(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """OUTPUT_ONLY. Where it can be used: key netstore.node, the node's id."""
 
     def __init__(
         self,
@@ -132,14 +247,100 @@ class VolumeStatus(_message.Message):
         mountpoint: _builtins.str = ...,
         containers: _abc.Iterable[_builtins.str] | None = ...,
         anonymous: _builtins.bool = ...,
+        size_enforcement: _builtins.str = ...,
+        staged: _builtins.bool = ...,
+        holders: _abc.Iterable[_builtins.str] | None = ...,
+        used_bytes: _builtins.int | None = ...,
+        used_inodes: _builtins.int | None = ...,
+        capacity_bytes: _builtins.int = ...,
+        accessible_topology: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_used_bytes", b"_used_bytes", "_used_inodes", b"_used_inodes", "used_bytes", b"used_bytes", "used_inodes", b"used_inodes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_used_bytes", b"_used_bytes", "_used_inodes", b"_used_inodes", "accessible_topology", b"accessible_topology", "anonymous", b"anonymous", "capacity_bytes", b"capacity_bytes", "containers", b"containers", "holders", b"holders", "message", b"message", "mountpoint", b"mountpoint", "size_enforcement", b"size_enforcement", "staged", b"staged", "state", b"state", "used_bytes", b"used_bytes", "used_inodes", b"used_inodes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__used_bytes: _TypeAlias = _typing.Literal["used_bytes"]  # noqa: Y015
+    _WhichOneofArgType__used_bytes: _TypeAlias = _typing.Literal["_used_bytes", b"_used_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__used_inodes: _TypeAlias = _typing.Literal["used_inodes"]  # noqa: Y015
+    _WhichOneofArgType__used_inodes: _TypeAlias = _typing.Literal["_used_inodes", b"_used_inodes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__used_bytes) -> _WhichOneofReturnType__used_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__used_inodes) -> _WhichOneofReturnType__used_inodes | None: ...
+
+Global___VolumeStatus: _TypeAlias = VolumeStatus  # noqa: Y015
+
+@_typing.final
+class VolumeOption(_message.Message):
+    """VolumeOption is an option of a driver."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    DEFAULT_VALUE_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """Its key."""
+    default_value: _builtins.str
+    """What it is when absent; empty for none."""
+    description: _builtins.str
+    """What it does."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        default_value: _builtins.str = ...,
+        description: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["anonymous", b"anonymous", "containers", b"containers", "message", b"message", "mountpoint", b"mountpoint", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_value", b"default_value", "description", b"description", "key", b"key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___VolumeStatus: _TypeAlias = VolumeStatus  # noqa: Y015
+Global___VolumeOption: _TypeAlias = VolumeOption  # noqa: Y015
+
+@_typing.final
+class VolumeDriver(_message.Message):
+    """VolumeDriver is what a driver can on this node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    UNAVAILABLE_FIELD_NUMBER: _builtins.int
+    NO_SIZE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    unavailable: _builtins.str
+    """Why it makes no volumes on this node; empty when it does."""
+    no_size: _builtins.str
+    """Why it holds no size on this node; empty when it does."""
+    @_builtins.property
+    def capabilities(self) -> _containers.RepeatedScalarFieldContainer[Global___VolumeCapability.ValueType]:
+        """What it can."""
+
+    @_builtins.property
+    def options(self) -> _containers.RepeatedCompositeFieldContainer[Global___VolumeOption]:
+        """Its options."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        capabilities: _abc.Iterable[Global___VolumeCapability.ValueType] | None = ...,
+        options: _abc.Iterable[Global___VolumeOption] | None = ...,
+        unavailable: _builtins.str = ...,
+        no_size: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "name", b"name", "no_size", b"no_size", "options", b"options", "unavailable", b"unavailable"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VolumeDriver: _TypeAlias = VolumeDriver  # noqa: Y015
 
 @_typing.final
 class Volume(_message.Message):
@@ -214,6 +415,140 @@ class Volume(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Volume: _TypeAlias = Volume  # noqa: Y015
+
+@_typing.final
+class ListVolumeDriversRequest(_message.Message):
+    """ListVolumeDriversRequest asks for the drivers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListVolumeDriversRequest: _TypeAlias = ListVolumeDriversRequest  # noqa: Y015
+
+@_typing.final
+class ListVolumeDriversResponse(_message.Message):
+    """ListVolumeDriversResponse lists the drivers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DRIVERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def drivers(self) -> _containers.RepeatedCompositeFieldContainer[Global___VolumeDriver]:
+        """The drivers, by name."""
+
+    def __init__(
+        self,
+        *,
+        drivers: _abc.Iterable[Global___VolumeDriver] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drivers", b"drivers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListVolumeDriversResponse: _TypeAlias = ListVolumeDriversResponse  # noqa: Y015
+
+@_typing.final
+class StageVolumeRequest(_message.Message):
+    """StageVolumeRequest asks for a volume on the node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_FIELD_NUMBER: _builtins.int
+    HOLDER_FIELD_NUMBER: _builtins.int
+    volume: _builtins.str
+    """REQUIRED. Name, id or unique id prefix."""
+    holder: _builtins.str
+    """REQUIRED. Who holds it: a name of the caller's, as names are; each is counted once."""
+    def __init__(
+        self,
+        *,
+        volume: _builtins.str = ...,
+        holder: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["holder", b"holder", "volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StageVolumeRequest: _TypeAlias = StageVolumeRequest  # noqa: Y015
+
+@_typing.final
+class StageVolumeResponse(_message.Message):
+    """StageVolumeResponse carries the volume."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def volume(self) -> Global___Volume:
+        """The volume; its data is at `status.mountpoint`."""
+
+    def __init__(
+        self,
+        *,
+        volume: Global___Volume | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["volume", b"volume"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StageVolumeResponse: _TypeAlias = StageVolumeResponse  # noqa: Y015
+
+@_typing.final
+class UnstageVolumeRequest(_message.Message):
+    """UnstageVolumeRequest gives a hold back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_FIELD_NUMBER: _builtins.int
+    HOLDER_FIELD_NUMBER: _builtins.int
+    volume: _builtins.str
+    """REQUIRED. Name, id or unique id prefix."""
+    holder: _builtins.str
+    """REQUIRED. As in StageVolumeRequest."""
+    def __init__(
+        self,
+        *,
+        volume: _builtins.str = ...,
+        holder: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["holder", b"holder", "volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnstageVolumeRequest: _TypeAlias = UnstageVolumeRequest  # noqa: Y015
+
+@_typing.final
+class UnstageVolumeResponse(_message.Message):
+    """UnstageVolumeResponse says that the hold is gone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnstageVolumeResponse: _TypeAlias = UnstageVolumeResponse  # noqa: Y015
 
 @_typing.final
 class GetVolumeRequest(_message.Message):

@@ -65,6 +65,21 @@ class VolumeServiceStub:
                 request_serializer=netstore_dot_v1_dot_volume__pb2.PruneVolumesRequest.SerializeToString,
                 response_deserializer=netstore_dot_v1_dot_volume__pb2.PruneVolumesResponse.FromString,
                 _registered_method=True)
+        self.ListVolumeDrivers = channel.unary_unary(
+                '/netstore.v1.VolumeService/ListVolumeDrivers',
+                request_serializer=netstore_dot_v1_dot_volume__pb2.ListVolumeDriversRequest.SerializeToString,
+                response_deserializer=netstore_dot_v1_dot_volume__pb2.ListVolumeDriversResponse.FromString,
+                _registered_method=True)
+        self.StageVolume = channel.unary_unary(
+                '/netstore.v1.VolumeService/StageVolume',
+                request_serializer=netstore_dot_v1_dot_volume__pb2.StageVolumeRequest.SerializeToString,
+                response_deserializer=netstore_dot_v1_dot_volume__pb2.StageVolumeResponse.FromString,
+                _registered_method=True)
+        self.UnstageVolume = channel.unary_unary(
+                '/netstore.v1.VolumeService/UnstageVolume',
+                request_serializer=netstore_dot_v1_dot_volume__pb2.UnstageVolumeRequest.SerializeToString,
+                response_deserializer=netstore_dot_v1_dot_volume__pb2.UnstageVolumeResponse.FromString,
+                _registered_method=True)
 
 
 class VolumeServiceServicer:
@@ -100,8 +115,10 @@ class VolumeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateVolume(self, request, context):
-        """UpdateVolume changes the fields that the mask names. Mutable now: "labels".
+        """UpdateVolume changes the fields that the mask names. Mutable: "labels", "spec.size_bytes" (used or not).
 
+        the driver cannot change the size so | INVALID_ARGUMENT or UNIMPLEMENTED | the error says what it can
+        no room on the node | RESOURCE_EXHAUSTED | free some; the volume is as it was
         the mask names a field that cannot change | FAILED_PRECONDITION (metadata: field) | create another volume
         the mask names a field that does not exist | INVALID_ARGUMENT | correct the mask
         the etag is not the current one | ABORTED | read again, apply again
@@ -114,6 +131,7 @@ class VolumeServiceServicer:
         """DeleteVolume removes a volume and its data.
 
         a container mounts it, running or not | FAILED_PRECONDITION (metadata: containers) | remove the containers first
+        an engine holds it staged | FAILED_PRECONDITION (metadata: holders) | unstage it first
         no such volume | NOT_FOUND unless allow_missing | nothing to do
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -124,6 +142,32 @@ class VolumeServiceServicer:
         """PruneVolumes removes volumes that no container mounts: anonymous ones, or with `all` the named ones too.
 
         unknown filter | INVALID_ARGUMENT | use label, label!
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListVolumeDrivers(self, request, context):
+        """ListVolumeDrivers says what the drivers can on this node (CSI: the Get*Capabilities calls).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StageVolume(self, request, context):
+        """StageVolume makes a volume's filesystem, or device, available on the node at `mountpoint`, and keeps it so for a
+        holder, over restarts and reboots (CSI: NodeStageVolume). Containers' mounts do this by themselves.
+
+        no such volume | NOT_FOUND | list volumes
+        it cannot be mounted | the kernel's reason | as the error says
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnstageVolume(self, request, context):
+        """UnstageVolume gives a hold back; after the last one the volume is unmounted (CSI: NodeUnstageVolume). A hold, or a
+        volume, that is gone is a success.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -161,6 +205,21 @@ def add_VolumeServiceServicer_to_server(servicer, server):
                     servicer.PruneVolumes,
                     request_deserializer=netstore_dot_v1_dot_volume__pb2.PruneVolumesRequest.FromString,
                     response_serializer=netstore_dot_v1_dot_volume__pb2.PruneVolumesResponse.SerializeToString,
+            ),
+            'ListVolumeDrivers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListVolumeDrivers,
+                    request_deserializer=netstore_dot_v1_dot_volume__pb2.ListVolumeDriversRequest.FromString,
+                    response_serializer=netstore_dot_v1_dot_volume__pb2.ListVolumeDriversResponse.SerializeToString,
+            ),
+            'StageVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.StageVolume,
+                    request_deserializer=netstore_dot_v1_dot_volume__pb2.StageVolumeRequest.FromString,
+                    response_serializer=netstore_dot_v1_dot_volume__pb2.StageVolumeResponse.SerializeToString,
+            ),
+            'UnstageVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnstageVolume,
+                    request_deserializer=netstore_dot_v1_dot_volume__pb2.UnstageVolumeRequest.FromString,
+                    response_serializer=netstore_dot_v1_dot_volume__pb2.UnstageVolumeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -326,6 +385,87 @@ class VolumeService:
             '/netstore.v1.VolumeService/PruneVolumes',
             netstore_dot_v1_dot_volume__pb2.PruneVolumesRequest.SerializeToString,
             netstore_dot_v1_dot_volume__pb2.PruneVolumesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListVolumeDrivers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netstore.v1.VolumeService/ListVolumeDrivers',
+            netstore_dot_v1_dot_volume__pb2.ListVolumeDriversRequest.SerializeToString,
+            netstore_dot_v1_dot_volume__pb2.ListVolumeDriversResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StageVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netstore.v1.VolumeService/StageVolume',
+            netstore_dot_v1_dot_volume__pb2.StageVolumeRequest.SerializeToString,
+            netstore_dot_v1_dot_volume__pb2.StageVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnstageVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netstore.v1.VolumeService/UnstageVolume',
+            netstore_dot_v1_dot_volume__pb2.UnstageVolumeRequest.SerializeToString,
+            netstore_dot_v1_dot_volume__pb2.UnstageVolumeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -50,8 +50,10 @@ class VolumeServiceStub:
     unknown driver or option | INVALID_ARGUMENT | the error lists what is accepted
     """
     UpdateVolume: _grpc.UnaryUnaryMultiCallable[_volume_pb2.UpdateVolumeRequest, _volume_pb2.UpdateVolumeResponse]
-    """UpdateVolume changes the fields that the mask names. Mutable now: "labels".
+    """UpdateVolume changes the fields that the mask names. Mutable: "labels", "spec.size_bytes" (used or not).
 
+    the driver cannot change the size so | INVALID_ARGUMENT or UNIMPLEMENTED | the error says what it can
+    no room on the node | RESOURCE_EXHAUSTED | free some; the volume is as it was
     the mask names a field that cannot change | FAILED_PRECONDITION (metadata: field) | create another volume
     the mask names a field that does not exist | INVALID_ARGUMENT | correct the mask
     the etag is not the current one | ABORTED | read again, apply again
@@ -60,12 +62,26 @@ class VolumeServiceStub:
     """DeleteVolume removes a volume and its data.
 
     a container mounts it, running or not | FAILED_PRECONDITION (metadata: containers) | remove the containers first
+    an engine holds it staged | FAILED_PRECONDITION (metadata: holders) | unstage it first
     no such volume | NOT_FOUND unless allow_missing | nothing to do
     """
     PruneVolumes: _grpc.UnaryUnaryMultiCallable[_volume_pb2.PruneVolumesRequest, _volume_pb2.PruneVolumesResponse]
     """PruneVolumes removes volumes that no container mounts: anonymous ones, or with `all` the named ones too.
 
     unknown filter | INVALID_ARGUMENT | use label, label!
+    """
+    ListVolumeDrivers: _grpc.UnaryUnaryMultiCallable[_volume_pb2.ListVolumeDriversRequest, _volume_pb2.ListVolumeDriversResponse]
+    """ListVolumeDrivers says what the drivers can on this node (CSI: the Get*Capabilities calls)."""
+    StageVolume: _grpc.UnaryUnaryMultiCallable[_volume_pb2.StageVolumeRequest, _volume_pb2.StageVolumeResponse]
+    """StageVolume makes a volume's filesystem, or device, available on the node at `mountpoint`, and keeps it so for a
+    holder, over restarts and reboots (CSI: NodeStageVolume). Containers' mounts do this by themselves.
+
+    no such volume | NOT_FOUND | list volumes
+    it cannot be mounted | the kernel's reason | as the error says
+    """
+    UnstageVolume: _grpc.UnaryUnaryMultiCallable[_volume_pb2.UnstageVolumeRequest, _volume_pb2.UnstageVolumeResponse]
+    """UnstageVolume gives a hold back; after the last one the volume is unmounted (CSI: NodeUnstageVolume). A hold, or a
+    volume, that is gone is a success.
     """
 
 @_typing.type_check_only
@@ -90,8 +106,10 @@ class VolumeServiceAsyncStub(VolumeServiceStub):
     unknown driver or option | INVALID_ARGUMENT | the error lists what is accepted
     """
     UpdateVolume: _aio.UnaryUnaryMultiCallable[_volume_pb2.UpdateVolumeRequest, _volume_pb2.UpdateVolumeResponse]  # type: ignore[assignment]
-    """UpdateVolume changes the fields that the mask names. Mutable now: "labels".
+    """UpdateVolume changes the fields that the mask names. Mutable: "labels", "spec.size_bytes" (used or not).
 
+    the driver cannot change the size so | INVALID_ARGUMENT or UNIMPLEMENTED | the error says what it can
+    no room on the node | RESOURCE_EXHAUSTED | free some; the volume is as it was
     the mask names a field that cannot change | FAILED_PRECONDITION (metadata: field) | create another volume
     the mask names a field that does not exist | INVALID_ARGUMENT | correct the mask
     the etag is not the current one | ABORTED | read again, apply again
@@ -100,12 +118,26 @@ class VolumeServiceAsyncStub(VolumeServiceStub):
     """DeleteVolume removes a volume and its data.
 
     a container mounts it, running or not | FAILED_PRECONDITION (metadata: containers) | remove the containers first
+    an engine holds it staged | FAILED_PRECONDITION (metadata: holders) | unstage it first
     no such volume | NOT_FOUND unless allow_missing | nothing to do
     """
     PruneVolumes: _aio.UnaryUnaryMultiCallable[_volume_pb2.PruneVolumesRequest, _volume_pb2.PruneVolumesResponse]  # type: ignore[assignment]
     """PruneVolumes removes volumes that no container mounts: anonymous ones, or with `all` the named ones too.
 
     unknown filter | INVALID_ARGUMENT | use label, label!
+    """
+    ListVolumeDrivers: _aio.UnaryUnaryMultiCallable[_volume_pb2.ListVolumeDriversRequest, _volume_pb2.ListVolumeDriversResponse]  # type: ignore[assignment]
+    """ListVolumeDrivers says what the drivers can on this node (CSI: the Get*Capabilities calls)."""
+    StageVolume: _aio.UnaryUnaryMultiCallable[_volume_pb2.StageVolumeRequest, _volume_pb2.StageVolumeResponse]  # type: ignore[assignment]
+    """StageVolume makes a volume's filesystem, or device, available on the node at `mountpoint`, and keeps it so for a
+    holder, over restarts and reboots (CSI: NodeStageVolume). Containers' mounts do this by themselves.
+
+    no such volume | NOT_FOUND | list volumes
+    it cannot be mounted | the kernel's reason | as the error says
+    """
+    UnstageVolume: _aio.UnaryUnaryMultiCallable[_volume_pb2.UnstageVolumeRequest, _volume_pb2.UnstageVolumeResponse]  # type: ignore[assignment]
+    """UnstageVolume gives a hold back; after the last one the volume is unmounted (CSI: NodeUnstageVolume). A hold, or a
+    volume, that is gone is a success.
     """
 
 class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -151,8 +183,10 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _volume_pb2.UpdateVolumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_volume_pb2.UpdateVolumeResponse, _abc.Awaitable[_volume_pb2.UpdateVolumeResponse]]:
-        """UpdateVolume changes the fields that the mask names. Mutable now: "labels".
+        """UpdateVolume changes the fields that the mask names. Mutable: "labels", "spec.size_bytes" (used or not).
 
+        the driver cannot change the size so | INVALID_ARGUMENT or UNIMPLEMENTED | the error says what it can
+        no room on the node | RESOURCE_EXHAUSTED | free some; the volume is as it was
         the mask names a field that cannot change | FAILED_PRECONDITION (metadata: field) | create another volume
         the mask names a field that does not exist | INVALID_ARGUMENT | correct the mask
         the etag is not the current one | ABORTED | read again, apply again
@@ -167,6 +201,7 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
         """DeleteVolume removes a volume and its data.
 
         a container mounts it, running or not | FAILED_PRECONDITION (metadata: containers) | remove the containers first
+        an engine holds it staged | FAILED_PRECONDITION (metadata: holders) | unstage it first
         no such volume | NOT_FOUND unless allow_missing | nothing to do
         """
 
@@ -179,6 +214,37 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
         """PruneVolumes removes volumes that no container mounts: anonymous ones, or with `all` the named ones too.
 
         unknown filter | INVALID_ARGUMENT | use label, label!
+        """
+
+    @_abc_1.abstractmethod
+    def ListVolumeDrivers(
+        self,
+        request: _volume_pb2.ListVolumeDriversRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volume_pb2.ListVolumeDriversResponse, _abc.Awaitable[_volume_pb2.ListVolumeDriversResponse]]:
+        """ListVolumeDrivers says what the drivers can on this node (CSI: the Get*Capabilities calls)."""
+
+    @_abc_1.abstractmethod
+    def StageVolume(
+        self,
+        request: _volume_pb2.StageVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volume_pb2.StageVolumeResponse, _abc.Awaitable[_volume_pb2.StageVolumeResponse]]:
+        """StageVolume makes a volume's filesystem, or device, available on the node at `mountpoint`, and keeps it so for a
+        holder, over restarts and reboots (CSI: NodeStageVolume). Containers' mounts do this by themselves.
+
+        no such volume | NOT_FOUND | list volumes
+        it cannot be mounted | the kernel's reason | as the error says
+        """
+
+    @_abc_1.abstractmethod
+    def UnstageVolume(
+        self,
+        request: _volume_pb2.UnstageVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volume_pb2.UnstageVolumeResponse, _abc.Awaitable[_volume_pb2.UnstageVolumeResponse]]:
+        """UnstageVolume gives a hold back; after the last one the volume is unmounted (CSI: NodeUnstageVolume). A hold, or a
+        volume, that is gone is a success.
         """
 
 def add_VolumeServiceServicer_to_server(servicer: VolumeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -91,6 +91,8 @@ class VolumeDriver(ABC):
             InvalidArgument, Unsupported: naming the field.
         """
         self.parsed(spec)
+        if spec.block and Capability.BLOCK not in self.capabilities:
+            raise InvalidArgument("spec.mode", "BLOCK", f"a filesystem: the driver {self.name} has no devices")
         if spec.size_bytes and Capability.SIZE not in self.capabilities:
             raise Unsupported(f"spec.size_bytes: {self.cannot_hold_size()}", hint="leave out the driver, or the size")
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from netstore.drivers.options import size_bytes
 from netstore.errors import FailedPrecondition, InvalidArgument, KernelError
 from netstore.kernel import btrfs, loop
 from netstore.kernel.devices import signature
@@ -26,7 +26,6 @@ from netstore.volumes.drivers.base import Capability, Node, Observed, Usage, Vol
 __all__ = ["BtrfsDriver"]
 
 SYS_renameat2, RENAME_EXCHANGE, AT_FDCWD = {"x86_64": 316}.get(os.uname().machine, 276), 2, -100
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
 class BtrfsDriver(VolumeDriver):
@@ -271,8 +270,10 @@ class BtrfsDriver(VolumeDriver):
 
 
 def _size(text: str) -> int:
-    match = re.fullmatch(r"([0-9]+)([kmgt]?)", text.lower())
-    size = int(match[1]) * _UNITS[match[2]] if match else 0
+    try:
+        size = size_bytes(text)
+    except ValueError:
+        size = 0
     if size < MAKERS["btrfs"][2]:
         raise FailedPrecondition(
             f"[volumes] btrfs-pool: {text!r} is not accepted", hint="a device such as /dev/sdb, or a size such as 50G"

@@ -35,7 +35,7 @@ class ImageDriver(VolumeDriver):
         Option("fs", choice("ext4", "xfs", "btrfs"), "ext4", "filesystem: ext4, xfs or btrfs"),
         Option("sparse", boolean, False, "take space of the host only as it is used; a full host then stops writes"),
     )
-    capabilities = frozenset({Capability.SIZE, Capability.GROW, Capability.BLOCK})
+    capabilities = frozenset({Capability.SIZE, Capability.GROW})
 
     def validate(self, spec: VolumeSpec) -> None:
         """Check a spec: the size is required, and at least what the filesystem needs."""

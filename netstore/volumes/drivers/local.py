@@ -13,15 +13,17 @@ from pathlib import Path
 
 from netstore.drivers.options import Option, number, parse
 from netstore.errors import InvalidArgument, NetstoreError
+from netstore.kernel import quota
 from netstore.kernel.filesystems import mount, space, unmount_all
 from netstore.kernel.mounts import is_mount_point
 from netstore.kernel.tools import run_tool
 from netstore.model import Volume, VolumeSpec
-from netstore.volumes.drivers.base import Node, Usage, VolumeDriver, os_error
+from netstore.volumes.drivers.base import Capability, Node, Usage, VolumeDriver, os_error
 
 __all__ = ["LocalDriver"]
 
 _REMOTE = re.compile(r"nfs4?|cifs|smb3|9p|ceph|glusterfs|fuse(\..+)?")
+_FIRST_PROJECT = 1 << 28  # ours begin here: administrators number theirs from 1
 _SECRETS = ("password=", "pass=")
 
 
@@ -57,15 +59,31 @@ class LocalDriver(VolumeDriver):
     def __init__(self, node: Node) -> None:
         super().__init__(node)
         self._trash = self.root / ".removed"
+        self._no_quota = "the driver local has not looked at the state directory yet"
 
     def start(self) -> None:
-        """Finish removals that a crash cut short."""
+        """Finish removals that a crash cut short, and see whether the filesystem holds project quotas."""
         shutil.rmtree(self._trash, ignore_errors=True)
+        self._no_quota = quota.enforced(self.node.state_dir)
+        if not self._no_quota:
+            self.capabilities = frozenset({Capability.SIZE, Capability.GROW, Capability.SHRINK})
+
+    def cannot_hold_size(self) -> str:
+        """Say why there are no project quotas."""
+        return self._no_quota and f"local: {self._no_quota}"
+
+    def enforcement(self, volume: Volume) -> str:
+        """Name it."""
+        return "a project quota" if volume.spec.size_bytes else ""
 
     def validate(self, spec: VolumeSpec) -> None:
         """Check a spec: Docker's rule is that `device` needs `type`, and `o` needs both."""
         super().validate(spec)
         values = parse(self.options, spec.options)
+        if values["type"] and spec.size_bytes:
+            raise InvalidArgument(
+                "spec.size_bytes", spec.size_bytes, "0: what is mounted has its own (o=size=… of tmpfs)"
+            )
         for key, needed in (("device", ("type",)), ("o", ("type", "device")), ("type", ("device",))):
             for other in needed:
                 if values[key] and not values[other]:
@@ -86,6 +104,8 @@ class LocalDriver(VolumeDriver):
             data = self.mountpoint(volume)
             try:
                 data.parent.mkdir(parents=True, exist_ok=True, mode=0o711)
+                if not self._no_quota:
+                    self._join_project(volume)
                 data.mkdir(exist_ok=True, mode=0o755)
                 for directory in (data.parent, self.root):
                     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -100,6 +120,17 @@ class LocalDriver(VolumeDriver):
         except OSError as error:
             raise os_error(error, "making the directory of", volume) from error
 
+    def _join_project(self, volume: Volume) -> None:
+        """Give the directory, and all that will be made in it, a project of its own."""
+        directory = self.directory(volume)
+        project = quota.project(directory)
+        if not project:
+            project = _FIRST_PROJECT | int(volume.id[:7], 16)
+            while (taken := quota.get(self.root, project)) and (taken.limit_bytes or taken.inodes_used):
+                project += 1
+            quota.set_project(directory, project)
+        quota.set_limit(directory, project, volume.spec.size_bytes)
+
     def _is_whole(self, directory: Path) -> bool:
         return (directory / "mounted").exists() or (directory / "_data").is_dir()
 
@@ -109,12 +140,15 @@ class LocalDriver(VolumeDriver):
         hidden = self._trash / volume.id
         if not self.directory(volume).exists():
             return
+        project = 0 if self._no_quota else quota.project(self.directory(volume))
         try:
             self._trash.mkdir(exist_ok=True, mode=0o700)
             self.directory(volume).rename(hidden)
         except OSError as error:
             raise os_error(error, "removing", volume) from error
         shutil.rmtree(hidden, ignore_errors=True)
+        if project:
+            quota.set_limit(self.root, project, 0)
 
     def stage(self, volume: Volume) -> None:
         """Mount what the options say."""
@@ -146,8 +180,11 @@ class LocalDriver(VolumeDriver):
             target.rmdir()
 
     def usage(self, volume: Volume) -> Usage:
-        """Ask the filesystem that is mounted; a plain directory's usage is not known without a walk."""
-        if not self.stages(volume) or not self.staged(volume):
+        """Ask the quota, or the filesystem that is mounted; else it is not known without a walk."""
+        if not self.stages(volume):
+            found = None if self._no_quota else self._quota(volume)
+            return Usage(found.used_bytes, found.inodes_used, found.limit_bytes) if found else Usage()
+        if not self.staged(volume):
             return Usage()
         values = self.parsed(volume.spec)
         if not _REMOTE.fullmatch(values["type"]):
@@ -155,6 +192,24 @@ class LocalDriver(VolumeDriver):
         shown = _ask(self.mountpoint(volume), min(values["timeout"], 5))
         blocks, free, unit, inodes, inodes_free = (int(part) for part in shown.split())
         return Usage((blocks - free) * unit, inodes - inodes_free, blocks * unit)
+
+    def _quota(self, volume: Volume) -> quota.Quota | None:
+        project = quota.project(self.directory(volume))
+        return quota.get(self.root, project) if project else None
+
+    def fits(self, volume: Volume) -> bool:
+        """Say whether the quota has the size of the spec."""
+        found = self._quota(volume) if volume.spec.size_bytes and not self._no_quota else None
+        return found is None or found.limit_bytes >= volume.spec.size_bytes
+
+    def resize(self, volume: Volume, size_bytes: int) -> None:
+        """Change the quota, down to what is used."""
+        if self._no_quota:
+            raise self._cannot("changes no size here")
+        used = self.usage(volume).used_bytes or 0
+        if 0 < size_bytes < used:
+            raise InvalidArgument("spec.size_bytes", size_bytes, f"at least what is used, {used}")
+        quota.set_limit(self.root, quota.project(self.directory(volume)), size_bytes)
 
     def measure(self, volume: Volume) -> int:
         """Add up the sizes of the files of a directory; what is mounted from elsewhere takes nothing here."""

@@ -21,7 +21,7 @@ class TmpfsDriver(VolumeDriver):
 
     name = "tmpfs"
     options = (
-        Option("mode", mode, 0o755, "mode of its root, octal; 0755 unless given"),
+        Option("mode", mode, None, "mode of its root, octal; by default 0755"),
         Option("uid", number(0, 2**32 - 2), 0, "owner of its root"),
         Option("gid", number(0, 2**32 - 2), 0, "group of its root"),
         Option("inodes", number(1, 2**40), 0, "most files and directories; by default the kernel's"),
@@ -48,7 +48,8 @@ class TmpfsDriver(VolumeDriver):
         if is_mount_point(target):
             return
         values = self.parsed(volume.spec)
-        options = f"mode={values['mode']:o},uid={values['uid']},gid={values['gid']},nosuid,nodev"
+        access = 0o755 if values["mode"] is None else values["mode"]
+        options = f"mode={access:o},uid={values['uid']},gid={values['gid']},nosuid,nodev"
         options += f",nr_inodes={values['inodes']}" if values["inodes"] else ""
         try:
             target.mkdir(parents=True, exist_ok=True, mode=0o755)
