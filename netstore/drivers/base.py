@@ -50,17 +50,32 @@ class Driver(ABC):
     """Only the predefined instance exists (host, null)."""
     has_interfaces = True
     """Endpoints have an interface, addresses and names."""
+    ends_inside = False
+    """An endpoint's interface has no end in the host: it is looked for, and removed, in its namespace."""
+    publishes_ports = False
+    """Ports of the host lead to its endpoints."""
+    chooses_gateway = True
+    """A subnet without a gateway gets one, the first address."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
 
     @abstractmethod
     def validate(self, network: Network) -> Network:
-        """Check the spec and fill in what the driver chooses (interface, MTU). Pure.
+        """Check the spec and fill in what the driver chooses (interface, MTU). Pure, and idempotent: it is asked once
+        more when the network's pools are known.
 
         Raises:
             InvalidArgument: naming the field.
         """
+
+    def check_beside(self, network: Network, others: Sequence[Network]) -> None:
+        """Check that the network can be there beside the others of the node. Pure.
+
+        Raises:
+            FailedPrecondition: naming the other one.
+        """
+        return
 
     @abstractmethod
     def apply_network(self, network: Network) -> None:
@@ -69,6 +84,10 @@ class Driver(ABC):
     @abstractmethod
     def remove_network(self, network: Network) -> None:
         """Remove the network's own kernel objects."""
+
+    def hand_over(self, network: Network, heir: Network) -> None:
+        """Give an interface of a network that is about to be removed to another one that is on it too."""
+        return
 
     def update_network(self, old: Network, new: Network, endpoints: Collection[Endpoint]) -> None:
         """Make the kernel follow a change of a network whose attached endpoints are these; `old` is what is there.
@@ -92,8 +111,12 @@ class Driver(ABC):
         return
 
     @abstractmethod
-    def remove_endpoint(self, network: Network, endpoint: Endpoint) -> None:
-        """Take the endpoint's interface and ports away."""
+    def remove_endpoint(self, network: Network, endpoint: Endpoint, namespace: int | None = None) -> None:
+        """Take the endpoint's interface and ports away; with `ends_inside` the namespace is given while it lives."""
+
+    def is_inside(self, network: Network, endpoint: Endpoint, namespace: int) -> bool:
+        """With `ends_inside`: say whether the endpoint's interface is in the namespace."""
+        return True
 
     def forget_neighbours(self, network: Network, addresses: Collection[str]) -> None:
         """Take from the host what it was told of addresses that no endpoint has; by default it was told nothing."""

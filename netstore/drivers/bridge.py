@@ -67,6 +67,7 @@ class BridgeDriver(Driver):
     """See the module."""
 
     name = "bridge"
+    publishes_ports = True
     options: Sequence[Option] = (
         Option(NAME, interface, "", "name of the Linux bridge; by default derived from the network's id"),
         Option(MASQUERADE, boolean, True, "source NAT for traffic that leaves the node", live=True),
@@ -185,7 +186,7 @@ class BridgeDriver(Driver):
             host.run([netlink.rate_limit(outer, incoming)])
             inside_.run([netlink.rate_limit(inner, outgoing), *changes_inside(network, inner, before=before)])
 
-    def remove_endpoint(self, network: Network, endpoint: Endpoint) -> None:
+    def remove_endpoint(self, network: Network, endpoint: Endpoint, namespace: int | None = None) -> None:
         """Unpublish its ports, then delete the pair."""
         self.host.firewall.remove(self._endpoint_elements(network, endpoint))
         self.forget_neighbours(network, [each.address for each in endpoint.addresses])

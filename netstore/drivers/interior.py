@@ -39,7 +39,7 @@ def alias(kind: str, resource_id: str) -> str:
 
 def speaks_ipv6(network: Network) -> bool:
     """Say whether the kernel has IPv6 on interfaces of the network's MTU; where not, it refuses settings of it."""
-    return network.mtu >= MIN_IPV6_MTU and ipv6_present()
+    return not 0 < network.mtu < MIN_IPV6_MTU and ipv6_present()
 
 
 def has_ipv6(network: Network) -> bool:

@@ -30,7 +30,7 @@ class NullDriver(Driver):
     def apply_endpoint(self, network: Network, endpoint: Endpoint, namespace: int | None) -> None:
         """Nothing to attach."""
 
-    def remove_endpoint(self, network: Network, endpoint: Endpoint) -> None:
+    def remove_endpoint(self, network: Network, endpoint: Endpoint, namespace: int | None = None) -> None:
         """Nothing to detach."""
 
     def observe(self, network: Network) -> Observed:

@@ -32,6 +32,7 @@ __all__ = [
     "link_delete_group",
     "link_set",
     "link_up",
+    "macvlan_add",
     "neighbour_delete",
     "neighbour_set",
     "port_set",
@@ -39,6 +40,8 @@ __all__ = [
     "route_delete",
     "route_replace",
     "veth_add",
+    "veth_pair",
+    "vlan_add",
 ]
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
@@ -62,6 +65,7 @@ IFF_UP = 0x1
 IFA_F_NODAD = 0x2
 IN6_ADDR_GEN_MODE_NONE = 1
 RT_TABLE_MAIN, RTPROT_STATIC, RT_SCOPE_UNIVERSE, RTN_UNICAST = 254, 4, 0, 1
+RT_SCOPE_LINK = 253
 
 _HEADER = struct.Struct("IHHII")
 _BATCH = 64  # messages in one send: their acknowledgements fit the default receive buffer
@@ -284,6 +288,44 @@ def veth_add(name: str, *, master: int, mtu: int, peer: str, peer_mac: str, peer
     return Request(data, "making interface", name)
 
 
+def veth_pair(name: str, peer: str, *, mtu: int) -> Request:
+    """Make a veth pair whose ends both stay here, down."""
+    peer_attrs: _ATTRS = [("IFLA_IFNAME", peer), ("IFLA_MTU", mtu)]
+    data = {"attrs": [("VETH_INFO_PEER", {"attrs": peer_attrs})]}
+    return _link_add("veth", name, data, [("IFLA_MTU", mtu)])
+
+
+def vlan_add(name: str, below: int, vlan_id: int) -> Request:
+    """Make an 802.1q link of a VLAN on the interface of index `below`, down."""
+    return _link_add("vlan", name, {"attrs": [("IFLA_VLAN_ID", vlan_id)]}, [("IFLA_LINK", below)])
+
+
+def macvlan_add(
+    name: str,
+    parent: int,
+    *,
+    mode: str,
+    mac: str,
+    namespace: int | None = None,
+    mtu: int = 0,
+    broadcast_cutoff: int = 1,
+) -> Request:
+    """Make a macvlan interface on the one of index `parent`, down, here or in the namespace of that descriptor."""
+    data: dict[str, _ATTRS] = {"attrs": [("IFLA_MACVLAN_MODE", mode)]}
+    attrs: _ATTRS = [("IFLA_LINK", parent), ("IFLA_ADDRESS", mac), *([("IFLA_MTU", mtu)] if mtu else [])]
+    if namespace is not None:
+        attrs.append(("IFLA_NET_NS_FD", namespace))
+    if broadcast_cutoff != 1:
+        data["attrs"].append(("IFLA_MACVLAN_BC_CUTOFF", broadcast_cutoff))
+    return _link_add("macvlan", name, data, attrs)
+
+
+def _link_add(kind: str, name: str, data: dict[str, _ATTRS], attrs: _ATTRS) -> Request:
+    info = ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", kind), ("IFLA_INFO_DATA", data)]})
+    message = _message(ifinfmsg, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, {}, [("IFLA_IFNAME", name), *attrs, info])
+    return Request(message, f"making {kind} interface", name)
+
+
 @functools.lru_cache(maxsize=256)
 def _veth_template(name_length: int, master: int, mtu: int, peer: str, inside: bool) -> bytes:  # noqa: FBT001
     inner: _ATTRS = [("IFLA_IFNAME", peer), ("IFLA_ADDRESS", _MAC.hex(":")), ("IFLA_MTU", mtu)]
@@ -415,7 +457,10 @@ def _address_template(family: int, prefix: int) -> bytes:
 
 @functools.lru_cache(maxsize=256)
 def route_replace(gateway: str, index: int, destination: str = "") -> Request:
-    """Make `gateway` on interface `index` the way to a destination (CIDR), "" for everywhere, in place of what is."""
+    """Make `gateway` on interface `index` the way to a destination (CIDR), "" for everywhere, in place of what is.
+
+    Without a gateway the destination is a neighbour on the interface.
+    """
     data = _route(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, gateway, index, destination)
     return Request(data, f"setting the route to {destination or 'everywhere'} via", gateway)
 
@@ -428,13 +473,13 @@ def route_delete(gateway: str, index: int, destination: str) -> Request:
 
 def _route(kind: int, flags: int, gateway: str, index: int, destination: str) -> bytes:
     fields = {
-        "family": socket.AF_INET6 if ":" in gateway else socket.AF_INET,
+        "family": socket.AF_INET6 if ":" in (gateway or destination) else socket.AF_INET,
         "table": RT_TABLE_MAIN,
         "proto": RTPROT_STATIC,
-        "scope": RT_SCOPE_UNIVERSE,
+        "scope": RT_SCOPE_UNIVERSE if gateway else RT_SCOPE_LINK,
         "type": RTN_UNICAST,
     }
-    attrs: _ATTRS = [("RTA_GATEWAY", gateway), ("RTA_OIF", index)]
+    attrs: _ATTRS = [*([("RTA_GATEWAY", gateway)] if gateway else []), ("RTA_OIF", index)]
     if destination:
         address, _, length = destination.partition("/")
         attrs.append(("RTA_DST", address))

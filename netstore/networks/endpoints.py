@@ -8,6 +8,7 @@ nothing is left.
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -17,7 +18,7 @@ import structlog
 
 from netstore.drivers.base import Driver
 from netstore.drivers.options import ENDPOINT_OPTIONS, refuse_changes
-from netstore.errors import Conflict, NetstoreError
+from netstore.errors import Conflict, KernelError, NetstoreError
 from netstore.kernel.sandboxes import open_resolver
 from netstore.model import Endpoint, Kind, Network, PortMapping, Sandbox, SandboxRef
 from netstore.networks import planning
@@ -101,9 +102,12 @@ class Endpoints:
                 if self._sandboxes.wants_names(plan.opened):
                     resolvers[sandbox_id] = plan.opened, open_resolver(namespace)
         except BaseException:
-            self._store.write_here(lambda tx: planning.each(tx, undo, fresh))
             for plan in done:
-                self._driver(plan.network).remove_endpoint(plan.network, plan.endpoint)
+                try:
+                    self._driver(plan.network).remove_endpoint(plan.network, plan.endpoint, plan.opened.namespace)
+                except NetstoreError as error:  # the caller is told what failed first; the reconciler takes the rest
+                    log.warning("taking back an endpoint failed", endpoint=plan.endpoint.id, error=str(error))
+            self._store.write_here(lambda tx: planning.each(tx, undo, fresh))
             for opened, sockets in resolvers.values():
                 self._sandboxes.discard_resolver(opened, sockets)
             raise
@@ -144,6 +148,7 @@ class Endpoints:
             return
         endpoint, network, sandbox = found
         async with self._context.locks.hold(f"sandbox {sandbox.inode}"):
+            await self._take_out(network, endpoint, sandbox)
             promoted, last = await self._store.write(lambda tx: planning.detach(tx, endpoint_id))
             removal = self._context.remove(self._driver(network).remove_endpoint, network, endpoint)
             if last and not sandbox.container_id:  # both wait for grace periods of the kernel's: side by side
@@ -153,6 +158,18 @@ class Endpoints:
             if promoted:
                 await self._reroute(sandbox, *promoted)
         await self._tell(sandbox)
+
+    async def _take_out(self, network: Network, endpoint: Endpoint, sandbox: Sandbox) -> None:
+        """Remove an interface that is in its namespace alone, before its row: without it nobody would find it."""
+        driver = self._driver(network)
+        if not driver.ends_inside or not endpoint.attached:
+            return
+        try:
+            async with self._sandboxes.reopen(sandbox) as opened:
+                await self._context.remove(driver.remove_endpoint, network, endpoint, opened.namespace)
+        except KernelError as error:
+            if error.errno != errno.ENOENT:  # it went with its namespace
+                raise
 
     async def _leave(self, sandbox: Sandbox) -> None:
         """Take everything of ours out of a namespace that lives on, or ended before us."""
@@ -189,12 +206,11 @@ class Endpoints:
                     if endpoint.attached
                 ]
             )
-            await self._deactivate(attached)
-
-    async def _deactivate(self, planned: Sequence[Plan]) -> None:
-        await self._store.write(lambda tx: planning.each(tx, planning.park, planned))
-        for plan in planned:
-            await self._context.remove(self._driver(plan.network).remove_endpoint, plan.network, plan.endpoint)
+            for plan in attached:
+                await self._take_out(plan.network, plan.endpoint, sandbox)
+            await self._store.write(lambda tx: planning.each(tx, planning.park, attached))
+            for plan in attached:
+                await self._context.remove(self._driver(plan.network).remove_endpoint, plan.network, plan.endpoint)
 
     async def publish(self, reference: str, wanted: Sequence[PortMapping]) -> tuple[Endpoint, Network, Sandbox]:
         """Publish ports of a live endpoint, given by id or id prefix; those published already stay.

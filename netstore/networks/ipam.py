@@ -63,8 +63,8 @@ def unique_local_pool(node_id: str) -> AddressPool:
     return IPv6Network((b"\xfd" + digest[:5] + bytes(10), 48)), 64
 
 
-def validate_pool(pool: Pool, index: int) -> Pool:
-    """Check one pool and fill in its gateway; a pool without a subnet is returned as it is. Pure.
+def validate_pool(pool: Pool, index: int, *, gateway: bool = True) -> Pool:
+    """Check one pool and, with `gateway`, fill in its gateway; one without a subnet is returned as it is. Pure.
 
     Raises:
         InvalidArgument: naming the field.
@@ -79,7 +79,7 @@ def validate_pool(pool: Pool, index: int) -> Pool:
     low, high = _LEAST_SPECIFIC[subnet.version], _MOST_SPECIFIC[subnet.version]
     if not low <= subnet.prefixlen <= high or subnet.is_multicast or subnet.is_loopback or subnet.is_link_local:
         raise InvalidArgument(f"{field}.subnet", pool.subnet, f"a unicast IPv{subnet.version} subnet /{low} to /{high}")
-    gateway = _member(f"{field}.gateway", pool.gateway, subnet) if pool.gateway else subnet[1]
+    router = _member(f"{field}.gateway", pool.gateway, subnet) if pool.gateway else subnet[1] if gateway else ""
     if pool.ip_range:
         within = _network(f"{field}.ip_range", pool.ip_range)
         if not _contains(subnet, within):
@@ -88,7 +88,7 @@ def validate_pool(pool: Pool, index: int) -> Pool:
         name: str(_member(f"{field}.aux_addresses[{name}]", address, subnet))
         for name, address in pool.aux_addresses.items()
     }
-    return replace(pool, subnet=str(subnet), gateway=str(gateway), aux_addresses=aux)
+    return replace(pool, subnet=str(subnet), gateway=str(router), aux_addresses=aux)
 
 
 def _network(field: str, text: str) -> IPNetwork:
@@ -133,8 +133,9 @@ def _member(field: str, text: str, subnet: IPNetwork) -> IPAddress:
 
 
 def resolve_pools(
-    tx: Transaction, spec: NetworkSpec, asked: Sequence[Pool], routes: Sequence[HostRoute], pools: Sequence[AddressPool]
-) -> tuple[Pool, ...]:
+    tx: Transaction, spec: NetworkSpec, asked: Sequence[Pool], routes: Sequence[HostRoute],
+    pools: Sequence[AddressPool], *, gateway: bool = True,
+) -> tuple[Pool, ...]:  # fmt: skip
     """Return what a network gets: the pools asked for, and one from the defaults for each family that has none.
 
     Raises:
@@ -143,7 +144,8 @@ def resolve_pools(
     given = [pool for pool in asked if pool.subnet]
     families = [version for version, wanted in ((4, spec.enable_ipv4), (6, spec.enable_ipv6)) if wanted]
     missing = [v for v in families if not any(ipaddress.ip_network(pool.subnet).version == v for pool in given)]
-    chosen = [validate_pool(Pool(subnet=choose_subnet(tx, routes, pools, version=v)), 0) for v in missing]
+    subnets = [choose_subnet(tx, routes, pools, version=version) for version in missing]
+    chosen = [validate_pool(Pool(subnet=subnet), 0, gateway=gateway) for subnet in subnets]
     return tuple(sorted([*chosen, *given], key=lambda pool: ":" in pool.subnet))
 
 
@@ -230,7 +232,7 @@ def reserve_pool(tx: Transaction, network: Network, pool: Pool) -> None:
             hint="choose another subnet, or none to take a free one",
             reason="SUBNET_OVERLAP", network=name, subnet=other,
         ) from error  # fmt: skip
-    for address in dict.fromkeys((pool.gateway, *pool.aux_addresses.values())):
+    for address in dict.fromkeys(filter(None, (pool.gateway, *pool.aux_addresses.values()))):
         tx.execute("INSERT INTO addresses VALUES (?, ?, NULL)", network.id, ipaddress.ip_address(address).packed)
 
 

@@ -88,7 +88,9 @@ class Networks:
         if driver.predefined_only and not predefined:
             raise InvalidArgument("spec.driver", spec.driver, "bridge: host and none exist once, ready-made")
         _check_families(spec)
-        pools = tuple(ipam.validate_pool(pool, index) for index, pool in enumerate(spec.pools))
+        pools = tuple(
+            ipam.validate_pool(pool, index, gateway=driver.chooses_gateway) for index, pool in enumerate(spec.pools)
+        )
         uplink = await self._context.apply(read_uplink)
         warned = warnings(spec.pools, uplink.routes)
         if strict and warned:
@@ -112,10 +114,13 @@ class Networks:
         row = tx.row("SELECT id FROM networks WHERE name = ?", network.name)
         if row:
             return _same(tx.networks.require(row[0]), network), False
-        spec = network.spec
-        if self._context.driver(spec.driver).has_interfaces and spec.ipam_driver == "default":
-            resolved = ipam.resolve_pools(tx, spec, network.pools, routes, self._context.pools)
-            network = replace(network, pools=resolved)
+        spec, driver = network.spec, self._context.driver(network.spec.driver)
+        if driver.has_interfaces and spec.ipam_driver == "default":
+            resolved = ipam.resolve_pools(
+                tx, spec, network.pools, routes, self._context.pools, gateway=driver.chooses_gateway
+            )
+            network = driver.validate(replace(network, pools=resolved))
+        driver.check_beside(network, tx.networks.all())
         _check_routes(network)
         revision = tx.event(Kind.NETWORK, "create", network.id, network.name, driver=spec.driver)
         network = replace(network, revision=revision)
@@ -218,7 +223,7 @@ class Networks:
             FailedPrecondition: it is predefined.
         """
 
-        def remove(tx: Transaction) -> Network:
+        def remove(tx: Transaction) -> tuple[Network, list[Network]]:
             network = tx.networks.find(reference)
             if network.predefined:
                 raise FailedPrecondition(
@@ -226,11 +231,14 @@ class Networks:
                 )
             _refuse_in_use(tx, network)
             _delete(tx, network)
-            return network
+            return network, [each for each in tx.networks.all() if network.interface == each.interface != ""]
 
-        network = await self._store.write(remove)
+        network, sharing = await self._store.write(remove)
+        driver = self._context.driver(network.spec.driver)
         async with self._context.locks.hold(network.id):
-            await self._context.remove(self._context.driver(network.spec.driver).remove_network, network)
+            for heir in sharing[:1]:
+                await self._context.apply(driver.hand_over, network, heir)
+            await self._context.remove(driver.remove_network, network)
 
     async def prune(self, wanted: Callable[[Network], bool], *, dry_run: bool) -> list[str]:
         """Remove every network that has no endpoints, is not predefined, and is wanted; returns their names."""
@@ -277,19 +285,19 @@ def _changed(tx: Transaction, driver: Driver, network: Network, change: NetworkC
     labels = network.labels if change.labels is None else dict(change.labels)
     changed = replace(network, spec=spec, labels=labels)
     if change.pools is not None:
-        changed = _add_pools(tx, changed, change.pools)
+        changed = _add_pools(tx, driver, changed, change.pools)
     if change.routes is not None:
         _check_routes(changed)
     return changed
 
 
-def _add_pools(tx: Transaction, network: Network, asked: Sequence[Pool]) -> Network:
+def _add_pools(tx: Transaction, driver: Driver, network: Network, asked: Sequence[Pool]) -> Network:
     """Add the pools that a network does not have yet.
 
     Raises:
         Immutable: one that it has is missing, or differs.
     """
-    wanted = [ipam.validate_pool(pool, index) for index, pool in enumerate(asked)]
+    wanted = [ipam.validate_pool(pool, i, gateway=driver.chooses_gateway) for i, pool in enumerate(asked)]
     for pool in network.pools:
         if pool not in wanted:
             raise Immutable(f"spec.ipam: subnet {pool.subnet}", "further subnets")

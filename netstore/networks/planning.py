@@ -230,11 +230,15 @@ def _take_default_route(tx: Transaction, network: Network, endpoint: Endpoint, o
     Ties stay with who came first: connecting a network never changes the way out (complaint 13).
     """
     holder = next((other for other in others if other.default_route), None)
-    if network.spec.internal or (holder and holder.spec.gateway_priority >= endpoint.spec.gateway_priority):
+    if not _leads_out(network, endpoint) or (holder and holder.spec.gateway_priority >= endpoint.spec.gateway_priority):
         return endpoint
     if holder:
         tx.endpoints.update(replace(holder, default_route=False))
     return replace(endpoint, default_route=True)
+
+
+def _leads_out(network: Network, endpoint: Endpoint) -> bool:
+    return not network.spec.internal and any(address.gateway for address in endpoint.addresses)
 
 
 def register_names(tx: Transaction, network: Network, endpoint: Endpoint, sandbox: Sandbox) -> None:
@@ -343,7 +347,7 @@ def detach(tx: Transaction, endpoint_id: str) -> tuple[tuple[Endpoint, Network] 
     if not endpoint.default_route:
         return None, not others
     pairs = [(other, tx.networks.require(other.network_id)) for other in others]
-    heirs = [(other, network) for other, network in pairs if network.interface and not network.spec.internal]
+    heirs = [(other, network) for other, network in pairs if _leads_out(network, other)]
     if not heirs:
         return None, not others
     heir, network = max(heirs, key=lambda pair: pair[0].spec.gateway_priority)

@@ -11,6 +11,7 @@ from typing import Any
 
 import structlog
 
+from netstore.drivers.base import Driver, Observed
 from netstore.errors import NetstoreError
 from netstore.kernel.conntrack import forget_strays
 from netstore.kernel.firewall import Firewall, relay_elements
@@ -112,14 +113,29 @@ class Reconciler:
                 work = partial(self._context.apply, driver.forget_neighbours, network, unknown)
                 findings.append(await _repaired(finding, work, repair=repair))
             for endpoint in desired.attached(network):
-                if not driver.has_interfaces or endpoint.host_interface in observed.endpoints:
-                    continue
-                finding = Finding(kind=Kind.ENDPOINT, resource_id=endpoint.id, name=endpoint.name or endpoint.id[:12],
-                                  detail=f"interface {endpoint.host_interface} is missing")  # fmt: skip
                 sandbox = sandboxes[endpoint.sandbox_id]
+                if await self._is_there(driver, observed, network, endpoint, sandbox):
+                    continue
+                missing = endpoint.interface_name if driver.ends_inside else endpoint.host_interface
+                finding = Finding(kind=Kind.ENDPOINT, resource_id=endpoint.id, name=endpoint.name or endpoint.id[:12],
+                                  detail=f"interface {missing} is missing")  # fmt: skip
                 work = partial(self._apply_endpoint, network, endpoint, sandbox)
                 findings.append(await _repaired(finding, work, repair=repair))
         return findings
+
+    async def _is_there(
+        self, driver: Driver, observed: Observed, network: Network, endpoint: Endpoint, sandbox: Sandbox
+    ) -> bool:
+        if not driver.has_interfaces or endpoint.host_interface in observed.endpoints:
+            return True
+        if not driver.ends_inside:
+            return False
+        try:
+            async with self._sandboxes.reopen(sandbox) as opened:
+                namespace = opened.namespace
+                return namespace is None or await self._context.apply(driver.is_inside, network, endpoint, namespace)
+        except NetstoreError:  # its namespace is gone: a finding of its own
+            return True
 
     async def _apply_network(self, network: Network) -> None:
         async with self._context.locks.hold(network.id):
@@ -129,7 +145,7 @@ class Reconciler:
     async def _apply_endpoint(self, network: Network, endpoint: Endpoint, sandbox: Sandbox) -> None:
         driver = self._context.driver(network.spec.driver)
         async with self._sandboxes.reopen(sandbox) as opened:
-            await self._context.remove(driver.remove_endpoint, network, replace(endpoint, ports=()))
+            await self._context.remove(driver.remove_endpoint, network, replace(endpoint, ports=()), opened.namespace)
             await self._context.apply(driver.apply_endpoint, network, endpoint, opened.namespace)
 
     async def _elements(self, desired: _Desired, *, repair: bool) -> list[Finding]:

@@ -26,6 +26,9 @@ def state() -> str:
     return shell(f"{host}; ip -n c -o link | grep -v ' lo:' || true")
 
 
+OPTIONS = {"macvlan": {"parent": "uplink"}}
+
+
 def main(name: str) -> None:
     seen: dict[str, object] = {}
     firewall = Firewall()
@@ -33,13 +36,13 @@ def main(name: str) -> None:
     driver = load_drivers(Host(firewall, Deletions()))[name]
     pools = (Pool(subnet="10.66.0.0/24", gateway="10.66.0.1"), Pool(subnet="fd00:66::/64", gateway="fd00:66::1"))
     network = driver.validate(
-        Network(id=new_id(), name="n", spec=NetworkSpec(driver=name, enable_ipv6=True), mtu=1400,
+        Network(id=new_id(), name="n", spec=NetworkSpec(driver=name, enable_ipv6=True, options=OPTIONS.get(name, {})), mtu=1400,
                 pools=pools if driver.has_interfaces else ())
     )  # fmt: skip
     endpoint = Endpoint(
         id=new_id(), network_id=network.id, sandbox_id="s", spec=EndpointSpec(), mac_address=stable_mac("x"),
         interface_name="eth0" if driver.has_interfaces else "", default_route=True,
-        ports=(PortMapping(container_port=80, host_port=8080),),
+        ports=(PortMapping(container_port=80, host_port=8080),) if driver.publishes_ports else (),
         addresses=(Address(address="10.66.0.2", prefix=24, gateway="10.66.0.1"),
                    Address(address="fd00:66::2", prefix=64, gateway="fd00:66::1")) if driver.has_interfaces else (),
     )  # fmt: skip
@@ -58,17 +61,19 @@ def main(name: str) -> None:
     attached = state()
     driver.apply_endpoint(network, endpoint, namespace)
     seen["endpoint is idempotent"] = state() == attached
-    wanted = {endpoint.host_interface} if driver.has_interfaces else set()
+    wanted = {endpoint.host_interface} if driver.has_interfaces and not driver.ends_inside else set()
     seen["endpoint is observed"] = driver.observe(network).endpoints == wanted
+    seen["endpoint is inside"] = driver.is_inside(network, endpoint, namespace)
     seen["elements are there"] = driver.elements(network, [endpoint]) <= (firewall.elements() or set())
     seen["inside"] = shell("ip -n c -j addr; ip -n c -4 route; ip -n c -6 route") if driver.has_interfaces else ""
-    driver.remove_endpoint(network, endpoint)
-    driver.remove_endpoint(network, endpoint)
+    driver.remove_endpoint(network, endpoint, namespace)
+    driver.remove_endpoint(network, endpoint, namespace)
     seen["endpoint is gone"] = state() == first
-    waiting = replace(endpoint, id=new_id())
-    driver.apply_endpoint(network, waiting, None)  # without a namespace it waits in the host's
-    driver.remove_endpoint(network, waiting)
-    seen["waiting endpoint is gone"] = state() == first
+    if not driver.ends_inside:
+        waiting = replace(endpoint, id=new_id())
+        driver.apply_endpoint(network, waiting, None)  # without a namespace it waits in the host's
+        driver.remove_endpoint(network, waiting)
+        seen["waiting endpoint is gone"] = state() == first
     if driver.has_interfaces:  # refused half-way: the interface's name is taken inside
         shell("ip -n c link add eth0 type veth peer name other")
         taken = state()

@@ -1,0 +1,148 @@
+"""macvlan networks: real interfaces on a parent, seen by the neighbour on the wire."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from conftest import Node, wait_until
+
+
+def addresses(node: Node, netns: str) -> dict[str, list[str]]:
+    found = json.loads(node.host.sh(f"ip -n {netns} -j addr"))
+    return {link["ifname"]: [each["local"] for each in link["addr_info"]] for link in found}
+
+
+def pings(node: Node, netns: str, address: str) -> bool:
+    where = f"ip netns exec {netns} " if netns else ""
+    return not node.host.run("sh", "-c", f"{where}ping -c1 -W1 {address}", check=False).returncode
+
+
+def attach(node: Node, network: str, netns: str, *flags: str) -> None:
+    node.host.netns(netns)
+    node.cli("network", "connect", *flags, network, "--netns", f"/run/netns/{netns}")
+
+
+@pytest.fixture
+def lan(node: Node) -> str:
+    """A macvlan network on the uplink, with its router: the neighbour."""
+    node.cli("network", "create", "-d", "macvlan", "-o", "parent=uplink", "--subnet", "203.0.113.0/24",
+             "--gateway", "203.0.113.2", "--ip-range", "203.0.113.64/26", "lan")  # fmt: skip
+    return "lan"
+
+
+def test_on_the_wire(node: Node, lan: str) -> None:
+    attach(node, lan, "a")
+    attach(node, lan, "b")
+    assert addresses(node, "a")["eth0"] == ["203.0.113.64"]
+    assert pings(node, "a", "203.0.113.2")  # the router, a machine of its own
+    assert pings(node, "neighbour", "203.0.113.65")
+    assert pings(node, "a", "203.0.113.65")
+    assert "via 203.0.113.2" in node.host.sh("ip -n a route show default")
+    assert not pings(node, "", "203.0.113.64")  # as with Docker's: the host itself does not
+    link = json.loads(node.host.sh("ip -n a -d -j link show eth0"))[0]
+    assert link["linkinfo"]["info_data"]["mode"] == "bridge"
+    assert link["ifalias"].startswith("netstore endpoint ")
+    node.cli("network", "disconnect", lan, "--netns", "/run/netns/a")
+    assert "eth0" not in addresses(node, "a")
+    refused = node.cli("network", "create", "-d", "macvlan", "-o", "parent=uplink", "-o", "macvlan_mode=passthru",
+                       "--subnet", "192.0.2.0/24", "all", check=False)  # fmt: skip
+    assert refused.returncode
+    assert "lan" in refused.stderr
+    node.cli("network", "create", "-d", "macvlan", "-o", "parent=uplink", "-o", "macvlan_mode=private",
+             "--subnet", "192.0.2.0/24", "second")  # fmt: skip
+    assert json.loads(node.out("system", "check", "--format", "json")) == []
+
+
+def test_no_gateway_leaves_the_way_out(node: Node) -> None:
+    node.cli("network", "create", "-d", "macvlan", "-o", "parent=uplink", "--subnet", "192.0.2.0/24", "plain")
+    attach(node, "plain", "a")
+    assert node.host.sh("ip -n a route show default") == ""
+    node.cli("network", "create", "out")
+    node.cli("network", "connect", "out", "--netns", "/run/netns/a")
+    assert "dev eth1" in node.host.sh("ip -n a route show default")
+
+
+def test_host_access(node: Node) -> None:
+    node.cli("network", "create", "-d", "macvlan", "-o", "parent=uplink", "-o", "host_access=true", "--ipv6",
+             "--subnet", "192.0.2.0/24", "--subnet", "fd00:2::/64", "--aux-address", "host=192.0.2.9", "lan")  # fmt: skip
+    attach(node, "lan", "a", "--ip", "192.0.2.20", "--ip6", "fd00:2::20")
+    assert pings(node, "", "192.0.2.20")
+    assert pings(node, "", "fd00:2::20")
+    assert pings(node, "a", "192.0.2.9")
+    shown = json.loads(node.out("network", "inspect", "lan"))[0]
+    assert "192.0.2.9" in json.dumps(shown)
+    taken = node.cli("network", "connect", "--ip", "192.0.2.9", "lan", "--netns", "/run/netns/neighbour", check=False)
+    assert "taken" in taken.stderr
+    node.cli("network", "disconnect", "lan", "--netns", "/run/netns/a")
+    assert "192.0.2.20" not in node.host.sh("ip route show")
+    node.cli("network", "rm", "lan")
+    assert "macvlan" not in node.host.sh("ip -d link show")
+
+
+def test_internal_without_a_parent(node: Node) -> None:
+    node.cli("network", "create", "-d", "macvlan", "--subnet", "192.0.2.0/24", "inner")
+    for name in ("a", "b"):
+        attach(node, "inner", name)
+    assert pings(node, "a", "192.0.2.2")
+    assert not pings(node, "a", "203.0.113.2")
+    for name in ("a", "b"):
+        node.cli("network", "disconnect", "inner", "--netns", f"/run/netns/{name}")
+    node.cli("network", "rm", "inner")
+    assert "nsm" not in node.host.sh("ip -o link show")
+
+
+def test_passthru_is_exclusive(node: Node) -> None:
+    node.host.sh("ip link add pt type veth peer name far; ip link set far up; ip link set pt up")
+    node.cli("network", "create", "-d", "macvlan", "-o", "parent=pt", "-o", "macvlan_mode=passthru",
+             "--subnet", "192.0.2.0/24", "whole")  # fmt: skip
+    attach(node, "whole", "a")
+    node.host.netns("b")
+    refused = node.cli("network", "connect", "whole", "--netns", "/run/netns/b", check=False)
+    assert "passthru" in refused.stderr
+    assert "eth0" not in addresses(node, "b")
+
+
+def test_a_parent_that_goes_and_returns(node: Node) -> None:
+    node.host.sh("ip link add pt type veth peer name far; ip link set far up; ip link set pt up")
+    node.cli("network", "create", "-d", "macvlan", "-o", "parent=pt", "--subnet", "192.0.2.0/24", "lan")
+    attach(node, "lan", "a")
+    node.host.sh("ip link del pt")
+    wait_until(lambda: "eth0" not in addresses(node, "a"), what="the kernel to take it away")
+    assert "interface pt is missing" in node.cli("system", "check", check=False).stdout
+    node.host.sh("ip link add pt type veth peer name far; ip link set far up; ip link set pt up")
+    node.cli("system", "check", "--repair", check=False)
+    assert addresses(node, "a")["eth0"] == ["192.0.2.1"]
+
+
+def test_refusals(node: Node) -> None:
+    def refused(*flags: str) -> str:
+        done = node.cli("network", "create", "-d", "macvlan", *flags, "n", check=False)
+        assert done.returncode
+        return done.stderr
+
+    assert "nosuch" in refused("-o", "parent=nosuch")
+    assert "uplink" in refused("-o", "parent=nosuch")  # what there is
+    assert "lo" in refused("-o", "parent=lo")
+    assert "macvlan_mode" in refused("-o", "parent=uplink", "-o", "macvlan_mode=other")
+    assert "host_access" in refused("-o", "parent=uplink", "-o", "macvlan_mode=vepa", "-o", "host_access=true")
+    assert "internal" in refused("-o", "parent=uplink", "--internal")
+    assert "802.1q" in refused("-o", "parent=uplink.50") or node.host.sh("ip link show uplink.50")
+    node.cli("network", "create", "-d", "macvlan", "-o", "parent=uplink", "--subnet", "192.0.2.0/24", "lan")
+    node.host.netns("a")
+    no_ports = node.cli("network", "connect", "lan", "--netns", "/run/netns/a", "-p", "80:80", check=False)
+    assert no_ports.returncode
+
+
+def test_containers(node: Node, lan: str, image: str) -> None:
+    node.cli("run", "-d", "--name", "one", "--network", lan, image)
+    node.cli("run", "-d", "--name", "two", "--network", lan, image)
+    assert node.cli("exec", "two", "ping", "-c1", "-W1", "one").returncode == 0
+    assert node.cli("exec", "two", "ping", "-c1", "-W1", "203.0.113.2").returncode == 0
+    before = node.out("exec", "one", "ip", "-o", "addr")
+    node.cli("stop", "-t", "0", "one")
+    node.kill()
+    node.start()
+    node.cli("start", "one")
+    after = node.out("exec", "one", "ip", "-o", "addr")
+    assert [line.split()[3] for line in before.splitlines()] == [line.split()[3] for line in after.splitlines()]
