@@ -10,7 +10,7 @@ import structlog
 from netstore.drivers.base import Host, load_drivers
 from netstore.errors import KernelError
 from netstore.kernel.firewall import Firewall
-from netstore.kernel.links import Deletions
+from netstore.kernel.links import Deletions, host_socket
 from netstore.kernel.sandboxes import open_relay
 from netstore.kernel.sysctls import raise_neighbour_limits
 from netstore.model import Finding
@@ -92,6 +92,13 @@ class NetworkManager:
     async def follow_uplink(self) -> int:
         """Make networks follow the uplink's MTU; see `Networks.follow_uplink`."""
         return await self.networks.follow_uplink()
+
+    async def parents(self) -> frozenset[int]:
+        """Return the indexes of the parents of networks (macvlan); 0 for one that is away."""
+        drivers = self._context.drivers
+        networks = await self._context.store.read(lambda tx: tx.networks.all())
+        names = {each.interface for each in networks if drivers[each.spec.driver].ends_inside}
+        return await self._context.apply(lambda: frozenset(host_socket().index_of(name) or 0 for name in names))
 
     async def close(self) -> None:
         """Let go of the resolver and the executors; what is in the kernel stays and works on."""

@@ -77,6 +77,7 @@ class Drift:
         self._follow = _Soon("follow uplink", self._follow_uplink)
         self._look = _Soon("look for lost endpoints", self._look_for_lost)
         self._ended: set[str] = set()
+        self._parents: frozenset[int] | None = None
         self._round: asyncio.Task[None] | None = None
         tables = [NFNL_SUBSYS_NFTABLES << 8 | kind for kind in _NFT_GONE]
         self._uplink = _listening(NETLINK_ROUTE, RTMGRP_LINK, {_KIND_AT: []})
@@ -143,6 +144,10 @@ class Drift:
 
     async def _follow_uplink(self) -> None:
         index = await self._manager.follow_uplink()
+        parents = await self._manager.parents()
+        if self._parents not in (None, parents):  # the kernel took what was on one away, or it is back
+            self._repair.ask()
+        self._parents = parents
         _filter(self._uplink, {_KIND_AT: [RTM_NEWLINK], _INDEX_AT: [index]})
 
 

@@ -111,8 +111,8 @@ def test_a_parent_that_goes_and_returns(node: Node) -> None:
     wait_until(lambda: "eth0" not in addresses(node, "a"), what="the kernel to take it away")
     assert "interface pt is missing" in node.cli("system", "check", check=False).stdout
     node.host.sh("ip link add pt type veth peer name far; ip link set far up; ip link set pt up")
-    node.cli("system", "check", "--repair", check=False)
-    assert addresses(node, "a")["eth0"] == ["192.0.2.1"]
+    wait_until(lambda: "eth0" in addresses(node, "a"), what="netstored to see that the parent is back")
+    wait_until(lambda: addresses(node, "a")["eth0"] == ["192.0.2.1"], what="its address")
 
 
 def test_refusals(node: Node) -> None:
