@@ -13,15 +13,16 @@ import socket
 import struct
 
 from netstore.errors import KernelError
-from netstore.kernel.attributes import NETLINK_NETFILTER, attribute, be32, message, nested, text, transact
+from netstore.kernel.attributes import NETLINK_NETFILTER, attribute, be32, message, messages, nested, text, transact
 from netstore.kernel.namespaces import socket_inside
 
-__all__ = ["redirect", "remove_redirect"]
+__all__ = ["has_redirect", "redirect", "remove_redirect"]
 
 TABLE, CHAIN, PORT = b"netstore", b"output", 53
 
 NFNL_SUBSYS_NFTABLES = 10
-NFT_MSG_NEWTABLE, NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE = 0, 2, 3, 6
+NFT_MSG_NEWTABLE, NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_GETCHAIN, NFT_MSG_NEWRULE = 0, 2, 3, 4, 6
+NLMSG_ERROR = 2
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x1, 0x4, 0x200, 0x400, 0x800
 NFTA_TABLE_NAME = 1
 NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME, NFTA_CHAIN_HOOK, NFTA_CHAIN_POLICY, NFTA_CHAIN_TYPE = 1, 3, 4, 5, 7
@@ -53,6 +54,18 @@ def redirect(namespace: int, address: str, udp: int, tcp: int) -> None:
         code = _batch(namespace, [_table(NFT_MSG_DELTABLE, 0), *messages])
     if code:
         raise KernelError(code, "redirecting names in", "a sandbox")
+
+
+def has_redirect(namespace: int) -> bool:
+    """Say whether the redirect is there still: whoever may set up a firewall inside may flush it."""
+    question = message(
+        NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETCHAIN, NLM_F_REQUEST,
+        text(NFTA_CHAIN_TABLE, TABLE) + text(NFTA_CHAIN_NAME, CHAIN), family=socket.AF_INET,
+    )  # fmt: skip
+    with socket_inside(namespace, socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as connection:
+        connection.send(question)
+        kinds = [kind for kind, _ in messages(connection.recv(65536, socket.MSG_DONTWAIT))]
+    return NLMSG_ERROR not in kinds
 
 
 def remove_redirect(namespace: int) -> None:

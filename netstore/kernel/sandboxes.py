@@ -9,11 +9,13 @@ import errno
 import socket
 
 from netstore.errors import KernelError
-from netstore.kernel.namespaces import inside, socket_inside
+from netstore.kernel.namespaces import inside, open_pinned, socket_inside
 from netstore.kernel.netlink import RouteSocket, link_set
-from netstore.kernel.redirect import redirect, remove_redirect
+from netstore.kernel.paths import closing
+from netstore.kernel.redirect import has_redirect, redirect, remove_redirect
 
-__all__ = ["RESOLVER_ADDRESS", "close_resolver", "interface_names", "open_relay", "open_resolver", "raise_loopback"]
+__all__ = ["RESOLVER_ADDRESS", "close_resolver", "interface_names", "is_redirected", "open_relay", "open_resolver",
+           "raise_loopback"]  # fmt: skip
 
 RESOLVER_ADDRESS = "127.0.0.11"
 """Where Docker's embedded resolver answers, and ours."""
@@ -70,6 +72,15 @@ def open_relay() -> socket.socket | None:
         listener.close()
         return None
     return listener
+
+
+def is_redirected(path: str, inode: int) -> bool:
+    """Say whether names are led to the resolver in a sandbox; of one that ended nobody asks, so that it is."""
+    namespace = open_pinned(path, inode)
+    if namespace is None:
+        return True
+    with closing(namespace):
+        return has_redirect(namespace)
 
 
 def close_resolver(namespace: int) -> None:

@@ -137,7 +137,7 @@ def _merged(present: str, before: str, after: str) -> str:
 
 
 def _hosts(etc: Etc) -> str:
-    lines = Path("/etc/hosts").read_text().splitlines() if etc.on_host else list(_LOOPBACK)
+    lines = _lines(Path("/etc/hosts")) if etc.on_host else list(_LOOPBACK)
     for entry in etc.spec.extra_hosts:
         name, _, address = entry.partition("=")
         addresses = etc.gateways if address == "host-gateway" else [address]

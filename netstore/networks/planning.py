@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from netstore.errors import AddressTaken, AlreadyExists, FailedPrecondition, NetstoreError, NotFound
+from netstore.errors import AddressTaken, AlreadyExists, FailedPrecondition, InvalidArgument, NetstoreError, NotFound
 from netstore.kernel.sandboxes import interface_names
 from netstore.model import (
     Endpoint,
@@ -167,6 +167,9 @@ def reserve(
         AddressTaken, Exhausted, InvalidArgument: see the contract.
     """
     sandbox, endpoint_id, name = place.sandbox, new_id(), spec.name or name
+    if network.predefined and spec.aliases:
+        accepted = f"nothing on network {network.name}: names are answered on networks that you created"
+        raise InvalidArgument("spec.aliases", list(spec.aliases), accepted)
     for link in spec.links if network.predefined else ():  # elsewhere a link may come before what it names
         tx.containers.find(link.partition(":")[0])
     where = {"network": network.name} | ({"container": sandbox.container_id} if sandbox.container_id else {})

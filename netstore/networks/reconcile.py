@@ -17,6 +17,7 @@ from netstore.kernel.conntrack import forget_strays
 from netstore.kernel.firewall import Firewall, relay_elements
 from netstore.kernel.links import host_socket
 from netstore.kernel.namespaces import open_pinned, remove
+from netstore.kernel.sandboxes import is_redirected
 from netstore.model import Endpoint, Finding, Kind, Network, Sandbox
 from netstore.networks.context import Context
 from netstore.networks.endpoints import Endpoints
@@ -175,19 +176,25 @@ class Reconciler:
         return findings
 
     async def _names(self, desired: _Desired, *, repair: bool) -> list[Finding]:
+        """Find sandboxes whose names nobody answers, or lead nowhere: who is inside may have flushed its firewall."""
         named = {network.id for network in desired.networks if not network.predefined}
         served = {e.sandbox_id for e in desired.endpoints if e.attached and e.network_id in named}
+        wanted = [each for each in desired.sandboxes if each.id in served and each.resolver]
+        held = self._context.resolver.held()
+        led = await self._context.apply(
+            lambda: {each.id for each in wanted if each.id in held and is_redirected(each.path, each.inode)}
+        )
         findings = []
-        for sandbox in desired.sandboxes:
-            if sandbox.id not in served or not sandbox.resolver or sandbox.id in self._context.resolver.held():
-                continue
-            finding = Finding(kind=Kind.SANDBOX, resource_id=sandbox.id, name=sandbox.path,
-                              detail="nobody answers its names")  # fmt: skip
-            findings.append(await _repaired(finding, partial(self._serve, sandbox), repair=repair))
+        for sandbox in wanted:
+            if sandbox.id not in led:
+                detail = "names lead nowhere inside" if sandbox.id in held else "nobody answers its names"
+                finding = Finding(kind=Kind.SANDBOX, resource_id=sandbox.id, name=sandbox.path, detail=detail)
+                findings.append(await _repaired(finding, partial(self._serve, sandbox), repair=repair))
         return findings
 
     async def _serve(self, sandbox: Sandbox) -> None:
         async with self._sandboxes.reopen(sandbox) as opened:
+            await self._context.resolver.remove(sandbox.id)
             await self._sandboxes.serve_names(opened)
 
     async def _routes(self, desired: _Desired, *, repair: bool) -> list[Finding]:

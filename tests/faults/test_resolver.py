@@ -97,6 +97,13 @@ def test_one_resolver_that_comes_back_and_outlives_the_daemon(managed: Node) -> 
     assert node.out("system", "check") == "kernel and store agree"
 
 
+def test_a_bad_upstream_is_refused(host: Host, place: Path) -> None:
+    (place / "bad.toml").write_text('[resolver]\nupstream = ["ns.example.org"]\n')
+    done = host.run(*Node(host, place).command("netstored", "--config", str(place / "bad.toml")), check=False)
+    assert done.returncode == 1
+    assert "ns.example.org" in done.stderr
+
+
 def test_what_changes_while_the_resolver_is_away(node: Node) -> None:
     """Sockets made, made anew and closed meanwhile are the resolver's once it is back."""
     node.cli("network", "create", "app")

@@ -131,6 +131,7 @@ ENDPOINTS = [
     ("AttachEndpoint", attach(ipv4_address="10.0.0.9"), INVALID, "spec.ipv4_address"),
     ("AttachEndpoint", attach(ipv4_address="172.17.0.1"), PRECONDITION, "taken by the network"),
     ("AttachEndpoint", attach(ipv6_address="fd00::1"), INVALID, "spec.ipv6_address"),
+    ("AttachEndpoint", attach(aliases=["ok"]), INVALID, "spec.aliases"),
     ("AttachEndpoint", attach(links=["web:"]), INVALID, "spec.links[0]"),
     ("AttachEndpoint", attach(links=["web", "a b"]), INVALID, "spec.links[1]"),
     ("AttachEndpoint", attach(links=["web:a:b"]), INVALID, "spec.links[0]"),
