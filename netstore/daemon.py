@@ -36,6 +36,8 @@ from netstore.api.v1 import (
     image_pb2_grpc,
     network_pb2,
     network_pb2_grpc,
+    policy_pb2,
+    policy_pb2_grpc,
     snapshot_pb2,
     snapshot_pb2_grpc,
     system_pb2,
@@ -55,6 +57,7 @@ from netstore.rpc.endpoints import EndpointServicer
 from netstore.rpc.errors import ErrorInterceptor
 from netstore.rpc.images import ImageServicer
 from netstore.rpc.networks import NetworkServicer
+from netstore.rpc.policies import PolicyServicer
 from netstore.rpc.snapshots import SnapshotServicer
 from netstore.rpc.system import Node, SystemServicer, Usage
 from netstore.rpc.volumes import VolumeServicer
@@ -66,6 +69,7 @@ __all__ = ["Daemon", "main"]
 _SERVICES = {
     network_pb2: "NetworkService",
     endpoint_pb2: "EndpointService",
+    policy_pb2: "PolicyService",
     volume_pb2: "VolumeService",
     snapshot_pb2: "SnapshotService",
     container_pb2: "ContainerService",
@@ -149,6 +153,7 @@ class Daemon:
         server = grpc.aio.server(interceptors=[self._interceptor])
         network_pb2_grpc.add_NetworkServiceServicer_to_server(NetworkServicer(self._networks), server)
         endpoint_pb2_grpc.add_EndpointServiceServicer_to_server(EndpointServicer(self._networks), server)
+        policy_pb2_grpc.add_PolicyServiceServicer_to_server(PolicyServicer(self._networks), server)
         volume_pb2_grpc.add_VolumeServiceServicer_to_server(VolumeServicer(self._volumes, self._node_id), server)
         snapshot_pb2_grpc.add_SnapshotServiceServicer_to_server(SnapshotServicer(self._volumes), server)
         container_pb2_grpc.add_ContainerServiceServicer_to_server(ContainerServicer(self._containers), server)

@@ -33,6 +33,10 @@ __all__ = [
     "MountType",
     "Network",
     "NetworkSpec",
+    "Policy",
+    "PolicyAction",
+    "PolicyPort",
+    "PolicySpec",
     "Pool",
     "PortMapping",
     "Protocol",
@@ -40,6 +44,7 @@ __all__ = [
     "Route",
     "Sandbox",
     "SandboxRef",
+    "Selector",
     "Snapshot",
     "TrashedVolume",
     "Volume",
@@ -65,6 +70,7 @@ class Kind(StrEnum):
     IMAGE = "image"
     SANDBOX = "sandbox"
     NODE = "node"
+    POLICY = "policy"
 
 
 class Protocol(StrEnum):
@@ -73,6 +79,13 @@ class Protocol(StrEnum):
     TCP = "tcp"
     UDP = "udp"
     SCTP = "sctp"
+
+
+class PolicyAction(StrEnum):
+    """What happens to traffic that a policy describes, or that none does."""
+
+    ALLOW = "allow"
+    DENY = "deny"
 
 
 class MountType(StrEnum):
@@ -164,6 +177,8 @@ class NetworkSpec:
     dns_servers: tuple[str, ...] = ()
     routes: tuple[Route, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)
+    policy_ingress: PolicyAction = PolicyAction.ALLOW
+    policy_egress: PolicyAction = PolicyAction.ALLOW
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,6 +274,46 @@ class Endpoint:
     def host_interface(self) -> str:
         """The host's end of the pair, found again from the id."""
         return kernel_name(PAIR_PREFIX, self.id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selector:
+    """Who is meant: endpoints that have every label ("key" or "key=value"), or addresses of a CIDR; one of the two."""
+
+    labels: tuple[str, ...] = ()
+    cidr: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyPort:
+    """Destination ports `first` to `last` of tcp, udp or sctp, 0 for all of them; or icmp, of both families."""
+
+    protocol: str
+    first: int = 0
+    last: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicySpec:
+    """What was asked for. No `sources`, `destinations` or `ports` means any. Lists are sorted, nothing is twice."""
+
+    network_id: str
+    sources: tuple[Selector, ...] = ()
+    destinations: tuple[Selector, ...] = ()
+    ports: tuple[PolicyPort, ...] = ()
+    action: PolicyAction = PolicyAction.ALLOW
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """Which traffic of a network's endpoints is allowed, or denied."""
+
+    id: str
+    name: str
+    spec: PolicySpec
+    labels: Mapping[str, str] = field(default_factory=dict)
+    create_time: float = 0.0
+    revision: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -68,6 +68,13 @@ class Client:
         return EndpointServiceStub(self.channel)
 
     @property
+    def policies(self) -> Any:
+        """The PolicyService."""
+        from netstore.api.v1.policy_pb2_grpc import PolicyServiceStub
+
+        return PolicyServiceStub(self.channel)
+
+    @property
     def volumes(self) -> Any:
         """The VolumeService."""
         from netstore.api.v1.volume_pb2_grpc import VolumeServiceStub

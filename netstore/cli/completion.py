@@ -27,11 +27,13 @@ def names(kind: str) -> Any:
 
 
 def _ask(client: Any, kind: str) -> list[str]:
-    from netstore.api.v1 import container_pb2, image_pb2, network_pb2, volume_pb2
+    from netstore.api.v1 import container_pb2, image_pb2, network_pb2, policy_pb2, volume_pb2
 
     match kind:
         case "network":
             return [n.name for n in client.networks.ListNetworks(network_pb2.ListNetworksRequest(), timeout=1).networks]
+        case "policy":
+            return [p.name for p in client.policies.ListPolicies(policy_pb2.ListPoliciesRequest(), timeout=1).policies]
         case "volume":
             return [v.name for v in client.volumes.ListVolumes(volume_pb2.ListVolumesRequest(), timeout=1).volumes]
         case "image":

@@ -8,7 +8,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from netstore.api.v1 import endpoint_pb2
 from netstore.cli.client import Client, pages, pass_client
 from netstore.cli.format import listing, shapes, short_id, show_objects
-from netstore.cli.grammar import bandwidth, parse_port
+from netstore.cli.grammar import bandwidth, key_values, parse_port
 
 __all__ = ["group"]
 
@@ -71,12 +71,23 @@ def unpublish(client: Client, endpoint: str, ports: tuple[str, ...]) -> None:
 @click.argument("endpoint")
 @click.option("--bandwidth-in", help="Most that it receives, such as 50mbit; 0 for no limit.")
 @click.option("--bandwidth-out", help="Most that it sends.")
+@click.option("--label-add", multiple=True, help="KEY=VALUE to set.")
+@click.option("--label-rm", multiple=True, help="KEY to remove.")
 @pass_client
-def update(client: Client, endpoint: str, bandwidth_in: str | None, bandwidth_out: str | None) -> None:
+def update(client: Client, endpoint: str, bandwidth_in: str | None, bandwidth_out: str | None,
+           label_add: tuple[str, ...], label_rm: tuple[str, ...]) -> None:  # fmt: skip
     """Change an endpoint while it is attached."""
     found = client.endpoints.GetEndpoint(endpoint_pb2.GetEndpointRequest(endpoint=endpoint)).endpoint
-    options = dict(found.spec.options) | bandwidth(bandwidth_in, bandwidth_out)
-    changed = endpoint_pb2.Endpoint(id=found.id, etag=found.etag, spec=endpoint_pb2.EndpointSpec(options=options))
-    request = endpoint_pb2.UpdateEndpointRequest(endpoint=changed, update_mask=FieldMask(paths=["spec.options"]))
+    options = bandwidth(bandwidth_in, bandwidth_out)
+    labels = {key: value for key, value in found.labels.items() if key not in label_rm}
+    asked = {"spec.options": options, "labels": label_add or label_rm}
+    mask = FieldMask(paths=[path for path, given in asked.items() if given])
+    if not mask.paths:
+        raise click.UsageError("nothing to change: give --bandwidth-in, --bandwidth-out, --label-add or --label-rm")
+    changed = endpoint_pb2.Endpoint(
+        id=found.id, etag=found.etag, labels=labels | key_values(label_add, "--label-add"),
+        spec=endpoint_pb2.EndpointSpec(options={**found.spec.options, **options}),
+    )  # fmt: skip
+    request = endpoint_pb2.UpdateEndpointRequest(endpoint=changed, update_mask=mask)
     client.endpoints.UpdateEndpoint(request)
     click.echo(endpoint)

@@ -22,6 +22,7 @@ _GROUPS = {
     "network": "Networks.",
     "endpoint": "Attachments of sandboxes to networks.",
     "port": "Published ports.",
+    "policy": "What endpoints may say to whom.",
     "volume": "Volumes.",
     "image": "Images.",
     "container": "Containers.",

@@ -19,6 +19,9 @@ __all__ = ["group"]
 
 _NETWORK = names("network")
 _CONTAINER = names("container")
+_DIRECTIONS = ("ingress", "egress")
+_ACTIONS = {"allow": network_pb2.POLICY_ACTION_ALLOW, "deny": network_pb2.POLICY_ACTION_DENY}
+_DEFAULT = "What happens to traffic that no policy describes: allow, deny, or ingress=…,egress=…."
 
 
 @click.group("network")
@@ -41,25 +44,39 @@ def group() -> None:
 @click.option("--ipam-driver", default="default", show_default=True, help="Address management.")
 @click.option("--route", multiple=True, help="A further route of its endpoints: DESTINATION,GATEWAY.")
 @click.option("--dns", multiple=True, help="Name server of its endpoints: [DOMAIN=]ADDRESS[:PORT].")
+@click.option("--policy-default", multiple=True, help=_DEFAULT)
 @click.option("--label", multiple=True, help="KEY=VALUE.")
 @click.option("-o", "--opt", multiple=True, help="Driver option KEY=VALUE.")
 @pass_client
 def create(client: Client, name: str, driver: str, internal: bool, ipv4: str, ipv6: bool, strict: bool,
            attachable: bool, ipam_driver: str, route: tuple[str, ...], dns: tuple[str, ...], label: tuple[str, ...],
            opt: tuple[str, ...], subnet: tuple[str, ...], gateway: tuple[str, ...], ip_range: tuple[str, ...],
-           aux_address: tuple[str, ...]) -> None:  # fmt: skip
+           aux_address: tuple[str, ...], policy_default: tuple[str, ...]) -> None:  # fmt: skip
     """Create a network."""
     spec = network_pb2.NetworkSpec(
         driver=driver, internal=internal, enable_ipv4=truth(ipv4, "--ipv4"), enable_ipv6=ipv6, ipam_driver=ipam_driver,
         options=key_values(opt, "--opt"), ipam=_pools(subnet, gateway, ip_range, aux_address),
         dns_servers=dns, routes=[_route(text) for text in route],
     )  # fmt: skip
+    for direction, action in _defaults(policy_default).items():
+        setattr(spec, f"policy_{direction}", action)
     network = network_pb2.Network(name=name, labels=key_values(label, "--label"), spec=spec)
     request = network_pb2.CreateNetworkRequest(network=network, request_id=str(uuid.uuid4()), strict=strict)
     response = client.networks.CreateNetwork(request)
     for warning in response.warnings:
         click.echo(f"WARNING: {warning}", err=True)
     click.echo(response.network.id)
+
+
+def _defaults(texts: Sequence[str]) -> dict[str, network_pb2.PolicyAction.ValueType]:
+    """Return an action for each direction that is named, both where none is."""
+    found: dict[str, network_pb2.PolicyAction.ValueType] = {}
+    for term in (term for text in texts for term in text.split(",")):
+        direction, separator, action = term.rpartition("=")
+        if action not in _ACTIONS or (separator and direction not in _DIRECTIONS):
+            raise click.UsageError(f"--policy-default: {term!r}: [ingress=|egress=]allow or deny")
+        found |= dict.fromkeys([direction] if direction else _DIRECTIONS, _ACTIONS[action])
+    return found
 
 
 def _route(text: str) -> network_pb2.Route:
@@ -142,6 +159,7 @@ def _sandbox(container: str | None, netns: str | None, pid: int | None) -> endpo
 @click.option("--mac-address", help="MAC address.")
 @click.option("--ifname", help="Name of the interface inside.")
 @click.option("--driver-opt", multiple=True, help="KEY=VALUE.")
+@click.option("--label", multiple=True, help="KEY=VALUE; a container's own labels are there already.")
 @click.option("--bandwidth-in", help="Most that it receives, such as 50mbit.")
 @click.option("--bandwidth-out", help="Most that it sends.")
 @click.option("--gw-priority", type=int, default=0, help="The highest gives the default route.")
@@ -151,7 +169,7 @@ def connect(client: Client, network: str, container: str | None, netns: str | No
             name: str | None, alias: tuple[str, ...], link: tuple[str, ...], ip: str | None,
             ip6: str | None, mac_address: str | None, ifname: str | None, driver_opt: tuple[str, ...],
             bandwidth_in: str | None, bandwidth_out: str | None, gw_priority: int,
-            publish: tuple[str, ...]) -> None:  # fmt: skip
+            publish: tuple[str, ...], label: tuple[str, ...]) -> None:  # fmt: skip
     """Connect a container, or any network namespace, to a network."""
     spec = endpoint_pb2.EndpointSpec(
         network=network, sandbox=_sandbox(container, netns, pid), name=name or "", aliases=alias, links=link,
@@ -160,7 +178,8 @@ def connect(client: Client, network: str, container: str | None, netns: str | No
         gateway_priority=gw_priority,
         ports=[port for each in publish for port in parse_port(each)],
     )  # fmt: skip
-    client.endpoints.AttachEndpoint(endpoint_pb2.AttachEndpointRequest(endpoint=endpoint_pb2.Endpoint(spec=spec)))
+    endpoint = endpoint_pb2.Endpoint(spec=spec, labels=key_values(label, "--label"))
+    client.endpoints.AttachEndpoint(endpoint_pb2.AttachEndpointRequest(endpoint=endpoint))
 
 
 @group.command()
@@ -190,10 +209,12 @@ def disconnect(client: Client, network: str, container: str | None, netns: str |
 @click.option("--route-rm", multiple=True, help="DESTINATION of a route to take away.")
 @click.option("--dns-add", multiple=True, help="A name server: [DOMAIN=]ADDRESS[:PORT].")
 @click.option("--dns-drop", multiple=True, help="A name server to take away.")
+@click.option("--policy-default", multiple=True, help=_DEFAULT)
 @pass_client
 def update(client: Client, network: str, label_add: tuple[str, ...], label_rm: tuple[str, ...], opt: tuple[str, ...],
            subnet_add: tuple[str, ...], route_add: tuple[str, ...], route_rm: tuple[str, ...],
-           dns_add: tuple[str, ...], dns_drop: tuple[str, ...]) -> None:  # fmt: skip
+           dns_add: tuple[str, ...], dns_drop: tuple[str, ...],
+           policy_default: tuple[str, ...]) -> None:  # fmt: skip
     """Change a network while it is used."""
     found = client.networks.GetNetwork(network_pb2.GetNetworkRequest(network=network)).network
     labels = {key: value for key, value in found.labels.items() if key not in label_rm}
@@ -205,6 +226,9 @@ def update(client: Client, network: str, label_add: tuple[str, ...], label_rm: t
     )
     asked = {"labels": label_add or label_rm, "spec.options": opt, "spec.ipam": subnet_add,
              "spec.dns_servers": dns_add or dns_drop, "spec.routes": route_add or route_rm}  # fmt: skip
+    for direction, action in _defaults(policy_default).items():
+        setattr(spec, f"policy_{direction}", action)
+        asked[f"spec.policy_{direction}"] = policy_default
     mask = FieldMask(paths=[path for path, given in asked.items() if given])
     if not mask.paths:
         raise click.UsageError("nothing to change: give --label-add, --opt, --subnet-add, --dns-add or the like")

@@ -56,6 +56,8 @@ class Driver(ABC):
     """Ports of the host lead to its endpoints."""
     chooses_gateway = True
     """A subnet without a gateway gets one, the first address."""
+    has_policies = False
+    """Its networks can have policies: `elements` holds those of `Firewall.policing`."""
 
     def __init__(self, host: Host) -> None:
         self.host = host

@@ -68,6 +68,7 @@ class BridgeDriver(Driver):
 
     name = "bridge"
     publishes_ports = True
+    has_policies = True
     options: Sequence[Option] = (
         Option(NAME, interface, "", "name of the Linux bridge; by default derived from the network's id"),
         Option(MASQUERADE, boolean, True, "source NAT for traffic that leaves the node", live=True),
@@ -132,14 +133,16 @@ class BridgeDriver(Driver):
             sysctl("net/ipv4/ip_forward", "1")
             if has_ipv6(network):
                 forward_ipv6()
-            self.host.firewall.add(self._network_elements(network))
+            with self.host.firewall.steady:
+                self.host.firewall.add(self._network_elements(network))
 
     def update_network(self, old: Network, new: Network, endpoints: Collection[Endpoint]) -> None:
         """Change the firewall's elements that differ, the ports' flags, and the MTU of bridge and pairs."""
         self.apply_network(new)
-        present, wanted = self.elements(old, endpoints), self.elements(new, endpoints)
-        self.host.firewall.remove(sorted(present - wanted))
-        self.host.firewall.add(sorted(wanted - present))
+        with self.host.firewall.steady:
+            present, wanted = self.elements(old, endpoints), self.elements(new, endpoints)
+            self.host.firewall.remove(sorted(present - wanted))
+            self.host.firewall.add(sorted(wanted - present))
         route = host_socket()
         isolated = not parse(self.options, new.spec.options)[ICC]
         requests = []
@@ -162,7 +165,8 @@ class BridgeDriver(Driver):
         route = host_socket()
         made = self._make_pair(route, network, endpoint, namespace)
         try:
-            self.host.firewall.add(self._endpoint_elements(network, endpoint))
+            with self.host.firewall.steady:
+                self.host.firewall.add(self._endpoint_elements(network, endpoint))
             if namespace is not None:
                 configure(network, endpoint, namespace, gateways=self._gateways(network, endpoint))
                 if any(rates(network, endpoint)):
@@ -237,7 +241,11 @@ class BridgeDriver(Driver):
 
     def _network_elements(self, network: Network) -> list[Element]:
         name, values = network.interface, parse(self.options, network.spec.options)
-        elements = [("bridges", name)]
+        elements = [
+            ("bridges", name),
+            ("own", f"{name} . {name}"),
+            *self.host.firewall.policing.network_elements(network),
+        ]
         if values[ICC]:  # between its subnets; within one, the bridge forwards by itself
             elements.append(("same", f"{name} . {name}"))
         elements += [(f"subnets{_six(pool.subnet)}", f"{name} . {pool.subnet}") for pool in network.pools]
@@ -262,7 +270,8 @@ class BridgeDriver(Driver):
             senders = [each.address for each in endpoint.addresses]
             senders += [link_local(endpoint.mac_address)] if has_ipv6(network) else []
         guard = guard_elements(endpoint.host_interface, endpoint.mac_address, senders)
-        return [*guard, *self._port_elements(network, endpoint, endpoint.ports)]
+        policed = self.host.firewall.policing.endpoint_elements(network, endpoint)
+        return [*guard, *policed, *self._port_elements(network, endpoint, endpoint.ports)]
 
     def _port_elements(self, network: Network, endpoint: Endpoint, ports: Collection[PortMapping]) -> list[Element]:
         if not ports:

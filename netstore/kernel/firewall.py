@@ -12,17 +12,20 @@ Only ::1 needs a process, one for the node: what is published there is redirecte
 Names of maps and sets that hold addresses end in 6 where the addresses are IPv6.
 
 A second table, `bridge netstore`, sees frames where they leave an endpoint, and drops those with another's MAC or
-source address; an endpoint is an element of its sets too.
+source address; an endpoint is an element of its sets too. Policies add chains of their networks to both (`policing`).
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Collection, Iterable, Iterator
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, TypeAlias
 
+from netstore.kernel import policing
 from netstore.kernel.elements import NFT_MSG_DELSETELEM, NFT_MSG_NEWSETELEM, PlainElements
 from netstore.kernel.nftables import Nftables
+from netstore.kernel.policing import BRIDGED, ROUTED, Policing, Skeleton
 from netstore.model import PAIR_PREFIX, Address, PortMapping, Protocol
 
 __all__ = [
@@ -40,13 +43,15 @@ Element = tuple[str, str]
 _Sets: TypeAlias = dict[str, tuple[str, str]]
 _Chains: TypeAlias = dict[str, tuple[str, tuple[str, ...]]]
 
-TABLE, GUARD_TABLE = "inet netstore", "bridge netstore"
 WELL_KNOWN = "inet_proto . inet_service"
 
 _SETS: _Sets = {
     "bridges": ("set", "type ifname;"),
     "internal": ("set", "type ifname;"),
     "same": ("set", "type ifname . ifname;"),
+    "own": ("set", "type ifname . ifname;"),
+    # Bridges of networks that have policies, and the chains of those.
+    "policed": ("map", "type ifname : verdict;"),
     # May be reached from outside without having published anything (gateway mode nat-unprotected).
     "open": ("set", "type ifname;"),
     "open6": ("set", "type ifname;"),
@@ -91,6 +96,8 @@ _CHAINS: _Chains = {
         (
             "iifname != @bridges oifname != @bridges accept",
             "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu",
+            "iifname vmap @policed",
+            "iifname . oifname != @own oifname vmap @policed",
             "ct state established,related accept",
             "iifname . oifname @same accept",
             "iifname @internal drop",
@@ -105,6 +112,17 @@ _CHAINS: _Chains = {
             "oifname @routed6 meta l4proto icmpv6 accept",
             "oifname @bridges ct status dnat accept",
             "oifname @bridges drop",
+        ),
+    ),
+    # What endpoints say to the node itself, where a policy has a word in it; what the node began is its own affair.
+    "input": (
+        "type filter hook input priority filter; policy accept;",
+        (
+            "iifname != @bridges accept",
+            "ct direction reply accept",
+            "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, mld-listener-report,"
+            " mld2-listener-report } accept",
+            "iifname vmap @policed",
         ),
     ),
     # Containers must not reach what listens on the host's loopback, which route_localnet would let them.
@@ -149,13 +167,36 @@ _CHAINS: _Chains = {
 }
 
 
+def _flows(key: str) -> tuple[str, ...]:
+    """Return rules that remember who began to speak to whom; KEY is the direction."""
+    one, other = key.split()
+    ported, rest = "meta l4proto { tcp, udp, sctp }", "meta l4proto != { tcp, udp, sctp }"
+    ends = f"IP {one}addr . IP {other}addr . meta l4proto"
+    return (
+        *_both(
+            f"{ported} update @flowsSIX {{ {ends} . th {one}port . th {other}port }}",
+            f"{rest} update @talksSIX {{ {ends} }}",
+        ),
+        "accept",
+    )
+
+
 # Whatever leaves one of our pairs is looked at, unless the pair is in `unguarded`; so an endpoint costs one element for
 # each of its addresses.
 _GUARD_SETS: _Sets = {
     "unguarded": ("set", "type ifname;"),
     "senders": ("set", "type ifname . ether_addr . ipv4_addr;"),
     "senders6": ("set", "type ifname . ether_addr . ipv6_addr;"),
+    # Endpoints of networks that have policies, and the chains of those.
+    "members": ("map", "type ifname : verdict;"),
 }
+_EXPIRING: _Sets = {}
+for _six, _addr in (("", "ipv4_addr"), ("6", "ipv6_addr")):
+    _expiring = "flags dynamic,timeout; size 65536; timeout"
+    _EXPIRING |= {
+        f"flows{_six}": ("set", f"type {_addr} . {_addr} . {WELL_KNOWN} . inet_service; {_expiring} 5m;"),
+        f"talks{_six}": ("set", f"type {_addr} . {_addr} . inet_proto; {_expiring} 1m;"),
+    }
 _GUARD_CHAINS: _Chains = {
     "guard": (
         "type filter hook prerouting priority -300; policy accept;",
@@ -172,34 +213,56 @@ _GUARD_CHAINS: _Chains = {
             "drop",
         ),
     ),
+    "remember": ("", _flows("s d")),
+    "refresh": ("", _flows("d s")),
+    "policies": (
+        "type filter hook forward priority -200; policy accept;",
+        (
+            "ether type arp accept",
+            "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept",
+            "iifname vmap @members",
+            "oifname vmap @members",
+        ),
+    ),
 }
-_TABLES: dict[str, tuple[_Sets, _Chains]] = {TABLE: (_SETS, _CHAINS), GUARD_TABLE: (_GUARD_SETS, _GUARD_CHAINS)}
+_TABLES: dict[str, tuple[_Sets, _Chains]] = {
+    ROUTED: (_SETS, _CHAINS),
+    BRIDGED: (_GUARD_SETS | _EXPIRING, _GUARD_CHAINS),
+}
 
 
 def _table_of(name: str) -> str:
-    return GUARD_TABLE if name in _GUARD_SETS else TABLE
+    return policing.table_of(name) or (BRIDGED if name in _GUARD_SETS else ROUTED)
 
 
 class Firewall:
-    """The tables of the daemon's own namespace. Blocking; safe for several threads."""
+    """The tables of the daemon's own namespace. Blocking; safe for several threads.
+
+    Who works out elements and adds them holds `steady`, so that policies do not change in between.
+    """
 
     def __init__(self) -> None:
         self._nft = Nftables()
         self._plain = PlainElements(
             {table: {name: body for name, (_, body) in sets.items()} for table, (sets, _) in _TABLES.items()}
         )
+        self.policing = Policing()
+        self.steady = threading.RLock()
 
     def ensure(self) -> None:
-        """Make table, sets, chains and rules as they should be; elements stay as they are."""
-        for table, (sets, chains) in _TABLES.items():
-            commands = [f"add table {table}"]
-            commands += [f"add {kind} {table} {name} {{ {body} }}" for name, (kind, body) in sets.items()]
-            for name, (hook, _) in chains.items():
-                commands.append(f"add chain {table} {name}" + (f" {{ {hook} }}" if hook else ""))
-                commands.append(f"flush chain {table} {name}")
-            for name, (_, rules) in chains.items():
-                commands += [f"add rule {table} {name} {rule}" for rule in rules]
-            self._nft.run(commands, doing="making the firewall's skeleton")
+        """Make tables, sets, chains and rules as they should be, those of policies too; elements stay as they are."""
+        with self.steady:
+            dynamic = self.policing.skeleton()
+            for table, (sets, chains) in _TABLES.items():
+                commands = [f"add table {table}"]
+                commands += [f"add {kind} {table} {name} {{ {body} }}" for name, (kind, body) in sets.items()]
+                for name, (hook, _) in chains.items():
+                    commands.append(f"add chain {table} {name}" + (f" {{ {hook} }}" if hook else ""))
+                    commands.append(f"flush chain {table} {name}")
+                for name, (_, rules) in chains.items():
+                    commands += [f"add rule {table} {name} {rule}" for rule in rules]
+                commands += _add_skeleton(table, dynamic[table])
+                self._nft.run(commands, doing="making the firewall's skeleton")
 
     def add(self, elements: Iterable[Element]) -> None:
         """Add elements in one transaction; those that are there already are a success.
@@ -209,32 +272,83 @@ class Firewall:
         """
         elements = list(elements)
         if not self._plain.change(NFT_MSG_NEWSETELEM, elements):
-            self._nft.run([f"add element {_table_of(name)} {name} {{ {text} }}" for name, text in elements])
+            self._nft.run(_add_elements(elements))
 
     def remove(self, elements: Iterable[Element]) -> None:
         """Remove elements; those that are gone are a success."""
         elements = list(elements)
-        if self._plain.change(NFT_MSG_DELSETELEM, elements):
-            return
-        commands = [f"delete element {_table_of(name)} {name} {{ {text.split(' : ')[0]} }}" for name, text in elements]
-        self._nft.run_each(commands, tolerate=[errno.ENOENT], doing="removing firewall elements")
+        if not self._plain.change(NFT_MSG_DELSETELEM, elements):
+            self._nft.run_each(_delete_elements(elements), tolerate=[errno.ENOENT], doing="removing firewall elements")
+
+    def police(self, network_id: str, change: Callable[[], None], elements: Callable[[], set[Element]]) -> None:
+        """Change what a network is policed by, in one transaction: rules, and the elements that `elements` works out.
+
+        Raises:
+            KernelError: the kernel refused; all is as it was.
+        """
+        with self.steady:
+            before, old = self.policing.skeleton(network_id), elements()
+            policed = self.policing.get(network_id)
+            change()
+            after, new = self.policing.skeleton(network_id), elements()
+            commands: list[str] = []
+            for table in _TABLES:
+                commands += _add_skeleton(table, before[table], whole=False) + _add_skeleton(table, after[table])
+            # What somebody removed meanwhile would fail the transaction: added first, it is there.
+            commands += [*_add_elements(new | old), *_delete_elements(old - new)]
+            for table in _TABLES:
+                commands += _delete_skeleton(table, before[table], after[table])
+            try:
+                self._nft.run(commands, doing="changing what is policed")
+            except BaseException:
+                self.policing.restore(network_id, policed)
+                raise
 
     def elements(self) -> set[Element] | None:
-        """Return every element, None when a table or a part of its skeleton is missing."""
+        """Return every element that does not expire, None when a table or a part of its skeleton is missing."""
         found: set[Element] = set()
-        for table, (sets, chains) in _TABLES.items():
-            objects = self._nft.json(f"list table {table}")
-            if objects is None:
-                return None
-            there, rules = 0, dict.fromkeys(chains, 0)
-            for kind, value in (pair for entry in objects for pair in entry.items()):
-                if kind in ("set", "map"):
-                    there += 1
-                    found |= {(value["name"], _text(element)) for element in value.get("elem", [])}
-                elif kind == "rule" and value["chain"] in rules:
-                    rules[value["chain"]] += 1
-            if there < len(sets) or any(rules[name] != len(chains[name][1]) for name in rules):
-                return None
+        with self.steady:
+            dynamic = self.policing.skeleton()
+            for table in _TABLES:
+                objects = self._nft.json(f"list table {table}")
+                if objects is None or not _is_whole(table, dynamic[table], objects):
+                    return None
+                for value in (value for entry in objects for kind, value in entry.items() if kind in ("set", "map")):
+                    if value["name"] not in _EXPIRING:
+                        found |= {(value["name"], _text(element)) for element in value.get("elem", [])}
+        return found
+
+    def sweep(self, *, dry_run: bool) -> list[str]:
+        """Remove chains, sets and counters of policies that are no more; returns their names."""
+        swept: list[str] = []
+        with self.steady:
+            dynamic = self.policing.skeleton()
+            for table, (sets, chains) in _TABLES.items():
+                known = {*sets, *chains, *dynamic[table].sets, *dynamic[table].chains, *dynamic[table].counters}
+                strays = [
+                    (kind, value["name"])
+                    for entry in self._nft.json(f"list table {table}") or []
+                    for kind, value in entry.items()
+                    if kind in ("set", "map", "chain", "counter") and value["name"] not in known
+                ]
+                flushes = [f"flush chain {table} {name}" for kind, name in strays if kind == "chain"]
+                order = ("chain", "set", "map", "counter")
+                strays.sort(key=lambda stray: order.index(stray[0]))
+                commands = flushes + [f"delete {kind} {table} {name}" for kind, name in strays]
+                if not dry_run:
+                    self._nft.run(commands, doing="removing what no policy uses")
+                swept += [name for _, name in strays]
+        return swept
+
+    def counters(self) -> dict[str, tuple[int, int]]:
+        """Return packets and bytes of every counter, of both tables together, by name."""
+        found: dict[str, tuple[int, int]] = {}
+        for table in _TABLES:
+            for entry in self._nft.json(f"list counters table {table}") or []:
+                if "counter" in entry and f"{entry['counter']['family']} {entry['counter']['table']}" == table:
+                    name, packets, size = (entry["counter"][key] for key in ("name", "packets", "bytes"))
+                    before = found.get(name, (0, 0))
+                    found[name] = (before[0] + packets, before[1] + size)
         return found
 
     def delete(self) -> None:
@@ -242,6 +356,46 @@ class Firewall:
         self._nft.run_each(
             [f"delete table {table}" for table in _TABLES], tolerate=[errno.ENOENT], doing="removing the firewall"
         )
+
+
+def _add_elements(elements: Iterable[Element]) -> list[str]:
+    return [f"add element {_table_of(name)} {name} {{ {text} }}" for name, text in elements]
+
+
+def _delete_elements(elements: Iterable[Element]) -> list[str]:
+    return [f"delete element {_table_of(name)} {name} {{ {text.split(' : ')[0]} }}" for name, text in elements]
+
+
+def _add_skeleton(table: str, skeleton: Skeleton, *, whole: bool = True) -> list[str]:
+    """Return commands that make what policies need; without `whole` the rules stay as they are."""
+    commands = [f"add {kind} {table} {name} {{ {body} }}" for name, (kind, body) in skeleton.sets.items()]
+    commands += [f"add counter {table} {name}" for name in skeleton.counters]
+    commands += [f"add chain {table} {name}" for name in skeleton.chains]
+    if whole:
+        commands += [f"flush chain {table} {name}" for name in skeleton.chains]
+        commands += [f"add rule {table} {name} {rule}" for name, rules in skeleton.chains.items() for rule in rules]
+    return commands
+
+
+def _delete_skeleton(table: str, before: Skeleton, after: Skeleton) -> list[str]:
+    chains = [name for name in before.chains if name not in after.chains]
+    commands = [f"flush chain {table} {name}" for name in chains] + [f"delete chain {table} {name}" for name in chains]
+    commands += [f"delete set {table} {name}" for name in before.sets if name not in after.sets]
+    return commands + [f"delete counter {table} {name}" for name in before.counters if name not in after.counters]
+
+
+def _is_whole(table: str, dynamic: Skeleton, objects: Iterable[dict[str, Any]]) -> bool:
+    """Say whether a table has its sets, counters and chains, and these as many rules as they should."""
+    sets, chains = _TABLES[table]
+    wanted = {name: len(rules) for name, (_, rules) in chains.items()}
+    wanted |= {name: len(rules) for name, rules in dynamic.chains.items()}
+    rules, names = dict.fromkeys(wanted, 0), set()
+    for kind, value in (pair for entry in objects for pair in entry.items()):
+        if kind == "rule" and value["chain"] in rules:
+            rules[value["chain"]] += 1
+        elif kind != "metainfo" and kind != "table":
+            names.add(value.get("name", ""))
+    return rules == wanted and names >= {*sets, *dynamic.sets, *dynamic.counters, *wanted}
 
 
 def port_elements(port: PortMapping, addresses: Collection[Address]) -> Iterator[Element]:
@@ -322,4 +476,6 @@ def _text(element: Any) -> str:
             return "-".join(_text(end) for end in element["range"])
         if "prefix" in element:
             return f"{element['prefix']['addr']}/{element['prefix']['len']}"
+        if "jump" in element:
+            return f"jump {element['jump']['target']}"
     return str(element)

@@ -29,8 +29,8 @@ from netstore.model import (
     Volume,
     new_id,
 )
-from netstore.networks.networks import DEFAULT_NETWORK, changes_of_labels
-from netstore.networks.planning import Place, changes, reserve
+from netstore.networks.networks import DEFAULT_NETWORK
+from netstore.networks.planning import Place, changes, changes_of_labels, reserve
 from netstore.store import Transaction
 from netstore.volumes.manager import VolumeManager
 
@@ -130,7 +130,7 @@ def reserve_container(
             links=attachment.links,
         )  # fmt: skip
         place = Place(sandbox=sandbox, others=tx.endpoints.all("sandbox_id = ?", sandbox.id))
-        reserve(tx, network, place, spec, name=container.name, attached=False)
+        reserve(tx, network, place, spec, name=container.name, labels=container.labels, attached=False)
     tx.answer(request_id, "CreateContainer", [container.id])
     return Reserved(container, sandbox, plan.image, tuple(made_volumes))
 

@@ -24,6 +24,7 @@ from netstore.model import Endpoint, Kind, Network, PortMapping, Sandbox, Sandbo
 from netstore.networks import planning
 from netstore.networks.context import Context
 from netstore.networks.planning import AttachRequest, Plan
+from netstore.networks.policies import Policies
 from netstore.networks.sandboxes import OpenSandbox, Sandboxes, container_sandbox, known_sandbox
 from netstore.store import Transaction
 
@@ -38,10 +39,11 @@ _Resolver = tuple[OpenSandbox, tuple[socket.socket, socket.socket]]
 class Endpoints:
     """The endpoints of a node."""
 
-    def __init__(self, context: Context, sandboxes: Sandboxes) -> None:
+    def __init__(self, context: Context, sandboxes: Sandboxes, policies: Policies) -> None:
         self._context = context
         self._store = context.store
         self._sandboxes = sandboxes
+        self._policies = policies
         self.changed: Callable[[Sandbox], Awaitable[None]] | None = None
         """Told of a container's sandbox whose endpoints were attached or detached while it runs."""
 
@@ -252,7 +254,7 @@ class Endpoints:
             Immutable: an option that is not live would change.
             KernelError: the kernel refused; all is as it was.
         """
-        before = await self._store.read(lambda tx: tx.endpoints.require(endpoint_id))
+        before, network, _ = await self._store.read(lambda tx: planning.joined(tx, tx.endpoints.require(endpoint_id)))
 
         def change(tx: Transaction) -> tuple[Endpoint, Network, Sandbox]:
             endpoint, network, sandbox = planning.joined(tx, tx.endpoints.require(endpoint_id))
@@ -270,7 +272,10 @@ class Endpoints:
             planning.register_names(tx, network, endpoint, sandbox)
             return endpoint, network, sandbox
 
-        joined = await self._store.write(change)
+        if labels is None or dict(labels) == dict(before.labels):
+            joined = await self._store.write(change)
+        else:
+            joined = await self._policies.relabel(network, endpoint_id, change)
         if joined[0].spec.options != before.spec.options and joined[0].attached:
             await self._follow(*joined, before)
         return joined

@@ -19,6 +19,7 @@ from netstore.networks.endpoints import Endpoints
 from netstore.networks.handover import RELAY, ResolverLink
 from netstore.networks.ipam import DEFAULT_POOLS, AddressPool, unique_local_pool
 from netstore.networks.networks import Networks
+from netstore.networks.policies import Policies
 from netstore.networks.reconcile import Reconciler
 from netstore.networks.sandboxes import Sandboxes
 from netstore.networks.supervision import ResolverProcess
@@ -47,9 +48,10 @@ class NetworkManager:
         given = {base.version for base, _ in pools}
         pools = (*pools, *(pool for pool in defaults if pool[0].version not in given))
         self._context = Context(store, drivers, self.resolver, run_dir / "netns", pools)
-        self.networks = Networks(self._context)
+        self.policies = Policies(self._context, self._firewall)
+        self.networks = Networks(self._context, self.policies)
         self.sandboxes = Sandboxes(self._context)
-        self.endpoints = Endpoints(self._context, self.sandboxes)
+        self.endpoints = Endpoints(self._context, self.sandboxes, self.policies)
         self._reconciler = Reconciler(self._context, self._firewall, self.endpoints, self.sandboxes)
 
     @property
@@ -61,6 +63,7 @@ class NetworkManager:
         """Make the firewall's skeleton and the predefined networks, then everything that the store holds."""
         self._context.netns_dir.mkdir(parents=True, exist_ok=True)
         await self.resolver.start()
+        await self.policies.start()
         await self._give_relay()
         await self._context.apply(self._firewall.ensure)
         try:

@@ -22,11 +22,12 @@ from netstore.errors import (
 )
 from netstore.kernel.namespaces import open_pinned
 from netstore.kernel.paths import closing
-from netstore.model import Endpoint, Kind, Network, NetworkSpec, Pool, Route, Sandbox, new_id
+from netstore.model import Endpoint, Kind, Network, NetworkSpec, PolicyAction, Pool, Route, Sandbox, new_id
 from netstore.networks import ipam
 from netstore.networks.context import Context
 from netstore.networks.ipam import HostRoute
-from netstore.networks.planning import changes
+from netstore.networks.planning import changes, changes_of_labels
+from netstore.networks.policies import Policies, refuse_unpoliced
 from netstore.networks.uplink import overlaps, read_uplink, warnings
 from netstore.store import Transaction
 
@@ -49,15 +50,18 @@ class NetworkChange:
     pools: Sequence[Pool] | None = None
     dns_servers: Sequence[str] | None = None
     routes: Sequence[Route] | None = None
+    policy_ingress: PolicyAction | None = None
+    policy_egress: PolicyAction | None = None
 
 
 class Networks:
     """The networks of a node."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, policies: Policies) -> None:
         self._context = context
         self._store = context.store
         self._overlaps: set[str] | None = None
+        self._policies = policies
 
     async def start(self) -> None:
         """Make the predefined networks where they are not there yet."""
@@ -100,6 +104,8 @@ class Networks:
             predefined=predefined, pools=pools, create_time=time.time(), overlaps=tuple(warned),
         )  # fmt: skip
         network = driver.validate(network if driver.has_interfaces else replace(network, mtu=0))
+        if _denies(spec):
+            refuse_unpoliced(network, driver)
         async with self._context.locks.hold(network.id):
             network, made = await self._store.write(lambda tx: self._insert(tx, network, uplink.routes, request_id))
             if made:
@@ -136,6 +142,13 @@ class Networks:
         except BaseException:
             await self._store.write(lambda tx: _delete(tx, network))
             raise
+        if _denies(network.spec):
+            try:
+                await self._policies.follow(network)
+            except BaseException:
+                await self._store.write(lambda tx: _delete(tx, network))
+                await self._context.remove(driver.remove_network, network)
+                raise
 
     async def get(self, reference: str) -> tuple[Network, int]:
         """Return a network by name, id or id prefix, and how many endpoints it has."""
@@ -184,6 +197,8 @@ class Networks:
             driver = self._context.driver(new.spec.driver)
             try:
                 await self._context.apply(_follow, driver, old, new, attached)
+                if _defaults(old) != _defaults(new):
+                    await self._policies.follow(new)
             except BaseException:
                 await self._store.write(lambda tx: _restore(tx, old))
                 await self._context.apply(_follow, driver, new, old, attached)
@@ -239,6 +254,7 @@ class Networks:
             for heir in sharing[:1]:
                 await self._context.apply(driver.hand_over, network, heir)
             await self._context.remove(driver.remove_network, network)
+            await self._policies.forget(network)
 
     async def prune(self, wanted: Callable[[Network], bool], *, dry_run: bool) -> list[str]:
         """Remove every network that has no endpoints, is not predefined, and is wanted; returns their names."""
@@ -258,6 +274,14 @@ def _report(tx: Transaction, found: Sequence[tuple[Network, str]]) -> None:
     for network, text in found:
         log.warning("a route overlaps a network", network=network.name, detail=text)
         tx.event(Kind.NETWORK, "overlap", network.id, network.name, detail=text)
+
+
+def _denies(spec: NetworkSpec) -> bool:
+    return PolicyAction.DENY in (spec.policy_ingress, spec.policy_egress)
+
+
+def _defaults(network: Network) -> tuple[PolicyAction, PolicyAction]:
+    return network.spec.policy_ingress, network.spec.policy_egress
 
 
 def _follow(driver: Driver, old: Network, new: Network, attached: Sequence[tuple[Endpoint, Sandbox]]) -> None:
@@ -282,6 +306,13 @@ def _changed(tx: Transaction, driver: Driver, network: Network, change: NetworkC
         spec = replace(spec, options=dict(change.options))
     if change.routes is not None:
         spec = replace(spec, routes=tuple(change.routes))
+    spec = replace(
+        spec,
+        policy_ingress=change.policy_ingress or spec.policy_ingress,
+        policy_egress=change.policy_egress or spec.policy_egress,
+    )
+    if _denies(spec):
+        refuse_unpoliced(network, driver)
     labels = network.labels if change.labels is None else dict(change.labels)
     changed = replace(network, spec=spec, labels=labels)
     if change.pools is not None:
@@ -352,12 +383,9 @@ def _same(present: Network, asked: Network) -> Network:
     return present
 
 
-def changes_of_labels(asked: Mapping[str, str], present: Mapping[str, str]) -> str:
-    """Say that labels differ, "" when they do not."""
-    return "" if dict(asked) == dict(present) else f"labels is {dict(present)!r}, asked for {dict(asked)!r}"
-
-
 def _delete(tx: Transaction, network: Network) -> None:
+    for policy in tx.policies.all("network_id = ?", network.id):
+        tx.event(Kind.POLICY, "remove", policy.id, policy.name, network=network.name)
     tx.event(Kind.NETWORK, "remove", network.id, network.name)
     tx.networks.delete(network.id)
 

@@ -30,11 +30,13 @@ from netstore.store import Transaction
 
 __all__ = [
     "AttachRequest",
+    "Joined",
     "Place",
     "Plan",
     "activate",
     "attach",
     "changes",
+    "changes_of_labels",
     "detach",
     "each",
     "endpoint_on",
@@ -119,11 +121,12 @@ def _attach_one(tx: Transaction, request: AttachRequest, opened: OpenSandbox) ->
     for present in others:
         if present.network_id == network.id:
             return Plan(_same(present, network, request.spec), network, opened, fresh=False)
-    name, live = "", True
+    name, live, labels = "", True, request.labels
     if sandbox.container_id:
-        name, live = tx.containers.require(sandbox.container_id).name, _is_live(tx, sandbox)
+        container = tx.containers.require(sandbox.container_id)
+        name, live, labels = container.name, _is_live(tx, sandbox), {**container.labels, **labels}
     place = Place(sandbox=sandbox, others=others, interfaces=_interfaces(opened))
-    endpoint = reserve(tx, network, place, request.spec, name=name, labels=request.labels, attached=live)
+    endpoint = reserve(tx, network, place, request.spec, name=name, labels=labels, attached=live)
     return Plan(endpoint, network, opened, fresh=live)
 
 
@@ -402,3 +405,8 @@ def changes(asked: object, present: object) -> str:
     names = asked.__dataclass_fields__  # type: ignore[attr-defined]
     pairs = [(name, getattr(present, name), getattr(asked, name)) for name in names]
     return ", ".join(f"{name} is {there!r}, asked for {wanted!r}" for name, there, wanted in pairs if there != wanted)
+
+
+def changes_of_labels(asked: Mapping[str, str], present: Mapping[str, str]) -> str:
+    """Say that labels differ, "" when they do not."""
+    return "" if dict(asked) == dict(present) else f"labels is {dict(present)!r}, asked for {dict(asked)!r}"

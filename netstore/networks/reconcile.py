@@ -14,7 +14,7 @@ import structlog
 from netstore.drivers.base import Driver, Observed
 from netstore.errors import NetstoreError
 from netstore.kernel.conntrack import forget_strays
-from netstore.kernel.firewall import Firewall, relay_elements
+from netstore.kernel.firewall import Element, Firewall, relay_elements
 from netstore.kernel.links import host_socket
 from netstore.kernel.namespaces import open_pinned, remove
 from netstore.kernel.sandboxes import is_redirected
@@ -150,30 +150,45 @@ class Reconciler:
             await self._context.apply(driver.apply_endpoint, network, endpoint, opened.namespace)
 
     async def _elements(self, desired: _Desired, *, repair: bool) -> list[Finding]:
-        wanted = set(relay_elements(self._context.resolver.relay_port()))
-        for network in desired.networks:
-            wanted |= self._context.driver(network.spec.driver).elements(network, desired.attached(network))
-        present = await self._context.apply(self._firewall.elements)
         findings = []
-        if present is None:
-            finding = Finding(name="table inet netstore", detail="the firewall's skeleton is missing or not whole")
+        if await self._context.apply(self._firewall.elements) is None:
+            finding = Finding(name="nftables", detail="the firewall's skeleton is missing or not whole")
             findings.append(
                 await _repaired(finding, partial(self._context.apply, self._firewall.ensure), repair=repair)
             )
-            present = await self._context.apply(self._firewall.elements) or set()
+        extra, missing = await self._differences()
+        if extra or missing:  # endpoints that come or go at this moment differ once, not twice
+            again = await self._differences()
+            extra, missing = extra & again[0], missing & again[1]
         for elements, detail, change in (
-            (present - wanted, "is there and should not be", self._firewall.remove),
-            (wanted - present, "is missing", self._firewall.add),
+            (extra, "is there and should not be", self._firewall.remove),
+            (missing, "is missing", self._firewall.add),
         ):
             if elements:
                 shown = ", ".join(f"{name} {{ {text} }}" for name, text in sorted(elements)[:5])
-                finding = Finding(name="table inet netstore", detail=f"{len(elements)} element(s): {shown} {detail}")
+                finding = Finding(name="nftables", detail=f"{len(elements)} element(s): {shown} {detail}")
                 work = partial(self._context.apply, change, sorted(elements))
                 findings.append(await _repaired(finding, work, repair=repair))
-        if repair and wanted - present:  # flows that began meanwhile passed the maps by
+        strays = await self._context.apply(self._firewall.sweep, dry_run=not repair)
+        if strays:
+            finding = Finding(name="nftables", detail=f"nothing uses {', '.join(strays[:5])}", repaired=repair)
+            findings.append(finding)
+        if repair and missing:  # flows that began meanwhile passed the maps by
             ports = [port for endpoint in desired.endpoints for port in endpoint.ports]
             await self._context.apply(forget_strays, ports)
         return findings
+
+    async def _differences(self) -> tuple[set[Element], set[Element]]:
+        """Return elements that are there and should not be, and those that are missing.
+
+        What there is is read first: what the store gets afterwards is at most missing, never taken away.
+        """
+        present = await self._context.apply(self._firewall.elements) or set()
+        networks, endpoints = await self._context.store.read(lambda tx: (tx.networks.all(), tx.endpoints.all()))
+        desired, wanted = _Desired(networks, endpoints, []), set(relay_elements(self._context.resolver.relay_port()))
+        for network in networks:
+            wanted |= self._context.driver(network.spec.driver).elements(network, desired.attached(network))
+        return present - wanted, wanted - present
 
     async def _names(self, desired: _Desired, *, repair: bool) -> list[Finding]:
         """Find sandboxes whose names nobody answers, or lead nowhere: who is inside may have flushed its firewall."""

@@ -12,7 +12,7 @@ from typing import Any
 from netstore.api.v1 import network_pb2 as pb
 from netstore.api.v1 import network_pb2_grpc
 from netstore.errors import InvalidArgument
-from netstore.model import Network, NetworkSpec, Pool, Route
+from netstore.model import Network, NetworkSpec, PolicyAction, Pool, Route
 from netstore.networks.manager import NetworkManager
 from netstore.networks.networks import NetworkChange
 from netstore.rpc.endpoints import check_address, published
@@ -28,9 +28,14 @@ from netstore.rpc.fields import (
     timestamp,
 )
 
-__all__ = ["NetworkServicer"]
+__all__ = ["NetworkServicer", "to_action", "to_action_message"]
 
 _FILTERS = ("driver", "id", "name", "label", "type", "dangling")
+_ACTIONS: dict[int, PolicyAction] = {
+    pb.POLICY_ACTION_UNSPECIFIED: PolicyAction.ALLOW,
+    pb.POLICY_ACTION_ALLOW: PolicyAction.ALLOW,
+    pb.POLICY_ACTION_DENY: PolicyAction.DENY,
+}
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 
 
@@ -68,7 +73,10 @@ class NetworkServicer(network_pb2_grpc.NetworkServiceServicer):
         return pb.CreateNetworkResponse(network=to_message(network, count), warnings=warnings)
 
     async def UpdateNetwork(self, request: pb.UpdateNetworkRequest, context: Any) -> pb.UpdateNetworkResponse:
-        mutable = ("labels", "spec.options", "spec.ipam", "spec.dns_servers", "spec.routes")
+        mutable = (
+            "labels", "spec.options", "spec.ipam", "spec.dns_servers", "spec.routes", "spec.policy_ingress",
+            "spec.policy_egress",
+        )  # fmt: skip
         paths = check_mask(request.update_mask, mutable=mutable, immutable=["name", "spec"])
         wanted = request.network
         spec = to_spec(wanted.spec)
@@ -78,6 +86,8 @@ class NetworkServicer(network_pb2_grpc.NetworkServiceServicer):
             pools=spec.pools if "spec.ipam" in paths else None,
             dns_servers=spec.dns_servers if "spec.dns_servers" in paths else None,
             routes=spec.routes if "spec.routes" in paths else None,
+            policy_ingress=spec.policy_ingress if "spec.policy_ingress" in paths else None,
+            policy_egress=spec.policy_egress if "spec.policy_egress" in paths else None,
         )
         network, count = await self._networks.update(wanted.id or wanted.name, wanted.etag, change)
         return pb.UpdateNetworkResponse(network=to_message(network, count))
@@ -116,7 +126,21 @@ def to_spec(spec: pb.NetworkSpec) -> NetworkSpec:
         options=dict(spec.options),
         routes=_routes(spec.routes),
         dns_servers=check_servers(spec.dns_servers, "spec.dns_servers", domains=True),
+        policy_ingress=to_action(spec.policy_ingress, "spec.policy_ingress"),
+        policy_egress=to_action(spec.policy_egress, "spec.policy_egress"),
     )
+
+
+def to_action(action: int, field: str) -> PolicyAction:
+    """Translate an action; unspecified means allow."""
+    if action not in _ACTIONS:
+        raise InvalidArgument(field, action, "POLICY_ACTION_ALLOW or POLICY_ACTION_DENY")
+    return _ACTIONS[action]
+
+
+def to_action_message(action: PolicyAction) -> pb.PolicyAction.ValueType:
+    """Translate an action."""
+    return pb.POLICY_ACTION_DENY if action is PolicyAction.DENY else pb.POLICY_ACTION_ALLOW
 
 
 def _routes(routes: Sequence[pb.Route]) -> tuple[Route, ...]:
@@ -155,6 +179,8 @@ def to_message(network: Network, endpoint_count: int) -> pb.Network:
             options=spec.options,
             dns_servers=spec.dns_servers,
             routes=[pb.Route(destination=each.destination, gateway=each.gateway) for each in spec.routes],
+            policy_ingress=to_action_message(spec.policy_ingress),
+            policy_egress=to_action_message(spec.policy_egress),
         ),
         status=pb.NetworkStatus(
             state=pb.NETWORK_STATE_ACTIVE,

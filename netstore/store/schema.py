@@ -139,4 +139,17 @@ MIGRATIONS: tuple[str, ...] = (
         volume_id TEXT NOT NULL REFERENCES volumes(id), holder TEXT NOT NULL, PRIMARY KEY (volume_id, holder)
     ) WITHOUT ROWID;
     """,
+    """
+    -- Policies go with their network. Endpoints of containers get the container's labels, which policies select by.
+    CREATE TABLE policies (
+        id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, created INTEGER NOT NULL UNIQUE,
+        network_id TEXT NOT NULL REFERENCES networks(id) ON DELETE CASCADE, body TEXT NOT NULL
+    ) WITHOUT ROWID;
+    CREATE INDEX policies_by_network ON policies(network_id);
+
+    UPDATE endpoints SET body = json_set(endpoints.body, '$.labels', json_extract(c.body, '$.labels'))
+    FROM sandboxes s JOIN containers c ON c.id = s.container_id
+    WHERE s.id = endpoints.sandbox_id AND json_extract(endpoints.body, '$.labels') = '{}'
+      AND json_type(c.body, '$.labels') = 'object';
+    """,
 )

@@ -22,6 +22,7 @@ from netstore.model import (
     Image,
     Kind,
     Network,
+    Policy,
     Sandbox,
     Snapshot,
     TrashedVolume,
@@ -149,6 +150,13 @@ class Transaction:
         )
         self.endpoints = Table(self, "endpoints", Kind.ENDPOINT, Endpoint, _endpoint_columns)
         self.volumes = Table(self, "volumes", Kind.VOLUME, Volume, lambda v: {"name": v.name, "created": v.revision})
+        self.policies = Table(
+            self,
+            "policies",
+            Kind.POLICY,
+            Policy,
+            lambda p: {"name": p.name, "created": p.revision, "network_id": p.spec.network_id},
+        )
         self.snapshots = Table(
             self, "snapshots", Kind.SNAPSHOT, Snapshot,
             lambda s: {"volume_id": s.volume_id, "name": s.name, "created": s.revision},

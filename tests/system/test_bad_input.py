@@ -19,6 +19,7 @@ from netstore.api.v1 import (
     image_pb2,
     mount_pb2,
     network_pb2,
+    policy_pb2,
     snapshot_pb2,
     system_pb2,
     volume_pb2,
@@ -59,6 +60,11 @@ def mount(**fields):
 
 def joining(**fields):
     return container(networks=[container_pb2.NetworkAttachment(**{"network": "bridge", **fields})])
+
+
+def policy(name: str = "p", **spec):
+    spec = policy_pb2.PolicySpec(**{"network": "bridge", **spec})
+    return policy_pb2.CreatePolicyRequest(policy=policy_pb2.Policy(name=name, spec=spec))
 
 
 def mask(*paths: str) -> FieldMask:
@@ -110,6 +116,10 @@ NETWORKS = [
     ("UpdateNetwork", network_pb2.UpdateNetworkRequest(network={"name": "bridge", "etag": "0"}, update_mask=mask("labels")), ABORTED, "changed"),
     ("DeleteNetwork", network_pb2.DeleteNetworkRequest(network="bridge"), PRECONDITION, "predefined"),
     ("DeleteNetwork", network_pb2.DeleteNetworkRequest(network="nosuch"), MISSING, "nosuch"),
+    ("CreateNetwork", network(policy_ingress=9), INVALID, "spec.policy_ingress"),
+    ("CreateNetwork", network(policy_egress=9), INVALID, "spec.policy_egress"),
+    ("CreateNetwork", network(policy_egress=2, ipam_driver="null"), PRECONDITION, "ipam_driver"),
+    ("UpdateNetwork", network_pb2.UpdateNetworkRequest(network={"name": "host", "spec": {"policy_ingress": 2}}, update_mask=mask("spec.policy_ingress")), PRECONDITION, "host"),
     ("PruneNetworks", network_pb2.PruneNetworksRequest(filter=["until=soon"]), INVALID, "until"),
 ]  # fmt: skip
 ENDPOINTS = [
@@ -164,6 +174,41 @@ ENDPOINTS = [
     ("PublishPorts", endpoint_pb2.PublishPortsRequest(endpoint="ffff", ports=port()), MISSING, "ffff"),
     ("PublishPorts", endpoint_pb2.PublishPortsRequest(endpoint="ffff"), INVALID, "ports"),
     ("UnpublishPorts", endpoint_pb2.UnpublishPortsRequest(endpoint="ffff"), INVALID, "ports"),
+]  # fmt: skip
+TCP, ICMP = policy_pb2.POLICY_PROTOCOL_TCP, policy_pb2.POLICY_PROTOCOL_ICMP
+POLICIES = [
+    ("CreatePolicy", policy("a b"), INVALID, "name"),
+    ("CreatePolicy", policy(network=""), INVALID, "network"),
+    ("CreatePolicy", policy(network="nosuch"), MISSING, "nosuch"),
+    ("CreatePolicy", policy(network="none"), PRECONDITION, "none"),
+    ("CreatePolicy", policy(action=9), INVALID, "spec.action"),
+    ("CreatePolicy", policy(sources=[{}]), INVALID, "spec.sources[0]"),
+    ("CreatePolicy", policy(sources=[{"labels": ["a"], "cidr": "10.0.0.0/8"}]), INVALID, "spec.sources[0]"),
+    ("CreatePolicy", policy(sources=[{"cidr": "10.0.0.1/8"}]), INVALID, "spec.sources[0].cidr"),
+    ("CreatePolicy", policy(sources=[{"labels": ["a"]}, {"labels": ["=x"]}]), INVALID, "spec.sources[1].labels[0]"),
+    ("CreatePolicy", policy(sources=[{"labels": ["k=" + "v" * 4097]}]), INVALID, "spec.sources[0].labels[0]"),
+    ("CreatePolicy", policy(sources=[{"labels": [f"k{i}" for i in range(17)]}]), INVALID, "spec.sources[0].labels"),
+    ("CreatePolicy", policy(sources=[{"labels": ["a"]}] * 65), INVALID, "spec.sources"),
+    ("CreatePolicy", policy(destinations=[{"cidr": "x"}]), INVALID, "spec.destinations[0].cidr"),
+    ("CreatePolicy", policy(ports=[{}]), INVALID, "spec.ports[0].protocol"),
+    ("CreatePolicy", policy(ports=[{"protocol": 9}]), INVALID, "spec.ports[0].protocol"),
+    ("CreatePolicy", policy(ports=[{"protocol": ICMP, "first_port": 1}]), INVALID, "spec.ports[0].first_port"),
+    ("CreatePolicy", policy(ports=[{"protocol": TCP, "first_port": 65536}]), INVALID, "spec.ports[0].first_port"),
+    ("CreatePolicy", policy(ports=[{"protocol": TCP, "first_port": 9, "last_port": 8}]), INVALID, "spec.ports[0].last_port"),
+    ("CreatePolicy", policy(ports=[{"protocol": TCP, "last_port": 8}]), INVALID, "spec.ports[0].last_port"),
+    ("CreatePolicy", policy(ports=[{"protocol": TCP, "first_port": 9, "last_port": 65536}]), INVALID, "spec.ports[0].last_port"),
+    ("CreatePolicy", policy(ports=[{"protocol": TCP}] * 65), INVALID, "spec.ports"),
+    ("CreatePolicy", policy_pb2.CreatePolicyRequest(policy=policy().policy, request_id="x"), INVALID, "request_id"),
+    ("CreatePolicy", policy_pb2.CreatePolicyRequest(policy={"name": "p", "labels": {"": "v"}, "spec": {"network": "bridge"}}), INVALID, "labels"),
+    ("GetPolicy", policy_pb2.GetPolicyRequest(), INVALID, "policy"),
+    ("GetPolicy", policy_pb2.GetPolicyRequest(policy="nosuch"), MISSING, "nosuch"),
+    ("ListPolicies", policy_pb2.ListPoliciesRequest(filter=["x=y"]), INVALID, "filter"),
+    ("ListPolicies", policy_pb2.ListPoliciesRequest(page_token="x"), INVALID, "page_token"),
+    ("UpdatePolicy", policy_pb2.UpdatePolicyRequest(policy={"name": "p"}), INVALID, "update_mask"),
+    ("UpdatePolicy", policy_pb2.UpdatePolicyRequest(policy={"name": "p"}, update_mask=mask("spec.network")), PRECONDITION, "spec.network"),
+    ("UpdatePolicy", policy_pb2.UpdatePolicyRequest(policy={"name": "nosuch"}, update_mask=mask("labels")), MISSING, "nosuch"),
+    ("UpdatePolicy", policy_pb2.UpdatePolicyRequest(policy={"name": "p", "spec": {"ports": [{}]}}, update_mask=mask("spec.ports")), INVALID, "spec.ports[0].protocol"),
+    ("DeletePolicy", policy_pb2.DeletePolicyRequest(policy="nosuch"), MISSING, "nosuch"),
 ]  # fmt: skip
 VOLUMES = [
     ("CreateVolume", volume_pb2.CreateVolumeRequest(volume={"name": "../x"}), INVALID, "name"),
@@ -334,7 +379,8 @@ def state(node: Node) -> str:
 
 @pytest.mark.parametrize(
     ("service", "table"),
-    [("networks", NETWORKS), ("endpoints", ENDPOINTS), ("volumes", VOLUMES), ("snapshots", SNAPSHOTS), ("containers", CONTAINERS),
+    [("networks", NETWORKS), ("endpoints", ENDPOINTS), ("policies", POLICIES), ("volumes", VOLUMES),
+     ("snapshots", SNAPSHOTS), ("containers", CONTAINERS),
      ("images", IMAGES), ("system", SYSTEM)],
 )  # fmt: skip
 def test_bad_values_are_named_and_change_nothing(
@@ -412,5 +458,6 @@ def test_health_and_reflection(client: Client) -> None:
     answer = next(stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")])))
     names = {service.name for service in answer.list_services_response.service}
     assert {
-        f"netstore.v1.{name}Service" for name in ("Network", "Endpoint", "Volume", "Container", "Image", "System")
+        f"netstore.v1.{name}Service"
+        for name in ("Network", "Endpoint", "Policy", "Volume", "Container", "Image", "System")
     } <= names

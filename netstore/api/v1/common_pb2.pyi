@@ -57,6 +57,8 @@ class _ResourceKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Resource
     """A Snapshot."""
     RESOURCE_KIND_NODE: _ResourceKind.ValueType  # 8
     """The node itself: what was repaired on it."""
+    RESOURCE_KIND_POLICY: _ResourceKind.ValueType  # 9
+    """A Policy."""
 
 class ResourceKind(_ResourceKind, metaclass=_ResourceKindEnumTypeWrapper):
     """Kind says which sort of resource a message is about."""
@@ -79,6 +81,8 @@ RESOURCE_KIND_SNAPSHOT: ResourceKind.ValueType  # 7
 """A Snapshot."""
 RESOURCE_KIND_NODE: ResourceKind.ValueType  # 8
 """The node itself: what was repaired on it."""
+RESOURCE_KIND_POLICY: ResourceKind.ValueType  # 9
+"""A Policy."""
 Global___ResourceKind: _TypeAlias = ResourceKind  # noqa: Y015
 
 class _Protocol:

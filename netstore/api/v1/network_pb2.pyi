@@ -46,6 +46,30 @@ NETWORK_STATE_FAILED: NetworkState.ValueType  # 2
 """The kernel does not hold it; `message` of the status says why. The reconciler tries again."""
 Global___NetworkState: _TypeAlias = NetworkState  # noqa: Y015
 
+class _PolicyAction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PolicyActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PolicyAction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    POLICY_ACTION_UNSPECIFIED: _PolicyAction.ValueType  # 0
+    """Taken as allow."""
+    POLICY_ACTION_ALLOW: _PolicyAction.ValueType  # 1
+    """It passes, where the network lets it."""
+    POLICY_ACTION_DENY: _PolicyAction.ValueType  # 2
+    """It is dropped."""
+
+class PolicyAction(_PolicyAction, metaclass=_PolicyActionEnumTypeWrapper):
+    """PolicyAction is what happens to traffic that a policy describes, or that none does."""
+
+POLICY_ACTION_UNSPECIFIED: PolicyAction.ValueType  # 0
+"""Taken as allow."""
+POLICY_ACTION_ALLOW: PolicyAction.ValueType  # 1
+"""It passes, where the network lets it."""
+POLICY_ACTION_DENY: PolicyAction.ValueType  # 2
+"""It is dropped."""
+Global___PolicyAction: _TypeAlias = PolicyAction  # noqa: Y015
+
 @_typing.final
 class IpamConfig(_message.Message):
     """IpamConfig is one address pool of a network."""
@@ -163,6 +187,8 @@ class NetworkSpec(_message.Message):
     OPTIONS_FIELD_NUMBER: _builtins.int
     DNS_SERVERS_FIELD_NUMBER: _builtins.int
     ROUTES_FIELD_NUMBER: _builtins.int
+    POLICY_INGRESS_FIELD_NUMBER: _builtins.int
+    POLICY_EGRESS_FIELD_NUMBER: _builtins.int
     driver: _builtins.str
     """OPTIONAL. "bridge" (default), or another driver; "host" and "null" exist as predefined networks only."""
     internal: _builtins.bool
@@ -173,6 +199,10 @@ class NetworkSpec(_message.Message):
     """OPTIONAL. IPv6 addressing, also without a pool: the node has a /48 of its own (RFC 4193)."""
     ipam_driver: _builtins.str
     """OPTIONAL. "default" (empty means it), or "null": endpoints get no addresses."""
+    policy_ingress: Global___PolicyAction.ValueType
+    """OPTIONAL. What happens to traffic to endpoints that no policy describes; unspecified means allow."""
+    policy_egress: Global___PolicyAction.ValueType
+    """OPTIONAL. The same for traffic from endpoints, to the node itself too."""
     @_builtins.property
     def ipam(self) -> _containers.RepeatedCompositeFieldContainer[Global___IpamConfig]:
         """OPTIONAL. Address pools; a family without one gets one from the defaults. At most 16."""
@@ -203,10 +233,12 @@ class NetworkSpec(_message.Message):
         options: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         dns_servers: _abc.Iterable[_builtins.str] | None = ...,
         routes: _abc.Iterable[Global___Route] | None = ...,
+        policy_ingress: Global___PolicyAction.ValueType = ...,
+        policy_egress: Global___PolicyAction.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_enable_ipv4", b"_enable_ipv4", "enable_ipv4", b"enable_ipv4"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enable_ipv4", b"_enable_ipv4", "dns_servers", b"dns_servers", "driver", b"driver", "enable_ipv4", b"enable_ipv4", "enable_ipv6", b"enable_ipv6", "internal", b"internal", "ipam", b"ipam", "ipam_driver", b"ipam_driver", "options", b"options", "routes", b"routes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enable_ipv4", b"_enable_ipv4", "dns_servers", b"dns_servers", "driver", b"driver", "enable_ipv4", b"enable_ipv4", "enable_ipv6", b"enable_ipv6", "internal", b"internal", "ipam", b"ipam", "ipam_driver", b"ipam_driver", "options", b"options", "policy_egress", b"policy_egress", "policy_ingress", b"policy_ingress", "routes", b"routes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__enable_ipv4: _TypeAlias = _typing.Literal["enable_ipv4"]  # noqa: Y015
     _WhichOneofArgType__enable_ipv4: _TypeAlias = _typing.Literal["_enable_ipv4", b"_enable_ipv4"]  # noqa: Y015
@@ -559,7 +591,8 @@ class UpdateNetworkRequest(_message.Message):
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
         """REQUIRED. The fields to change: "labels", "spec.options" (of the driver's, those that its reference page calls live;
-        the others must stay), "spec.ipam" (pools may be added), "spec.dns_servers", "spec.routes".
+        the others must stay), "spec.ipam" (pools may be added), "spec.dns_servers", "spec.routes", "spec.policy_ingress",
+        "spec.policy_egress".
         """
 
     def __init__(

@@ -1,0 +1,393 @@
+"""Policies: real traffic between namespaces, both families, on one bridge and routed; live; counted; repaired."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+from conftest import Node, wait_until
+
+# Answers "PORT" on TCP and echoes on UDP, both families, at every port given.
+SERVER = """
+import socket, sys, threading
+def tcp(s):
+    while True:
+        c, _ = s.accept()
+        threading.Thread(target=talk, args=(c,), daemon=True).start()
+def talk(c):
+    with c:
+        c.sendall(b"%d\\n" % c.getsockname()[1])
+        while data := c.recv(4096):
+            c.sendall(data)
+def udp(s):
+    while True:
+        data, who = s.recvfrom(65536)
+        s.sendto(data, who)
+for port in map(int, sys.argv[1:]):
+    s = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    threading.Thread(target=tcp, args=(s,), daemon=True).start()
+    u = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    u.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    u.bind(("::", port))
+    threading.Thread(target=udp, args=(u,), daemon=True).start()
+print("ready", flush=True)
+threading.Event().wait()
+"""
+ASK_TCP = """
+import socket, sys
+try:
+    with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=float(sys.argv[3])) as s:
+        print(s.recv(100).decode().strip())
+except OSError:
+    print("no")
+"""
+ASK_UDP = """
+import socket, sys
+family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+with socket.socket(family, socket.SOCK_DGRAM) as s:
+    s.settimeout(float(sys.argv[3]))
+    s.sendto(b"x" * int(sys.argv[4]), (sys.argv[1], int(sys.argv[2])))
+    try:
+        print(len(s.recv(65536)))
+    except OSError:
+        print("no")
+"""
+
+
+class Lab:
+    """Namespaces attached to networks, with servers in them."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.servers: list[subprocess.Popen[str]] = []
+        self.found: dict[str, dict[str, str]] = {}
+
+    def attach(self, name: str, network: str, *labels: str, publish: str = "") -> None:
+        self.node.host.netns(name)
+        flags = [part for label in labels for part in ("--label", label)]
+        flags += ["-p", publish] if publish else []
+        self.node.cli("network", "connect", "--netns", f"/run/netns/{name}", "--name", name, *flags, network)
+        found = json.loads(self.node.out("endpoint", "ls", "--filter", f"name={name}", "--format", "json"))[0]
+        self.found[name] = {"id": found["id"]} | {
+            "6" if ":" in text else "4": text.split("/")[0] for text in found["status"]["addresses"]
+        }
+
+    def serve(self, name: str, *ports: int) -> None:
+        command = self.node.host.command(*self._inside(name), "python3", "-c", SERVER, *map(str, ports))
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.servers.append(server)
+        assert server.stdout
+        assert server.stdout.readline() == "ready\n"
+
+    @staticmethod
+    def _inside(name: str) -> list[str]:
+        return ["ip", "netns", "exec", name] if name else []
+
+    def run(self, name: str, *args: str) -> str:
+        return self.node.host.run(*self._inside(name), *args, check=False).stdout.strip()
+
+    def tcp(self, name: str, target: str, port: int, *, seconds: float = 0.4) -> bool:
+        return self.run(name, "python3", "-c", ASK_TCP, target, str(port), str(seconds)) != "no"
+
+    def udp(self, name: str, target: str, port: int, *, size: int = 10, seconds: float = 0.4) -> bool:
+        return self.run(name, "python3", "-c", ASK_UDP, target, str(port), str(seconds), str(size)) == str(size)
+
+    def ping(self, name: str, target: str) -> bool:
+        return "1 received" in self.run(name, "ping", "-c1", "-W1", target)
+
+    def address(self, name: str, family: str = "4") -> str:
+        return self.found[name][family]
+
+
+@pytest.fixture
+def lab(node: Node) -> Iterator[Lab]:
+    lab = Lab(node)
+    yield lab
+    for server in lab.servers:
+        server.kill()
+        server.wait()
+        assert server.stdout
+        server.stdout.close()
+
+
+def app(lab: Lab, *flags: str) -> None:
+    """Make network app with web, db and other."""
+    lab.node.cli("network", "create", "--ipv6", *flags, "app")
+    lab.attach("web", "app", "tier=web")
+    lab.attach("db", "app", "tier=db")
+    lab.attach("other", "app")
+    lab.serve("db", 5432, 6000, 8005)
+    lab.serve("web", 80)
+
+
+@pytest.mark.parametrize("family", ["4", "6"])
+def test_same_bridge_by_label(lab: Lab, family: str) -> None:
+    """Only web reaches db, at one port; replies come back; everything changes at once."""
+    app(lab, "--policy-default", "deny")
+    db, web = lab.address("db", family), lab.address("web", family)
+    assert not lab.tcp("web", db, 5432)
+    assert not lab.ping("web", db)
+    lab.node.cli("policy", "create", "allow-web", "--network", "app", "--from", "label=tier=web",
+                 "--to", "label=tier=db", "--port", "5432/tcp", "--port", "8000-8010/tcp")  # fmt: skip
+    assert lab.tcp("web", db, 5432)
+    assert lab.tcp("web", db, 8005)
+    assert not lab.tcp("web", db, 6000)
+    assert not lab.udp("web", db, 5432)
+    assert not lab.tcp("other", db, 5432)
+    assert not lab.tcp("db", web, 80)
+    assert not lab.ping("web", db)
+    # Ports and protocols of a policy change while it is in use.
+    lab.node.cli("policy", "update", "--port", "6000/udp", "--port", "icmp", "allow-web")
+    assert not lab.tcp("web", db, 5432)
+    assert lab.udp("web", db, 6000)
+    assert lab.udp("web", db, 6000, size=4000)  # in fragments
+    assert not lab.udp("other", db, 6000, size=4000)
+    assert lab.ping("web", db)
+    assert not lab.ping("db", web)
+    assert not lab.udp("web", db, 5432)
+    # Labels change.
+    other = lab.found["other"]["id"]
+    lab.node.cli("endpoint", "update", "--label-add", "tier=web", other)
+    assert lab.udp("other", db, 6000)
+    lab.node.cli("endpoint", "update", "--label-rm", "tier", other)
+    assert not lab.udp("other", db, 6000)
+    lab.node.cli("policy", "rm", "allow-web")
+    assert not lab.udp("web", db, 6000)
+    lab.node.cli("network", "update", "--policy-default", "allow", "app")
+    assert lab.tcp("web", db, 5432)
+    assert lab.node.out("system", "check") == "kernel and store agree"
+
+
+@pytest.mark.parametrize("family", ["4", "6"])
+def test_a_denial_comes_first_and_replies_are_let_in(lab: Lab, family: str) -> None:
+    """On a network that allows by default; flows that there are end when a denial comes, others go on."""
+    app(lab)
+    db, web = lab.address("db", family), lab.address("web", family)
+    assert lab.tcp("web", db, 6000)
+    lab.node.cli("policy", "create", "no", "--network", "app", "--to", "label=tier=db", "--action", "deny")
+    assert not lab.tcp("web", db, 6000)
+    assert not lab.ping("other", db)
+    assert lab.tcp("db", web, 80)  # the replies go to db, and are none of what is denied
+    assert lab.ping("db", web)
+    talk = "import socket, sys, time\ns = socket.create_connection((sys.argv[1], 80)); s.settimeout(3)\n"
+    talk += "s.recv(99); print('on', flush=True)\nfor line in sys.stdin: s.sendall(b'x'); print(s.recv(9), flush=True)"
+    with subprocess.Popen(
+        lab.node.host.command("ip", "netns", "exec", "other", "python3", "-uc", talk, web),
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as open_flow:  # fmt: skip
+        assert open_flow.stdin
+        assert open_flow.stdout
+        assert open_flow.stdout.readline() == "on\n"
+        open_flow.stdin.write("1\n")
+        open_flow.stdin.flush()
+        assert open_flow.stdout.readline() == "b'x'\n"
+        # Who began is forgotten with the tables, which come back by themselves; the flow goes on.
+        lab.node.host.sh("nft flush ruleset")
+        wait_until(lambda: "members" in lab.node.host.sh("nft list table bridge netstore || true"), what="repair")
+        open_flow.stdin.write("2\n")
+        open_flow.stdin.flush()
+        assert open_flow.stdout.readline() == "b'x'\n"
+        lab.node.cli("policy", "create", "web", "--network", "app", "--to", "label=tier=web", "--action", "deny")
+        open_flow.stdin.write("3\n")
+        open_flow.stdin.flush()
+        assert "timed out" in open_flow.communicate(timeout=10)[1]
+
+
+def test_routed(lab: Lab) -> None:
+    """Published ports, other machines, other networks and the node itself; by CIDR, both ways."""
+    lab.node.host.sh(
+        "ip -6 addr add 2001:db8::1/64 dev uplink nodad; ip -n neighbour -6 addr add 2001:db8::2/64 dev eth0 nodad"
+    )
+    lab.node.cli("network", "create", "--ipv6", "app", "--policy-default", "deny")
+    lab.attach("web", "app", "tier=web", publish="8080:80")
+    lab.attach("peer", "app")
+    lab.node.cli("network", "create", "--ipv6", "far")
+    lab.attach("far", "far")
+    lab.serve("web", 80)
+    lab.serve("neighbour", 7000, 7001)
+    lab.serve("", 9000)
+    outside = [("203.0.113.1", "203.0.113.2"), ("2001:db8::1", "2001:db8::2")]
+    for host, machine in outside:
+        assert not lab.tcp("neighbour", host, 8080)
+        assert not lab.tcp("far", host, 8080)
+        assert not lab.tcp("peer", host, 8080)
+        assert not lab.tcp("web", machine, 7000)
+        assert not lab.tcp("web", host, 9000)
+        assert not lab.ping("web", host)
+    assert lab.tcp("", "127.0.0.1", 8080)  # the node itself is always let in
+    assert lab.ping("", lab.address("web"))
+    lab.node.cli("policy", "create", "in", "--network", "app", "--from", "cidr=203.0.113.0/25",
+                 "--from", "cidr=2001:db8::/64", "--to", "label=tier=web", "--port", "80")  # fmt: skip
+    for host, _ in outside:
+        assert lab.tcp("neighbour", host, 8080)
+        assert not lab.tcp("far", host, 8080)
+        assert not lab.tcp("peer", host, 8080)
+    lab.node.cli("policy", "create", "out", "--network", "app", "--from", "label=tier=web",
+                 "--to", "cidr=203.0.113.2/32", "--to", "cidr=2001:db8::2/128", "--port", "7000/tcp")  # fmt: skip
+    for _, machine in outside:
+        assert lab.tcp("web", machine, 7000)
+        assert not lab.tcp("web", machine, 7001)
+        assert not lab.tcp("peer", machine, 7000)
+    # By a published port, from an endpoint of the same network: its own address and labels count, not the bridge's.
+    lab.node.cli("policy", "create", "peers", "--network", "app", "--from", "label=role=peer", "--to", "label=tier")
+    assert not lab.tcp("peer", "203.0.113.1", 8080)
+    lab.node.cli("endpoint", "update", "--label-add", "role=peer", lab.found["peer"]["id"])
+    for host, _ in outside:
+        assert lab.tcp("peer", host, 8080)
+    lab.node.cli("policy", "create", "node", "--network", "app", "--to", "cidr=203.0.113.1/32", "--port", "9000/tcp")
+    assert lab.tcp("web", "203.0.113.1", 9000)
+    # One direction alone: what leaves is free again, what enters is not.
+    lab.node.cli("network", "update", "--policy-default", "egress=allow", "app")
+    assert lab.tcp("web", "203.0.113.2", 7001)
+    assert not lab.tcp("far", "203.0.113.1", 8080)
+    lab.node.cli("policy", "rm", "in")
+    assert not lab.tcp("neighbour", "203.0.113.1", 8080)
+    shown = json.loads(lab.node.out("network", "inspect", "app"))[0]["spec"]
+    assert (shown["policy_ingress"], shown["policy_egress"]) == ("POLICY_ACTION_DENY", "POLICY_ACTION_ALLOW")
+
+
+def test_containers_have_their_labels(node: Node, image: str, lab: Lab) -> None:
+    node.cli("network", "create", "--policy-default", "deny", "app")
+    node.cli(
+        "policy", "create", "ok", "--network", "app", "--from", "label=tier=web,label=env", "--to", "label=tier=db"
+    )
+    node.cli("run", "-d", "--name", "web", "--network", "app", "--label", "tier=web", "--label", "env=x", image)
+    node.cli("run", "-d", "--name", "half", "--network", "app", "--label", "tier=web", image)
+    node.cli("run", "-d", "--name", "db", "--network", "app", "--label", "tier=db", image)
+    ping = ("ping", "-c1", "-W1", "db")  # names are answered: netstore-resolver is in the sandbox
+    assert node.cli("exec", "web", *ping).returncode == 0
+    assert node.cli("exec", "half", *ping, check=False).returncode == 1
+    # A container that is connected later, and one that is started again, have theirs too.
+    node.cli("run", "-d", "--name", "late", "--label", "tier=web", "--label", "env=y", image)
+    node.cli("network", "connect", "app", "late")
+    assert node.cli("exec", "late", *ping).returncode == 0
+    node.cli("stop", "-t", "0", "db")
+    node.cli("start", "db")
+    assert node.cli("exec", "web", *ping).returncode == 0
+    status = json.loads(node.out("policy", "inspect", "ok"))[0]["status"]
+    assert (status["source_endpoints"], status["destination_endpoints"]) == (2, 1)
+
+
+def test_create_list_remove(lab: Lab) -> None:
+    node = lab.node
+    node.cli("network", "create", "app")
+    create = ("policy", "create", "p", "--network", "app", "--from", "label=b", "--from", "label=a", "--port", "53/udp")
+    made = node.out(*create)
+    assert node.out(*create) == made
+    other = node.cli("policy", "create", "p", "--network", "app", "--from", "label=b", check=False)
+    assert other.returncode == 1
+    assert "exists and differs: sources is" in other.stderr
+    assert node.out("policy", "ls", "-q", "--no-trunc") == made
+    assert node.out("policy", "ls").splitlines()[1].split()[1:] == [
+        "p",
+        "app",
+        "allow",
+        "a|b",
+        "any",
+        "53/udp",
+        "0",
+        "0B",
+    ]
+    assert node.out("policy", "ls", "--filter", "network=bridge", "-q") == ""
+    assert node.out("policy", "ls", "--format", "{{.Name}} {{.Spec.Network}}") == "p app"
+    node.cli("policy", "update", "--label-add", "team=x", "--action", "deny", "--from", "any", "p")
+    spec = json.loads(node.out("policy", "inspect", "p"))[0]["spec"]
+    assert (spec["action"], spec["sources"]) == ("POLICY_ACTION_DENY", [])
+    assert node.cli("policy", "rm", "nosuch", check=False).returncode == 1
+    assert node.out("policy", "rm", "-f", "nosuch", "p") == "nosuch\np"
+    # A network takes its policies with it, and nothing is left.
+    node.cli("policy", "create", "q", "--network", "app", "--action", "deny")
+    node.cli("network", "rm", "app")
+    assert node.out("policy", "ls", "-q") == ""
+    assert "counter" not in node.host.sh("nft list ruleset")
+
+
+def test_counters(lab: Lab) -> None:
+    """Every packet counts once, whether br_netfilter shows bridged packets to the other table or not."""
+    app(lab, "--policy-default", "deny")
+    lab.node.cli("policy", "create", "icmp", "--network", "app", "--port", "icmp")
+    lab.node.cli("policy", "create", "no", "--network", "app", "--port", "6000", "--action", "deny")
+    for netfilter in ("0", "1"):
+        lab.node.host.sh(f"echo {netfilter} > /proc/sys/net/bridge/bridge-nf-call-iptables")
+        before = json.loads(lab.node.out("policy", "inspect", "icmp"))[0]["status"]
+        lab.run("web", "ping", "-c3", "-i0.2", lab.address("db"))
+        after = json.loads(lab.node.out("policy", "inspect", "icmp"))[0]["status"]
+        assert int(after["packets"]) - int(before["packets"]) == 6
+        assert int(after["bytes"]) - int(before["bytes"]) == 6 * 84
+    assert not lab.tcp("web", lab.address("db"), 6000)
+    assert int(json.loads(lab.node.out("policy", "inspect", "no"))[0]["status"]["packets"]) >= 1
+
+
+def elements(lab: Lab) -> list[str]:
+    """Return every element of our tables that does not expire."""
+    found = []
+    for table in ("inet netstore", "bridge netstore"):
+        for entry in json.loads(lab.node.host.sh(f"nft -j list table {table}"))["nftables"]:
+            for kind, value in entry.items():
+                if kind in ("set", "map") and value["name"] not in ("flows", "flows6", "talks", "talks6"):
+                    found += [f"{value['name']} {json.dumps(element)}" for element in value.get("elem", [])]
+    return found
+
+
+def rules(lab: Lab) -> int:
+    return lab.node.host.sh("nft -a list ruleset").count("# handle")
+
+
+def test_the_cost_of_an_endpoint_is_constant(lab: Lab) -> None:
+    """Nothing without a policy; then one element to be policed, and one a selector and address; never a rule."""
+    lab.node.cli("network", "create", "app")
+    costs = []
+    for number in range(4):
+        if number == 2:
+            lab.node.cli("policy", "create", "p", "--network", "app", "--from", "label=a", "--to", "label=b")
+        before, skeleton = elements(lab), rules(lab)
+        lab.attach(f"n{number}", "app", "a=1")
+        costs.append(len(elements(lab)) - len(before))
+        assert rules(lab) == skeleton
+    assert costs == [1, 1, 4, 4]
+    lab.node.cli("policy", "rm", "p")
+    assert not [each for each in elements(lab) if each.startswith(("members", "policed"))]
+
+
+def test_flush_restart_and_leftovers(lab: Lab) -> None:
+    app(lab, "--policy-default", "deny")
+    lab.node.cli("policy", "create", "ok", "--network", "app", "--from", "label=tier=web", "--to", "label=tier=db")
+    db, state = lab.address("db"), sorted(elements(lab))
+
+    def holds() -> None:
+        assert lab.tcp("web", db, 5432, seconds=2)
+        assert not lab.tcp("other", db, 5432)
+        assert sorted(elements(lab)) == state
+        assert lab.node.out("system", "check") == "kernel and store agree"
+
+    holds()
+    lab.node.host.sh("nft flush ruleset")
+    wait_until(lambda: lab.node.host.run("nft", "list", "map", "bridge", "netstore", "members", check=False).returncode
+               == 0 and sorted(elements(lab)) == state, seconds=3, what="automatic repair")  # fmt: skip
+    holds()
+    lab.node.kill()
+    lab.node.host.sh("nft flush ruleset")
+    lab.node.start()
+    holds()
+    # While netstored is away somebody takes some of it, and adds what looks like ours.
+    lab.node.kill()
+    lab.node.host.sh(
+        "nft flush map bridge netstore members; nft add chain inet netstore n_feed; nft add set bridge netstore ends_x_to"
+        " '{ type ifname; }'; nft add element inet netstore policed '{ \"nsbr-no\" : jump n_feed }'"
+    )
+    lab.node.start()
+    holds()
+    assert "n_feed" not in lab.node.host.sh("nft list ruleset")
+    assert "ends_x_to" not in lab.node.host.sh("nft list ruleset")
+
+
+def test_policies_need_a_bridge_with_addresses(lab: Lab) -> None:
+    refused = lab.node.cli("policy", "create", "p", "--network", "host", check=False)
+    assert "use a bridge network" in refused.stderr
+    lab.node.cli("network", "create", "--ipam-driver", "null", "bare")
+    refused = lab.node.cli("policy", "create", "p", "--network", "bare", check=False)
+    assert "has no addresses" in refused.stderr
+    refused = lab.node.cli("network", "create", "--policy-default", "deny", "--ipam-driver", "null", "b2", check=False)
+    assert "has no addresses" in refused.stderr
