@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import functools
 import os
 import socket
 import threading
@@ -110,16 +111,19 @@ def open_pinned(path: str, inode: int) -> int | None:
 @contextmanager
 def inside(namespace: int) -> Iterator[None]:
     """Move this thread into a namespace and back. Hold it for moments only: no logging, no imports, no waiting."""
-    own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    home = _home()
+    _call("setns", namespace, CLONE_NEWNET)
     try:
-        _call("setns", namespace, CLONE_NEWNET)
-        try:
-            yield
-        finally:
-            if _libc.setns(own, CLONE_NEWNET) != 0:
-                os._exit(70)
+        yield
     finally:
-        os.close(own)
+        if _libc.setns(home, CLONE_NEWNET) != 0:
+            os._exit(70)
+
+
+@functools.cache
+def _home() -> int:
+    """Return a descriptor of the process's own namespace, where its first thread is and stays."""
+    return os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def socket_inside(namespace: int, family: int, type_: int, protocol: int = 0) -> socket.socket:

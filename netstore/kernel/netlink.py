@@ -7,6 +7,7 @@ each message. Kernel constants keep their C names. This is the one place where n
 from __future__ import annotations
 
 import errno
+import fcntl
 import functools
 import ipaddress
 import socket
@@ -67,6 +68,8 @@ IN6_ADDR_GEN_MODE_NONE = 1
 RT_TABLE_MAIN, RTPROT_STATIC, RT_SCOPE_UNIVERSE, RTN_UNICAST = 254, 4, 0, 1
 RT_SCOPE_LINK = 253
 
+SIOCGIFINDEX = 0x8933
+_IFREQ = 40  # bytes of struct ifreq: the name in 16 of them, then the index
 _HEADER = struct.Struct("IHHII")
 _BATCH = 64  # messages in one send: their acknowledgements fit the default receive buffer
 _SKIP_STATISTICS = ("IFLA_EXT_MASK", 1 << 3)  # RTEXT_FILTER_SKIP_STATS
@@ -149,9 +152,14 @@ class RouteSocket:
         return failure
 
     def index_of(self, name: str) -> int | None:
-        """Return an interface's index, None when there is none of that name."""
-        found = self.link(name)
-        return found.index if found else None
+        """Return an interface's index (netdevice(7)), None when there is none of that name."""
+        try:
+            answer = fcntl.ioctl(self._socket, SIOCGIFINDEX, name.encode().ljust(_IFREQ, b"\0"))
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                return None
+            raise KernelError(error.errno or errno.EIO, "reading interface", name) from error
+        return int(struct.unpack_from("i", answer, 16)[0])
 
     def link(self, name: str) -> Link | None:
         """Return one interface, None when there is none of that name."""

@@ -8,6 +8,7 @@ Addresses are stored as packed bytes (4 or 16), which order as numbers within a 
 from __future__ import annotations
 
 import bisect
+import functools
 import hashlib
 import ipaddress
 import sqlite3
@@ -246,6 +247,11 @@ def release_pool(tx: Transaction, network: Network, pool: Pool) -> None:
     )  # fmt: skip
 
 
+@functools.lru_cache(maxsize=1024)
+def _subnet(text: str) -> IPNetwork:
+    return ipaddress.ip_network(text)
+
+
 def allocate(tx: Transaction, network: Network, endpoint_id: str, spec: EndpointSpec) -> tuple[Address, ...]:
     """Take an address of each family of a network for an endpoint: the static one, or the next free one.
 
@@ -292,10 +298,10 @@ def _allocate_static(
     if not pools:
         raise InvalidArgument(field, text, f"nothing: network {network.name} has no subnet of that family")
     address = ipaddress.ip_address(text)
-    pool = next((pool for pool in pools if address in ipaddress.ip_network(pool.subnet)), None)
+    pool = next((pool for pool in pools if address in _subnet(pool.subnet)), None)
     if pool is None:
         raise InvalidArgument(field, text, f"an address inside {subnets} (network {network.name})")
-    _member(field, text, ipaddress.ip_network(pool.subnet))
+    _member(field, text, _subnet(pool.subnet))
     try:
         tx.execute("INSERT INTO addresses VALUES (?, ?, ?)", network.id, address.packed, endpoint_id)
     except sqlite3.IntegrityError as error:
@@ -316,7 +322,7 @@ def _holder(tx: Transaction, network: Network, address: IPAddress) -> str:
 
 
 def _next_free(tx: Transaction, network: Network, pool: Pool, cursor: int) -> int | None:
-    subnet, within = ipaddress.ip_network(pool.subnet), ipaddress.ip_network(pool.ip_range or pool.subnet)
+    subnet, within = _subnet(pool.subnet), _subnet(pool.ip_range or pool.subnet)
     first, last = _usable(subnet)
     low, high = max(_first(within), first), min(_last(within), last)
     after = cursor + 1 if low <= cursor < high else low
@@ -349,6 +355,6 @@ def _first_gap(taken: Iterator[int], start: int, end: int) -> int | None:
 
 
 def _address(pool: Pool, address: IPAddress) -> Address:
-    prefix = ipaddress.ip_network(pool.subnet).prefixlen
+    prefix = _subnet(pool.subnet).prefixlen
     gateway = pool.aux_addresses.get(f"DefaultGatewayIPv{address.version}", pool.gateway)
     return Address(address=str(address), prefix=prefix, gateway=gateway)

@@ -76,6 +76,7 @@ class Store:
             os.chown(path, 0, group)
         self._writer = connect(path)
         _migrate(self._writer)
+        self._transaction = Transaction(self._writer)
         self._reader = connect(path, read_only=True)
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="store-read")
         self._writing = ThreadPoolExecutor(_BATCH, thread_name_prefix="store-write")
@@ -141,14 +142,13 @@ class Store:
             raise _mapped(error, f"reading {self.path}") from error
 
     def _commit(self, batch: list[_Write]) -> None:
-        transaction = Transaction(self._writer)
         self._commits += 1
         try:
             self._writer.execute("BEGIN IMMEDIATE")
             for request in batch:
-                self._run(transaction, request)
+                self._run(request)
             if self._commits % _TRIM_EVERY == 0:
-                _trim(transaction)
+                _trim(self._transaction)
             self._writer.execute("COMMIT")
         except sqlite3.Error as error:
             if self._writer.in_transaction:
@@ -160,10 +160,10 @@ class Store:
         if self._changed is not None:  # who asks for it later reads what is committed now
             self._loop.call_soon_threadsafe(self._tell)
 
-    def _run(self, transaction: Transaction, request: _Write) -> None:
+    def _run(self, request: _Write) -> None:
         self._writer.execute("SAVEPOINT request")
         try:
-            request.result = request.work(transaction)
+            request.result = request.work(self._transaction)
         except sqlite3.Error as error:
             request.error = _mapped(error, f"writing to {self.path}")
         except Exception as error:
