@@ -34,6 +34,8 @@ from netstore.api.v1 import (
     endpoint_pb2_grpc,
     image_pb2,
     image_pb2_grpc,
+    mount_pb2,
+    mount_pb2_grpc,
     network_pb2,
     network_pb2_grpc,
     policy_pb2,
@@ -56,6 +58,7 @@ from netstore.rpc.containers import ContainerServicer
 from netstore.rpc.endpoints import EndpointServicer
 from netstore.rpc.errors import ErrorInterceptor
 from netstore.rpc.images import ImageServicer
+from netstore.rpc.mount_service import MountServicer
 from netstore.rpc.networks import NetworkServicer
 from netstore.rpc.policies import PolicyServicer
 from netstore.rpc.snapshots import SnapshotServicer
@@ -74,6 +77,7 @@ _SERVICES = {
     snapshot_pb2: "SnapshotService",
     container_pb2: "ContainerService",
     image_pb2: "ImageService",
+    mount_pb2: "MountService",
     system_pb2: "SystemService",
 }
 _GRACE_SECONDS = 5.0
@@ -157,6 +161,7 @@ class Daemon:
         volume_pb2_grpc.add_VolumeServiceServicer_to_server(VolumeServicer(self._volumes, self._node_id), server)
         snapshot_pb2_grpc.add_SnapshotServiceServicer_to_server(SnapshotServicer(self._volumes), server)
         container_pb2_grpc.add_ContainerServiceServicer_to_server(ContainerServicer(self._containers), server)
+        mount_pb2_grpc.add_MountServiceServicer_to_server(MountServicer(self._containers.places), server)
         image_pb2_grpc.add_ImageServiceServicer_to_server(ImageServicer(self._containers.images), server)
         node = Node(self._info, self._check, self._usage, self._stopping)
         system_pb2_grpc.add_SystemServiceServicer_to_server(SystemServicer(self._store, node), server)

@@ -24,11 +24,13 @@ __all__ = [
     "EndpointSpec",
     "Event",
     "Finding",
+    "ForeignMount",
     "IdMapping",
     "Image",
     "ImageConfig",
     "Kind",
     "Mount",
+    "MountRef",
     "MountSpec",
     "MountType",
     "Network",
@@ -71,6 +73,7 @@ class Kind(StrEnum):
     SANDBOX = "sandbox"
     NODE = "node"
     POLICY = "policy"
+    MOUNT = "mount"
 
 
 class Protocol(StrEnum):
@@ -426,13 +429,39 @@ class MountSpec:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mount:
     """A resolved mount of a container: `source` is a host path, an image's id, or "" for tmpfs; `volume_id` and
-    `volume` are "" where it is no volume's.
+    `volume` are "" where it is no volume's. `made` are the paths inside that were made for an attached one.
     """
 
     spec: MountSpec
     source: str = ""
     volume_id: str = ""
     volume: str = ""
+    attached: bool = False
+    made: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountRef:
+    """How a caller names a mount namespace: one of the three."""
+
+    container: str = ""
+    pid: int = 0
+    path: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForeignMount:
+    """A mount in a namespace that is no container's. `inode` is the namespace's, `start_time` (clock ticks) tells the
+    process from its pid's next owner.
+    """
+
+    id: str
+    ref: MountRef
+    inode: int
+    mount: Mount
+    start_time: int = 0
+    create_time: float = 0.0
+    revision: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -103,6 +103,13 @@ class Client:
         return ImageServiceStub(self.channel)
 
     @property
+    def mounts(self) -> Any:
+        """The MountService."""
+        from netstore.api.v1.mount_pb2_grpc import MountServiceStub
+
+        return MountServiceStub(self.channel)
+
+    @property
     def system(self) -> Any:
         """The SystemService."""
         from netstore.api.v1.system_pb2_grpc import SystemServiceStub

@@ -1,4 +1,4 @@
-"""netstore volume: create, ls, inspect, update, rm, prune, drivers, stage, unstage."""
+"""netstore volume: create, ls, inspect, update, rm, prune, attach, detach, mounts, drivers, stage, unstage."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from netstore.api.v1 import volume_pb2
 from netstore.cli import snapshot
+from netstore.cli.attach import attach, detach, mounts
 from netstore.cli.client import Client, pages, pass_client, tolerant
 from netstore.cli.completion import names
 from netstore.cli.format import listing, shapes, show_objects, size
@@ -26,6 +27,8 @@ def group() -> None:
 
 group.add_command(snapshot.group)
 group.add_command(snapshot.clone)
+for each in (attach, detach, mounts):
+    group.add_command(each)
 
 
 @group.command()

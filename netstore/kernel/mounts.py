@@ -9,7 +9,6 @@ import ctypes
 import errno
 import os
 import struct
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -24,11 +23,13 @@ __all__ = [
     "MOUNT_ATTR_RDONLY",
     "MS_PRIVATE",
     "attach",
+    "attach_at",
     "bind_file",
     "clone",
     "detach",
     "is_mount_point",
     "layers_only",
+    "mount_id",
     "open_tree",
     "overlay",
     "propagation",
@@ -43,12 +44,13 @@ SYS_mount_setattr = 442
 FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC = 1, 1
 FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 1, 6
 OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
-MOVE_MOUNT_F_EMPTY_PATH = 0x4
+MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH, MOVE_MOUNT_BENEATH = 0x4, 0x40, 0x200
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 0x1, 0x2, 0x4, 0x8
 MOUNT_ATTR_IDMAP = 0x100000
 MS_PRIVATE = 1 << 18
 AT_FDCWD, AT_EMPTY_PATH, AT_RECURSIVE = -100, 0x1000, 0x8000
-AT_SYMLINK_NOFOLLOW, AT_STATX_DONT_SYNC, STATX_ATTR_MOUNT_ROOT = 0x100, 0x4000, 0x2000
+AT_SYMLINK_NOFOLLOW, AT_STATX_DONT_SYNC = 0x100, 0x4000
+STATX_MNT_ID, STATX_ATTR_MOUNT_ROOT = 0x1000, 0x2000
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -166,18 +168,13 @@ def set_attributes(
 
 def propagation(descriptor: int) -> set[str]:
     """Return which of "shared" and "slave" the mount is that a descriptor is on (proc_pid_mountinfo(5))."""
-    wanted = _mount_id(descriptor)
+    wanted = str(mount_id(descriptor)[0])
     for line in Path("/proc/thread-self/mountinfo").read_text().splitlines():
         words = line.split(" ")
         if words[0] == wanted:
             tags = words[6 : words.index("-")]
             return {"slave" if tag.startswith("master:") else tag.partition(":")[0] for tag in tags}
     return set()
-
-
-def _mount_id(descriptor: int) -> str:
-    text = Path(f"/proc/thread-self/fdinfo/{descriptor}").read_text()
-    return next(line.split()[1] for line in text.splitlines() if line.startswith("mnt_id:"))
 
 
 def _set(fs: int, key: str, value: str) -> int:
@@ -189,6 +186,13 @@ def attach(mount: int, target: Path) -> None:
     """Attach a detached mount at a directory."""
     empty, path = ctypes.c_char_p(b""), ctypes.c_char_p(os.fsencode(target))
     _checked(syscall(SYS_move_mount, mount, empty, AT_FDCWD, path, MOVE_MOUNT_F_EMPTY_PATH), "mounting at", str(target))
+
+
+def attach_at(mount: int, target: int, name: str, *, beneath: bool = False) -> None:
+    """Attach a detached mount at an open file or directory; `beneath` puts it under the mount whose root that is."""
+    empty = ctypes.c_char_p(b"")
+    flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH | (MOVE_MOUNT_BENEATH if beneath else 0)
+    _checked(syscall(SYS_move_mount, mount, empty, target, empty, flags), "mounting at", name)
 
 
 def bind_file(source: str, target: Path) -> None:
@@ -229,17 +233,30 @@ def detach(target: Path) -> bool:
 
 
 def is_mount_point(directory: Path) -> bool:
-    """Say whether something is mounted at a path (statx(2), STATX_ATTR_MOUNT_ROOT).
+    """Say whether something is mounted at a path.
 
     Costs the same however many mounts there are, and asks no server: a dead one cannot hold it up.
     """
-    buffer = ctypes.create_string_buffer(256)
-    flags = AT_SYMLINK_NOFOLLOW | AT_STATX_DONT_SYNC
-    if _libc.statx(AT_FDCWD, os.fsencode(directory), flags, 0, buffer) != 0:
-        if ctypes.get_errno() in (errno.ENOENT, errno.ENOTDIR):
+    try:
+        return _look(AT_FDCWD, directory, AT_SYMLINK_NOFOLLOW)[1]
+    except KernelError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
             return False
-        raise KernelError(ctypes.get_errno(), "looking at", str(directory))
-    return bool(int.from_bytes(buffer.raw[8:16], sys.byteorder) & STATX_ATTR_MOUNT_ROOT)
+        raise
+
+
+def mount_id(descriptor: int) -> tuple[int, bool]:
+    """Return the id (proc_pid_mountinfo(5)) of the mount that a descriptor is on, and whether it is its root."""
+    return _look(descriptor, "", AT_EMPTY_PATH)
+
+
+def _look(directory: int, path: str | Path, flags: int) -> tuple[int, bool]:
+    """Return stx_mnt_id and STATX_ATTR_MOUNT_ROOT of statx(2)."""
+    buffer = ctypes.create_string_buffer(256)
+    if _libc.statx(directory, os.fsencode(path), flags | AT_STATX_DONT_SYNC, STATX_MNT_ID, buffer) != 0:
+        raise KernelError(ctypes.get_errno(), "looking at", str(path))
+    attributes, number = struct.unpack_from("Q", buffer, 8)[0], struct.unpack_from("Q", buffer, 144)[0]
+    return number, bool(attributes & STATX_ATTR_MOUNT_ROOT)
 
 
 def sync_file_system(descriptor: int) -> None:

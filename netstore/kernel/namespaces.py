@@ -24,6 +24,7 @@ from netstore.kernel.paths import closing, open_cached, status
 __all__ = [
     "CLONE_NEWNET",
     "create",
+    "in_single_use_thread",
     "inside",
     "open_namespace",
     "open_namespace_at_once",
@@ -141,7 +142,7 @@ def create(path: Path) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch(exist_ok=False)
     try:
-        return _in_single_use_thread(lambda: _create_here(path))
+        return in_single_use_thread(lambda: _create_here(path))
     except BaseException:
         path.unlink(missing_ok=True)
         raise
@@ -159,7 +160,7 @@ def remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def _in_single_use_thread(work: Callable[[], T]) -> T:
+def in_single_use_thread(work: Callable[[], T]) -> T:
     """Run `work` in a thread that ends with it, so that what it did to itself touches nobody else."""
     outcome: list[T] = []
     failure: list[BaseException] = []

@@ -51,6 +51,13 @@ class Directories:
         place = self.path(container_id)
         return overlay([self._layers.path(layer) for layer in reversed(layers)], place / "diff", place / "work")
 
+    def open_root(self, container_id: str, layers: Sequence[str]) -> int:
+        """Return a container's root filesystem, that of its run or a detached one; the caller closes it."""
+        target = self.path(container_id) / "rootfs"
+        if is_mount_point(target):
+            return os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return self.overlay(container_id, layers)
+
     def mount(self, container_id: str, layers: Sequence[str]) -> Path:
         """Mount a container's root filesystem and return where."""
         target = self.path(container_id) / "rootfs"

@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from netstore.errors import FailedPrecondition, InUse, InvalidArgument, NetstoreError, Unavailable
+from netstore.errors import FailedPrecondition, InUse, NetstoreError, Unavailable
 from netstore.kernel.paths import closing
 from netstore.launcher import rows
 from netstore.launcher.bundle import Bundle, process, root_propagation, specification
@@ -31,7 +31,9 @@ from netstore.launcher.images.catalogue import Images
 from netstore.launcher.links import environment
 from netstore.launcher.logs import Line, follow
 from netstore.launcher.mounting import Mounting
+from netstore.launcher.places import Places
 from netstore.launcher.runtime import Runtime, is_alive, wait_for_exit
+from netstore.launcher.signals import parse_signal
 from netstore.launcher.users import Identity, resolve
 from netstore.model import (
     Container,
@@ -50,7 +52,7 @@ from netstore.networks.manager import NetworkManager
 from netstore.store import Store, Transaction
 from netstore.volumes.manager import VolumeManager
 
-__all__ = ["ContainerManager", "Joined", "parse_signal"]
+__all__ = ["ContainerManager", "Joined"]
 
 log = structlog.get_logger(__name__)
 
@@ -75,6 +77,7 @@ class ContainerManager:
         self._mounting = Mounting(store, volumes, self.images, self._directories)
         self._runtime: Runtime | None = None
         self._locks = KeyedLocks()
+        self.places = Places(store, volumes, self._mounting, self._locks)
         self._watchers: dict[str, asyncio.Task[None]] = {}
         self._follower: asyncio.Task[None] | None = None
         networks.endpoints.changed = self._refresh
@@ -96,9 +99,11 @@ class ContainerManager:
                 await self._clear(container)
             elif is_alive(container.supervisor_pid, container.supervisor_start):
                 await self._take_up_volumes(container)
+                await self.places.take_up(container, repair=True)
                 self._watch(container)
             else:
                 await self._ended(container.id)
+        await self.places.start_up()
         self._follower = asyncio.create_task(self._follow_host(), name="host's resolv.conf")
 
     async def _take_up_volumes(self, container: Container) -> None:
@@ -115,7 +120,7 @@ class ContainerManager:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def check(self, *, repair: bool) -> list[Finding]:
-        """Find containers that are said to run and do not."""
+        """Find containers that are said to run and do not, and mounts that are said to be there and are not."""
         findings = []
         for container in await self._store.read(lambda tx: tx.containers.all()):
             alive = is_alive(container.supervisor_pid, container.supervisor_start)
@@ -126,7 +131,9 @@ class ContainerManager:
                     Finding(kind=Kind.CONTAINER, resource_id=container.id, name=container.name, repaired=repair,
                             detail="its process is gone")
                 )  # fmt: skip
-        return findings
+            elif alive:
+                findings += await self.places.take_up(container, repair=repair)
+        return findings + await self.places.check(repair=repair)
 
     async def create(
         self, name: str, spec: ContainerSpec, *, labels: Mapping[str, str], request_id: str = ""
@@ -466,21 +473,6 @@ class ContainerManager:
                 "no OCI runtime on this node", hint="install conmon and crun (or runc), restart netstored"
             )
         return self._runtime
-
-
-def parse_signal(text: str) -> signal.Signals:
-    """Return the signal that "SIGHUP", "HUP" or "1" means.
-
-    Raises:
-        InvalidArgument: none.
-    """
-
-    try:
-        if text.isdecimal():
-            return signal.Signals(int(text))
-        return signal.Signals[text.upper() if text.upper().startswith("SIG") else f"SIG{text.upper()}"]
-    except (ValueError, KeyError) as error:
-        raise InvalidArgument("signal", text, "a signal such as SIGTERM, TERM or 15") from error
 
 
 def _require_running(container: Container) -> None:

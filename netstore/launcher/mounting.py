@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from netstore.errors import KernelError
@@ -42,9 +43,23 @@ class Mounting:
         if mount.spec.type is MountType.IMAGE:
             image = await self._store.read(lambda tx: tx.images.require(mount.source))
             layers = self._images.layers.stack(image.layers)
+        async with self._root(mount) as root:
+            return await asyncio.to_thread(make_tree, mount, root=root, layers=layers)
+
+    async def open_source(self, mount: Mount) -> int:
+        """Return an O_PATH descriptor of what a volume's mount or a bind shows; the caller closes it.
+
+        Raises:
+            FailedPrecondition: it is not there.
+        """
+        async with self._root(mount) as root:
+            return await asyncio.to_thread(open_source, mount, root)
+
+    @asynccontextmanager
+    async def _root(self, mount: Mount) -> AsyncIterator[int | None]:
         root = await self._volumes.open_root(mount.volume_id) if mount.volume_id else None
         try:
-            return await asyncio.to_thread(make_tree, mount, root=root, layers=layers)
+            yield root
         finally:
             if root is not None:
                 os.close(root)
@@ -67,7 +82,7 @@ class Mounting:
                 if _copied(mount):
                     await self._copy_up(container, image, mount)
                 if mount.spec.chown:
-                    await self._give(container, image, mount)
+                    await self.give(container, image, mount)
         finally:
             await self._volumes.staging.release_all(holder)
 
@@ -87,20 +102,17 @@ class Mounting:
         async with self._volumes.staging.alone(volume):
             await asyncio.to_thread(work)
 
-    async def _give(self, container: Container, image: Image, mount: Mount) -> None:
-        root = await self._volumes.open_root(mount.volume_id) if mount.volume_id else None
+    async def give(self, container: Container, image: Image, mount: Mount) -> None:
+        """Give what a mount shows to the container's user."""
 
-        def work() -> None:
-            with closing(self._directories.overlay(container.id, image.layers)) as rootfs:
+        def work(root: int | None) -> None:
+            with closing(self._directories.open_root(container.id, image.layers)) as rootfs:
                 user = resolve(rootfs, container.spec.user or image.config.user)
             with closing(open_source(mount, root)) as source:
                 give(source, user.uid, user.gid)
 
-        try:
-            await asyncio.to_thread(work)
-        finally:
-            if root is not None:
-                os.close(root)
+        async with self._root(mount) as root:
+            await asyncio.to_thread(work, root)
 
     async def stage(self, container: Container) -> list[tuple[Mount, Path | None]]:
         """Stage a container's mounts, but those of memory, and return where each is.

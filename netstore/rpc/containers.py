@@ -13,7 +13,8 @@ from netstore.api.v1 import container_pb2 as pb
 from netstore.api.v1 import container_pb2_grpc
 from netstore.errors import InvalidArgument
 from netstore.launcher.creation import exposed
-from netstore.launcher.manager import ContainerManager, Joined, parse_signal
+from netstore.launcher.manager import ContainerManager, Joined
+from netstore.launcher.signals import parse_signal
 from netstore.model import Attachment, Container, ContainerSpec, ContainerState, Endpoint, Image, Network, Sandbox
 from netstore.rpc import endpoints as endpoint_messages
 from netstore.rpc.endpoints import (

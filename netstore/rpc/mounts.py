@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from netstore.api.v1 import mount_pb2 as pb
@@ -9,7 +10,7 @@ from netstore.errors import InvalidArgument
 from netstore.model import IdMapping, Mount, MountSpec, MountType
 from netstore.rpc.fields import check_labels, check_name
 
-__all__ = ["to_mount", "to_mount_message", "to_status_message", "to_volumes_from"]
+__all__ = ["check_target", "to_mount", "to_mount_message", "to_status_message", "to_volumes_from"]
 
 _TYPES = {
     pb.MOUNT_TYPE_UNSPECIFIED: MountType.VOLUME,
@@ -50,7 +51,7 @@ def to_mount(mount: pb.MountSpec, field: str) -> MountSpec:
             raise InvalidArgument(
                 f"{field}.{name}", shown if isinstance(shown, bool | str | int) else str(shown), accepted
             )
-    _check_target(mount.target, f"{field}.target")
+    check_target(mount.target, f"{field}.target")
     _check_source(kind, mount.source, f"{field}.source")
     _check_tmpfs(mount, field)
     _check_propagation(mount, field)
@@ -138,10 +139,17 @@ def _to_mappings(mappings: Sequence[pb.IdMapping], field: str) -> tuple[IdMappin
     return tuple(IdMapping(each.stored_id, each.mount_id, each.count) for each in mappings)
 
 
-def _check_target(target: str, field: str) -> None:
+def check_target(target: str, field: str) -> None:
+    """Refuse a path that is no target of a mount.
+
+    Raises:
+        InvalidArgument: naming the field.
+    """
     parts = target.split("/")
     if not target.startswith("/") or not target.strip("/") or ".." in parts or "\0" in target:
         raise InvalidArgument(field, target, "an absolute path inside, not /, without '..'")
+    if os.path.normpath(target).split("/")[1] == "proc":
+        raise InvalidArgument(field, target, "a path that is not in /proc")
 
 
 def _check_source(kind: MountType, source: str, field: str) -> None:
@@ -195,4 +203,5 @@ def to_status_message(mount: Mount) -> pb.MountStatus:
         target=mount.spec.target,
         read_only=mount.spec.read_only,
         subpath=mount.spec.subpath,
+        attached=mount.attached,
     )

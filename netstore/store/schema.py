@@ -152,4 +152,12 @@ MIGRATIONS: tuple[str, ...] = (
     WHERE s.id = endpoints.sandbox_id AND json_extract(endpoints.body, '$.labels') = '{}'
       AND json_type(c.body, '$.labels') = 'object';
     """,
+    """
+    -- Mounts in namespaces that are no container's; `inode` is the namespace's. A volume that one shows is in use.
+    CREATE TABLE mounts (
+        id TEXT PRIMARY KEY, created INTEGER NOT NULL UNIQUE, inode INTEGER NOT NULL, target TEXT NOT NULL,
+        place TEXT NOT NULL, volume_id TEXT REFERENCES volumes(id), body TEXT NOT NULL, UNIQUE (inode, target)
+    ) WITHOUT ROWID;
+    CREATE INDEX mounts_by_volume ON mounts(volume_id);
+    """,
 )

@@ -7,6 +7,7 @@ Every resource is one row: keys and constraints as columns, the whole of it as J
 from __future__ import annotations
 
 import functools
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from netstore.model import (
     Container,
     Endpoint,
     Event,
+    ForeignMount,
     Image,
     Kind,
     Network,
@@ -173,6 +175,20 @@ class Transaction:
             Kind.CONTAINER,
             Container,
             lambda c: {"name": c.name, "created": c.revision, "image_id": c.image_id, "sandbox_id": c.sandbox_id},
+        )
+
+        self.mounts = Table(
+            self,
+            "mounts",
+            Kind.MOUNT,
+            ForeignMount,
+            lambda m: {
+                "created": m.revision,
+                "inode": m.inode,
+                "target": os.path.normpath(m.mount.spec.target),
+                "place": m.ref.path or f"process {m.ref.pid}",
+                "volume_id": m.mount.volume_id or None,
+            },
         )
 
     def execute(self, sql: str, *values: object) -> sqlite3.Cursor:

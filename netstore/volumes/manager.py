@@ -10,7 +10,7 @@ import asyncio
 import errno
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -62,6 +62,7 @@ class VolumeManager:
         self._drivers = load_drivers(Node(state_dir, settings or {}))
         self.staging = Staging(self._drivers)
         self.snapshots = Snapshots(store, self._drivers, self.staging)
+        self.expire: Callable[[], Awaitable[bool]] | None = None  # forgets mounts in namespaces that are gone
 
     @property
     def drivers(self) -> list[str]:
@@ -278,7 +279,7 @@ class VolumeManager:
 
         def read(tx: Transaction) -> list[tuple[Volume, list[str]]]:
             used: dict[str, list[str]] = {}
-            for volume_id, name in tx.rows(rows.USES):
+            for volume_id, name in tx.rows(f"{rows.USES} ORDER BY created"):
                 used.setdefault(volume_id, []).append(name)
             return [(volume, used.get(volume.id, [])) for volume in tx.volumes.all()]
 
@@ -400,7 +401,9 @@ class VolumeManager:
             if containers:
                 names = ", ".join(containers)
                 raise InUse(
-                    f"volume {volume.name} is in use by {names}", hint="remove the containers first", containers=names
+                    f"volume {volume.name} is in use by {names}",
+                    hint="remove the containers, or unmount it, first",
+                    containers=names,
                 )
             if holders := ", ".join(row[0] for row in tx.rows(rows.HOLDERS, volume.id)):
                 raise InUse(
@@ -411,7 +414,12 @@ class VolumeManager:
             tx.volumes.delete(volume.id)
             return volume
 
-        volume = await self._store.write(remove)
+        try:
+            volume = await self._store.write(remove)
+        except InUse:
+            if self.expire is None or not await self.expire():
+                raise
+            volume = await self._store.write(remove)
         async with self.staging.alone(volume):
             self.staging.forget(volume.id)
             await asyncio.to_thread(self._drivers[volume.spec.driver].remove, volume)

@@ -11,7 +11,12 @@ from netstore.store import Transaction
 
 __all__ = ["HOLDERS", "USES", "by_name", "changed", "forget_stage", "refuse_difference", "used"]
 
-USES = "SELECT volume_id, name FROM volume_uses JOIN containers ON container_id = containers.id ORDER BY created"
+# Containers, and the namespaces that are none's.
+USES = (
+    "SELECT volume_id, name FROM"
+    " (SELECT volume_id, name, created FROM volume_uses JOIN containers ON container_id = containers.id"
+    " UNION ALL SELECT volume_id, place, created FROM mounts WHERE volume_id IS NOT NULL)"
+)
 HOLDERS = "SELECT holder FROM volume_stages WHERE volume_id = ?"
 
 
@@ -30,11 +35,8 @@ def by_name(tx: Transaction, name: str) -> Volume | None:
 
 
 def used(tx: Transaction, volume: Volume) -> tuple[Volume, list[str]]:
-    rows = tx.rows(
-        "SELECT name FROM containers JOIN volume_uses ON container_id = containers.id WHERE volume_id = ?"
-        " ORDER BY created", volume.id,
-    )  # fmt: skip
-    return volume, [row[0] for row in rows]
+    found = tx.rows(f"{USES} WHERE volume_id = ? ORDER BY created", volume.id)
+    return volume, [row[1] for row in found]
 
 
 def refuse_difference(present: Volume, spec: VolumeSpec, labels: Mapping[str, str]) -> None:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from pathlib import Path
 
 import pytest
-from conftest import Node
+from conftest import Node, wait_until
+
+from netstore.api.v1 import mount_pb2
+from netstore.cli.client import Client
 
 
 def mount_line(node: Node, target: str, *flags: str, image: str) -> str:
@@ -177,3 +182,183 @@ def test_copy_up_under_a_running_container(node: Node, image: str) -> None:
     assert node.out("exec", "first", "cat", "/empty/hello") == "from the image"
     node.cli("exec", "first", "touch", "/empty/new")
     assert "new" in node.out("exec", "second", "ls", "/data")
+
+
+def test_attach_and_detach_while_it_runs(node: Node, image: str) -> None:
+    node.cli("volume", "create", "data")
+    node.cli("run", "-d", "--name", "c", image)
+    refused = node.cli("volume", "attach", "nosuch", "c:/v", check=False)
+    assert "no such volume: nosuch" in refused.stderr
+    assert node.out("volume", "attach", "data", "c:/a/v") == "c:/a/v"
+    node.cli("exec", "c", "sh", "-c", "echo hi > /a/v/f")
+    assert node.out("volume", "attach", "data", "c:/a/v") == "c:/a/v"  # once more is a success
+    found = status(node, "c")
+    assert [(m["target"], m["volume"], m["attached"]) for m in found] == [("/a/v", "data", True)]
+    assert "in use by c" in node.cli("volume", "rm", "data", check=False).stderr
+    # Read-only at once, and back; a file that is open for writing is named.
+    node.cli("volume", "attach", "data", "c:/a/v:ro")
+    assert "Read-only" in node.cli("exec", "c", "touch", "/a/v/x", check=False).stderr
+    node.cli("volume", "attach", "data", "c:/a/v:rw")
+    node.cli("exec", "c", "touch", "/a/v/x")
+    # It is there again after a restart.
+    node.cli("stop", "-t", "0", "c")
+    node.cli("start", "c")
+    assert node.out("exec", "c", "cat", "/a/v/f") == "hi"
+    # In use: who uses it is said; by force it goes.
+    pid = node.out("inspect", "-f", "{{.Status.Pid}}", "c")
+    node.host.run(
+        "nsenter",
+        "-t",
+        pid,
+        "-m",
+        "-r",
+        "/bin/busybox",
+        "sh",
+        "-c",
+        "cd /a/v; /bin/sleep 100 </dev/null >/dev/null 2>&1 &",
+    )
+    refused = node.cli("volume", "detach", "c:/a/v", check=False)
+    assert "in use by busybox (pid" in refused.stderr or "in use by sleep (pid" in refused.stderr, refused
+    node.cli("volume", "detach", "--force", "c:/a/v")
+    assert node.cli("exec", "c", "ls", "/a/v/f", check=False).returncode
+    assert status(node, "c") == []
+    node.cli("volume", "rm", "data")
+    assert "no such mount" in node.cli("volume", "detach", "c:/a/v", check=False).stderr
+    told = node.out(
+        "system", "events", "--since", "0", "--until-now", "--filter", "kind=volume", "--filter", "name=data"
+    )
+    assert [line.split()[3] for line in told.splitlines()][:4] == ["create", "mount", "unmount", "mount"]
+    assert "place=c,target=/a/v" in told or "target=/a/v" in told
+
+
+def test_what_was_made_for_a_mount_goes_with_it(node: Node, image: str) -> None:
+    node.cli("volume", "create", "data")
+    node.cli("run", "-d", "--name", "c", image)
+    node.cli("volume", "attach", "data", "c:/made/deep/here:noexec")
+    assert "noexec" in next(
+        line
+        for line in node.out("exec", "c", "cat", "/proc/self/mountinfo").splitlines()
+        if " /made/deep/here " in line
+    )
+    node.cli("volume", "detach", "c:/made/deep/here")
+    assert "made" not in node.out("exec", "c", "ls", "/")
+    node.cli("volume", "attach", "data", "c:/tmp")
+    node.cli("volume", "detach", "c:/tmp")
+    assert "tmp" in node.out("exec", "c", "ls", "/")
+
+
+def test_attach_before_it_runs(node: Node, image: str) -> None:
+    node.cli("volume", "create", "data")
+    node.cli("create", "--name", "c", image)
+    node.cli("volume", "attach", "data", "c:/v:ro")
+    node.cli("start", "c")
+    assert node.cli("exec", "c", "touch", "/v/x", check=False).returncode
+    node.cli("stop", "-t", "0", "c")
+    node.cli("volume", "detach", "c:/v")
+    node.cli("start", "c")
+    assert " /v " not in node.out("exec", "c", "cat", "/proc/self/mountinfo")
+
+
+def test_targets_that_are_refused(node: Node, image: str) -> None:
+    node.cli("volume", "create", "data")
+    inside = (
+        "ln -s /nowhere /dangling; ln -s /proc/self/root/etc /escape; ln -s ../../../../../tmp /up; exec sleep 1000"
+    )
+    node.cli("run", "-d", "--name", "c", "-v", "data:/mine", image, "sh", "-c", inside)
+    for target, words in {
+        "/dangling": "a link to nowhere", "/escape": "a link to nowhere", "/bin/sh/x": "is no directory", "/mine": "already|mounted",
+        "/dev": "not netstore's", "/proc/x": "not in /proc", "/": "an absolute path", "/bin/busybox": "no directory",
+    }.items():  # fmt: skip
+        refused = node.cli("volume", "attach", "--subpath", "", "data", f"c:{target}:nodev", check=False)
+        assert refused.returncode, target
+        assert any(word in refused.stderr for word in words.split("|")), (target, refused.stderr)
+    node.cli("volume", "attach", "data", "c:/up")  # leads to the container's own
+    assert " /tmp " in node.out("exec", "c", "cat", "/proc/self/mountinfo")
+    assert node.out("system", "check") == "kernel and store agree"
+
+
+def test_a_volume_is_exchanged_with_no_moment_between(node: Node, image: str) -> None:
+    for name in ("one", "two"):
+        node.cli("run", "--rm", "-v", f"{name}:/v", image, "sh", "-c", f"echo {name} > /v/name")
+    node.cli("run", "-d", "--name", "c", "-v", "one:/v", image, "sh", "-c",
+             "exec 9</v/name; while :; do read n </v/name || echo EMPTY; case $n in one|two) ;; *) echo BAD;; esac; done")  # fmt: skip
+    refused = node.cli("volume", "attach", "two", "c:/v", check=False)
+    assert "--replace" in refused.stderr or "replace" in refused.stderr
+    for _ in range(10):
+        node.cli("volume", "attach", "--replace", "two", "c:/v")
+        assert node.out("exec", "c", "cat", "/v/name") == "two"
+        node.cli("volume", "attach", "--replace", "one", "c:/v:ro")
+        assert node.out("exec", "c", "cat", "/v/name") == "one"
+    assert node.out("logs", "c") == ""
+    assert node.cli("volume", "rm", "two").stdout == "two\n"  # nobody uses it any more
+    lines = node.out("exec", "c", "cat", "/proc/self/mountinfo").splitlines()
+    assert sum(line.split()[4] == "/v" for line in lines) == 1
+    node.cli("stop", "-t", "0", "c")
+    node.cli("start", "c")
+    assert node.cli("exec", "c", "touch", "/v/x", check=False).returncode  # as it was last
+    node.cli("kill", "c")
+
+
+def test_namespaces_of_other_engines(node: Node, image: str) -> None:
+    node.cli("run", "--rm", "-v", "data:/v", image, "sh", "-c", "echo hi > /v/f")
+    other = subprocess.Popen(
+        node.host.command(
+            "unshare", "-m", "--propagation", "private", "sh", "-c", "mount -t tmpfs t /mnt; exec sleep 100"
+        )
+    )
+    wait_until(
+        lambda: b"sleep" in Path(f"/proc/{other.pid}/cmdline").read_bytes().split(b"\0")[0], what="its namespace"
+    )
+    pid = str(other.pid)
+    assert node.out("volume", "attach", "--pid", pid, "data", "/mnt/new:ro") == f"pid {pid}:/mnt/new"
+    inside = ["nsenter", "-t", pid, "-m"]
+    assert node.host.run(*inside, "cat", "/mnt/new/f").stdout == "hi\n"
+    assert f"in use by process {pid}" in node.cli("volume", "rm", "data", check=False).stderr
+    shown = json.loads(node.out("volume", "mounts", "--format", "json"))
+    assert [(m["namespace"]["pid"], m["status"]["volume"]) for m in shown] == [(other.pid, "data")]
+    assert "/mnt/new" in node.out("volume", "mounts", "--mntns", f"/proc/{pid}/ns/mnt")
+    # It is whole after a kill -9, and known; the same namespace goes by its path too.
+    node.kill()
+    node.host.run(*inside, "umount", "/mnt/new")
+    node.start()
+    assert node.host.run(*inside, "cat", "/mnt/new/f").stdout == "hi\n"
+    node.cli("volume", "detach", "--mntns", f"/proc/{pid}/ns/mnt", "/mnt/new")
+    assert node.host.run(*inside, "ls", "/mnt").stdout == ""
+    node.cli("volume", "attach", "--mntns", f"/proc/{pid}/ns/mnt", "data", "/mnt/v")
+    other.kill()
+    other.wait()
+    node.cli("volume", "rm", "data")  # what is gone is forgotten
+    assert node.out("volume", "mounts", "-q") == ""
+    node.cli("volume", "create", "data")
+    refused = node.cli("volume", "attach", "--pid", str(node.host.holder), "data", "/v", check=False)
+    assert "a process in a mount namespace of its own" in refused.stderr
+
+
+def test_mounts_of_any_type_through_the_service(node: Node, client: Client, image: str) -> None:
+    node.cli("run", "-d", "--name", "c", image)
+    (node.place / "dir").mkdir()
+    (node.place / "dir/f").write_text("bound\n")
+    ref = mount_pb2.MountNamespaceRef(container="c")
+    for spec in (
+        {"type": mount_pb2.MOUNT_TYPE_BIND, "source": f"{node.place}/dir", "target": "/b"},
+        {"type": mount_pb2.MOUNT_TYPE_BIND, "source": f"{node.place}/dir/f", "target": "/file", "read_only": True},
+        {
+            "type": mount_pb2.MOUNT_TYPE_TMPFS,
+            "target": "/t",
+            "tmpfs_size_bytes": 1 << 20,
+            "tmpfs_options": ["uid=1000"],
+        },
+        {"type": mount_pb2.MOUNT_TYPE_IMAGE, "source": "bb", "subpath": "data", "target": "/i"},
+    ):
+        made = client.mounts.Mount(mount_pb2.MountRequest(namespace=ref, spec=spec)).mount
+        assert made.status.attached
+    assert node.out("exec", "c", "cat", "/b/f", "/file", "/i/hello") == "bound\nbound\nfrom the image"
+    assert node.out("exec", "c", "stat", "-c", "%u %a", "/t") == "1000 1777"
+    page = client.mounts.ListMounts(mount_pb2.ListMountsRequest(namespace=ref, page_size=3))
+    rest = client.mounts.ListMounts(mount_pb2.ListMountsRequest(namespace=ref, page_token=page.next_page_token))
+    assert [m.status.target for m in (*page.mounts, *rest.mounts)] == ["/b", "/file", "/t", "/i"]
+    assert "is used by c" in node.cli("image", "rm", image, check=False).stderr
+    for target in ("/b", "/file", "/t", "/i"):
+        client.mounts.Unmount(mount_pb2.UnmountRequest(namespace=ref, target=target))
+    client.mounts.Unmount(mount_pb2.UnmountRequest(namespace=ref, target="/b", allow_missing=True))
+    assert not {"b", "file", "t", "i"} & set(node.out("exec", "c", "ls", "/").split())

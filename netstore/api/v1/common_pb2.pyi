@@ -59,6 +59,8 @@ class _ResourceKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Resource
     """The node itself: what was repaired on it."""
     RESOURCE_KIND_POLICY: _ResourceKind.ValueType  # 9
     """A Policy."""
+    RESOURCE_KIND_MOUNT: _ResourceKind.ValueType  # 10
+    """A mount in a namespace."""
 
 class ResourceKind(_ResourceKind, metaclass=_ResourceKindEnumTypeWrapper):
     """Kind says which sort of resource a message is about."""
@@ -83,6 +85,8 @@ RESOURCE_KIND_NODE: ResourceKind.ValueType  # 8
 """The node itself: what was repaired on it."""
 RESOURCE_KIND_POLICY: ResourceKind.ValueType  # 9
 """A Policy."""
+RESOURCE_KIND_MOUNT: ResourceKind.ValueType  # 10
+"""A mount in a namespace."""
 Global___ResourceKind: _TypeAlias = ResourceKind  # noqa: Y015
 
 class _Protocol:

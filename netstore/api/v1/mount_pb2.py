@@ -22,9 +22,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17netstore/v1/mount.proto\x12\x0bnetstore.v1\"?\n\tIdMapping\x12\x11\n\tstored_id\x18\x01 \x01(\r\x12\x10\n\x08mount_id\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\r\"\xad\x05\n\tMountSpec\x12$\n\x04type\x18\x01 \x01(\x0e\x32\x16.netstore.v1.MountType\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0e\n\x06target\x18\x03 \x01(\t\x12\x11\n\tread_only\x18\x04 \x01(\x08\x12\x0f\n\x07no_copy\x18\x05 \x01(\x08\x12\x15\n\rcreate_source\x18\x06 \x01(\x08\x12\x13\n\x0bpropagation\x18\x07 \x01(\t\x12\x18\n\x10tmpfs_size_bytes\x18\x08 \x01(\x03\x12\x12\n\ntmpfs_mode\x18\t \x01(\r\x12\x15\n\rtmpfs_options\x18\n \x03(\t\x12\x15\n\rvolume_driver\x18\x0b \x01(\t\x12\x41\n\x0evolume_options\x18\x0c \x03(\x0b\x32).netstore.v1.MountSpec.VolumeOptionsEntry\x12?\n\rvolume_labels\x18\r \x03(\x0b\x32(.netstore.v1.MountSpec.VolumeLabelsEntry\x12\x0f\n\x07subpath\x18\x0e \x01(\t\x12\x11\n\trecursive\x18\x0f \x01(\t\x12\x0f\n\x07no_exec\x18\x10 \x01(\x08\x12\x0f\n\x07no_suid\x18\x11 \x01(\x08\x12\x0e\n\x06no_dev\x18\x12 \x01(\x08\x12,\n\x0cuid_mappings\x18\x13 \x03(\x0b\x32\x16.netstore.v1.IdMapping\x12,\n\x0cgid_mappings\x18\x14 \x03(\x0b\x32\x16.netstore.v1.IdMapping\x12\r\n\x05\x63hown\x18\x15 \x01(\x08\x1a\x34\n\x12VolumeOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x33\n\x11VolumeLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x87\x01\n\x0bMountStatus\x12$\n\x04type\x18\x01 \x01(\x0e\x32\x16.netstore.v1.MountType\x12\x0e\n\x06volume\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x0e\n\x06target\x18\x04 \x01(\t\x12\x11\n\tread_only\x18\x05 \x01(\x08\x12\x0f\n\x07subpath\x18\x06 \x01(\t*\x7f\n\tMountType\x12\x1a\n\x16MOUNT_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11MOUNT_TYPE_VOLUME\x10\x01\x12\x13\n\x0fMOUNT_TYPE_BIND\x10\x02\x12\x14\n\x10MOUNT_TYPE_TMPFS\x10\x03\x12\x14\n\x10MOUNT_TYPE_IMAGE\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17netstore/v1/mount.proto\x12\x0bnetstore.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"?\n\tIdMapping\x12\x11\n\tstored_id\x18\x01 \x01(\r\x12\x10\n\x08mount_id\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\r\"\xad\x05\n\tMountSpec\x12$\n\x04type\x18\x01 \x01(\x0e\x32\x16.netstore.v1.MountType\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0e\n\x06target\x18\x03 \x01(\t\x12\x11\n\tread_only\x18\x04 \x01(\x08\x12\x0f\n\x07no_copy\x18\x05 \x01(\x08\x12\x15\n\rcreate_source\x18\x06 \x01(\x08\x12\x13\n\x0bpropagation\x18\x07 \x01(\t\x12\x18\n\x10tmpfs_size_bytes\x18\x08 \x01(\x03\x12\x12\n\ntmpfs_mode\x18\t \x01(\r\x12\x15\n\rtmpfs_options\x18\n \x03(\t\x12\x15\n\rvolume_driver\x18\x0b \x01(\t\x12\x41\n\x0evolume_options\x18\x0c \x03(\x0b\x32).netstore.v1.MountSpec.VolumeOptionsEntry\x12?\n\rvolume_labels\x18\r \x03(\x0b\x32(.netstore.v1.MountSpec.VolumeLabelsEntry\x12\x0f\n\x07subpath\x18\x0e \x01(\t\x12\x11\n\trecursive\x18\x0f \x01(\t\x12\x0f\n\x07no_exec\x18\x10 \x01(\x08\x12\x0f\n\x07no_suid\x18\x11 \x01(\x08\x12\x0e\n\x06no_dev\x18\x12 \x01(\x08\x12,\n\x0cuid_mappings\x18\x13 \x03(\x0b\x32\x16.netstore.v1.IdMapping\x12,\n\x0cgid_mappings\x18\x14 \x03(\x0b\x32\x16.netstore.v1.IdMapping\x12\r\n\x05\x63hown\x18\x15 \x01(\x08\x1a\x34\n\x12VolumeOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x33\n\x11VolumeLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x99\x01\n\x0bMountStatus\x12$\n\x04type\x18\x01 \x01(\x0e\x32\x16.netstore.v1.MountType\x12\x0e\n\x06volume\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x0e\n\x06target\x18\x04 \x01(\t\x12\x11\n\tread_only\x18\x05 \x01(\x08\x12\x0f\n\x07subpath\x18\x06 \x01(\t\x12\x10\n\x08\x61ttached\x18\x07 \x01(\x08\"A\n\x11MountNamespaceRef\x12\x11\n\tcontainer\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x05\x12\x0c\n\x04path\x18\x03 \x01(\t\"\xc7\x01\n\x05Mount\x12\n\n\x02id\x18\x01 \x01(\t\x12\x31\n\tnamespace\x18\x02 \x01(\x0b\x32\x1e.netstore.v1.MountNamespaceRef\x12$\n\x04spec\x18\x03 \x01(\x0b\x32\x16.netstore.v1.MountSpec\x12(\n\x06status\x18\x04 \x01(\x0b\x32\x18.netstore.v1.MountStatus\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"x\n\x0cMountRequest\x12\x31\n\tnamespace\x18\x01 \x01(\x0b\x32\x1e.netstore.v1.MountNamespaceRef\x12$\n\x04spec\x18\x02 \x01(\x0b\x32\x16.netstore.v1.MountSpec\x12\x0f\n\x07replace\x18\x03 \x01(\x08\"2\n\rMountResponse\x12!\n\x05mount\x18\x01 \x01(\x0b\x32\x12.netstore.v1.Mount\"y\n\x0eUnmountRequest\x12\x31\n\tnamespace\x18\x01 \x01(\x0b\x32\x1e.netstore.v1.MountNamespaceRef\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\x12\x15\n\rallow_missing\x18\x04 \x01(\x08\"\x11\n\x0fUnmountResponse\"m\n\x11ListMountsRequest\x12\x31\n\tnamespace\x18\x01 \x01(\x0b\x32\x1e.netstore.v1.MountNamespaceRef\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"Q\n\x12ListMountsResponse\x12\"\n\x06mounts\x18\x01 \x03(\x0b\x32\x12.netstore.v1.Mount\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\x7f\n\tMountType\x12\x1a\n\x16MOUNT_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11MOUNT_TYPE_VOLUME\x10\x01\x12\x13\n\x0fMOUNT_TYPE_BIND\x10\x02\x12\x14\n\x10MOUNT_TYPE_TMPFS\x10\x03\x12\x14\n\x10MOUNT_TYPE_IMAGE\x10\x04\x32\xe3\x01\n\x0cMountService\x12>\n\x05Mount\x12\x19.netstore.v1.MountRequest\x1a\x1a.netstore.v1.MountResponse\x12\x44\n\x07Unmount\x12\x1b.netstore.v1.UnmountRequest\x1a\x1c.netstore.v1.UnmountResponse\x12M\n\nListMounts\x12\x1e.netstore.v1.ListMountsRequest\x1a\x1f.netstore.v1.ListMountsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,16 +36,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MOUNTSPEC_VOLUMEOPTIONSENTRY']._serialized_options = b'8\001'
   _globals['_MOUNTSPEC_VOLUMELABELSENTRY']._loaded_options = None
   _globals['_MOUNTSPEC_VOLUMELABELSENTRY']._serialized_options = b'8\001'
-  _globals['_MOUNTTYPE']._serialized_start=931
-  _globals['_MOUNTTYPE']._serialized_end=1058
-  _globals['_IDMAPPING']._serialized_start=40
-  _globals['_IDMAPPING']._serialized_end=103
-  _globals['_MOUNTSPEC']._serialized_start=106
-  _globals['_MOUNTSPEC']._serialized_end=791
-  _globals['_MOUNTSPEC_VOLUMEOPTIONSENTRY']._serialized_start=686
-  _globals['_MOUNTSPEC_VOLUMEOPTIONSENTRY']._serialized_end=738
-  _globals['_MOUNTSPEC_VOLUMELABELSENTRY']._serialized_start=740
-  _globals['_MOUNTSPEC_VOLUMELABELSENTRY']._serialized_end=791
-  _globals['_MOUNTSTATUS']._serialized_start=794
-  _globals['_MOUNTSTATUS']._serialized_end=929
+  _globals['_MOUNTTYPE']._serialized_start=1761
+  _globals['_MOUNTTYPE']._serialized_end=1888
+  _globals['_IDMAPPING']._serialized_start=73
+  _globals['_IDMAPPING']._serialized_end=136
+  _globals['_MOUNTSPEC']._serialized_start=139
+  _globals['_MOUNTSPEC']._serialized_end=824
+  _globals['_MOUNTSPEC_VOLUMEOPTIONSENTRY']._serialized_start=719
+  _globals['_MOUNTSPEC_VOLUMEOPTIONSENTRY']._serialized_end=771
+  _globals['_MOUNTSPEC_VOLUMELABELSENTRY']._serialized_start=773
+  _globals['_MOUNTSPEC_VOLUMELABELSENTRY']._serialized_end=824
+  _globals['_MOUNTSTATUS']._serialized_start=827
+  _globals['_MOUNTSTATUS']._serialized_end=980
+  _globals['_MOUNTNAMESPACEREF']._serialized_start=982
+  _globals['_MOUNTNAMESPACEREF']._serialized_end=1047
+  _globals['_MOUNT']._serialized_start=1050
+  _globals['_MOUNT']._serialized_end=1249
+  _globals['_MOUNTREQUEST']._serialized_start=1251
+  _globals['_MOUNTREQUEST']._serialized_end=1371
+  _globals['_MOUNTRESPONSE']._serialized_start=1373
+  _globals['_MOUNTRESPONSE']._serialized_end=1423
+  _globals['_UNMOUNTREQUEST']._serialized_start=1425
+  _globals['_UNMOUNTREQUEST']._serialized_end=1546
+  _globals['_UNMOUNTRESPONSE']._serialized_start=1548
+  _globals['_UNMOUNTRESPONSE']._serialized_end=1565
+  _globals['_LISTMOUNTSREQUEST']._serialized_start=1567
+  _globals['_LISTMOUNTSREQUEST']._serialized_end=1676
+  _globals['_LISTMOUNTSRESPONSE']._serialized_start=1678
+  _globals['_LISTMOUNTSRESPONSE']._serialized_end=1759
+  _globals['_MOUNTSERVICE']._serialized_start=1891
+  _globals['_MOUNTSERVICE']._serialized_end=2118
 # @@protoc_insertion_point(module_scope)

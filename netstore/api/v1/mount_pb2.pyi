@@ -6,6 +6,7 @@ Mounts: volumes, host paths and memory made visible in containers."""
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
@@ -256,6 +257,7 @@ class MountStatus(_message.Message):
     TARGET_FIELD_NUMBER: _builtins.int
     READ_ONLY_FIELD_NUMBER: _builtins.int
     SUBPATH_FIELD_NUMBER: _builtins.int
+    ATTACHED_FIELD_NUMBER: _builtins.int
     type: Global___MountType.ValueType
     """OUTPUT_ONLY. As in the spec."""
     volume: _builtins.str
@@ -268,6 +270,8 @@ class MountStatus(_message.Message):
     """OUTPUT_ONLY. Whether writing is refused."""
     subpath: _builtins.str
     """OUTPUT_ONLY. The path in the volume or image that is mounted; empty for the whole."""
+    attached: _builtins.bool
+    """OUTPUT_ONLY. It was made or changed after its container was created."""
     def __init__(
         self,
         *,
@@ -277,11 +281,265 @@ class MountStatus(_message.Message):
         target: _builtins.str = ...,
         read_only: _builtins.bool = ...,
         subpath: _builtins.str = ...,
+        attached: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["read_only", b"read_only", "source", b"source", "subpath", b"subpath", "target", b"target", "type", b"type", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "read_only", b"read_only", "source", b"source", "subpath", b"subpath", "target", b"target", "type", b"type", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MountStatus: _TypeAlias = MountStatus  # noqa: Y015
+
+@_typing.final
+class MountNamespaceRef(_message.Message):
+    """MountNamespaceRef names whose mounts are meant: one of the three. Paths inside begin at the container's or the
+    process's root, links and ".." never lead out of it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTAINER_FIELD_NUMBER: _builtins.int
+    PID_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    container: _builtins.str
+    """A container: name, id or unique id prefix. Running or not: what is not running has the mount when it starts."""
+    pid: _builtins.int
+    """A process on this node, such as another engine's container; not one in the node's own mount namespace."""
+    path: _builtins.str
+    """The path of a mount namespace on this node, such as /proc/PID/ns/mnt, or a file that one is bound to."""
+    def __init__(
+        self,
+        *,
+        container: _builtins.str = ...,
+        pid: _builtins.int = ...,
+        path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container", b"container", "path", b"path", "pid", b"pid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MountNamespaceRef: _TypeAlias = MountNamespaceRef  # noqa: Y015
+
+@_typing.final
+class Mount(_message.Message):
+    """Mount is a volume, or something else that can be mounted, made visible in one mount namespace at one target."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """OUTPUT_ONLY. Server-made, 64 hexadecimal digits; empty for those of containers."""
+    @_builtins.property
+    def namespace(self) -> Global___MountNamespaceRef:
+        """OUTPUT_ONLY. Where it is."""
+
+    @_builtins.property
+    def spec(self) -> Global___MountSpec:
+        """OUTPUT_ONLY. What was asked for."""
+
+    @_builtins.property
+    def status(self) -> Global___MountStatus:
+        """OUTPUT_ONLY. What there is."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """OUTPUT_ONLY. When it was made."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        namespace: Global___MountNamespaceRef | None = ...,
+        spec: Global___MountSpec | None = ...,
+        status: Global___MountStatus | None = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "namespace", b"namespace", "spec", b"spec", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "id", b"id", "namespace", b"namespace", "spec", b"spec", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Mount: _TypeAlias = Mount  # noqa: Y015
+
+@_typing.final
+class MountRequest(_message.Message):
+    """MountRequest asks for a mount."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    REPLACE_FIELD_NUMBER: _builtins.int
+    replace: _builtins.bool
+    """OPTIONAL. Put it in the place of the mount at the target, so that there is no moment in which neither is there; files
+    that are open in the old one stay open.
+    """
+    @_builtins.property
+    def namespace(self) -> Global___MountNamespaceRef:
+        """REQUIRED. Where."""
+
+    @_builtins.property
+    def spec(self) -> Global___MountSpec:
+        """REQUIRED. What. A volume must exist: `source` is its name or id, and the fields for new ones are refused, and so is
+        `no_copy`: nothing is ever copied into it here.
+        """
+
+    def __init__(
+        self,
+        *,
+        namespace: Global___MountNamespaceRef | None = ...,
+        spec: Global___MountSpec | None = ...,
+        replace: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace", "spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace", "replace", b"replace", "spec", b"spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MountRequest: _TypeAlias = MountRequest  # noqa: Y015
+
+@_typing.final
+class MountResponse(_message.Message):
+    """MountResponse carries the mount."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOUNT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def mount(self) -> Global___Mount:
+        """The mount as it now is."""
+
+    def __init__(
+        self,
+        *,
+        mount: Global___Mount | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mount", b"mount"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mount", b"mount"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MountResponse: _TypeAlias = MountResponse  # noqa: Y015
+
+@_typing.final
+class UnmountRequest(_message.Message):
+    """UnmountRequest asks to take a mount away."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    ALLOW_MISSING_FIELD_NUMBER: _builtins.int
+    target: _builtins.str
+    """REQUIRED. The absolute path inside."""
+    force: _builtins.bool
+    """OPTIONAL. Also when processes use it: it leaves the tree at once, and ends with its last user."""
+    allow_missing: _builtins.bool
+    """OPTIONAL. A mount that does not exist is a success."""
+    @_builtins.property
+    def namespace(self) -> Global___MountNamespaceRef:
+        """REQUIRED. Where."""
+
+    def __init__(
+        self,
+        *,
+        namespace: Global___MountNamespaceRef | None = ...,
+        target: _builtins.str = ...,
+        force: _builtins.bool = ...,
+        allow_missing: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_missing", b"allow_missing", "force", b"force", "namespace", b"namespace", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnmountRequest: _TypeAlias = UnmountRequest  # noqa: Y015
+
+@_typing.final
+class UnmountResponse(_message.Message):
+    """UnmountResponse says that the mount is gone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnmountResponse: _TypeAlias = UnmountResponse  # noqa: Y015
+
+@_typing.final
+class ListMountsRequest(_message.Message):
+    """ListMountsRequest asks for a page of mounts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """OPTIONAL. At most this many; 0 means 50, the limit is 1000."""
+    page_token: _builtins.str
+    """OPTIONAL. `next_page_token` of the page before."""
+    @_builtins.property
+    def namespace(self) -> Global___MountNamespaceRef:
+        """OPTIONAL. Where."""
+
+    def __init__(
+        self,
+        *,
+        namespace: Global___MountNamespaceRef | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMountsRequest: _TypeAlias = ListMountsRequest  # noqa: Y015
+
+@_typing.final
+class ListMountsResponse(_message.Message):
+    """ListMountsResponse is one page."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOUNTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Asks for the next page; empty on the last."""
+    @_builtins.property
+    def mounts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Mount]:
+        """The mounts of this page."""
+
+    def __init__(
+        self,
+        *,
+        mounts: _abc.Iterable[Global___Mount] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mounts", b"mounts", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMountsResponse: _TypeAlias = ListMountsResponse  # noqa: Y015
