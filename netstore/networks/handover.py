@@ -3,9 +3,10 @@
 One SOCK_SEQPACKET connection to RUN_DIR/resolver.sock; a message is JSON, with descriptors beside it (SCM_RIGHTS):
 
     resolver -> netstored   {"held": "<sandbox id>"} + UDP, TCP     for each one that it serves, when we connect
-                            {"held": ""}                            the end of them
+                            {"held": "", "version": "<its>"}        the end of them
     netstored -> resolver   {"add": "<sandbox id>"} + UDP, TCP
                             {"remove": "<sandbox id>"}
+                            {"end": ""}                             to one of another version, that a new one takes over
 
 The relay's one listening socket goes the same way, under the name `RELAY` in place of a sandbox's id.
 
@@ -186,8 +187,8 @@ class ResolverLink:
             for sandbox_id in self._sockets.keys() - served:
                 channel.post({"add": sandbox_id}, self._sockets[sandbox_id])
             log.info("the resolver is connected", adopted=len(served))
-            if self._process:
-                self._process.found()
+            if self._process and self._process.found(message.get("version", "")):
+                channel.post({"end": ""})
             try:
                 await channel.receive()
             finally:

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 
 import structlog
 
+from netstore import __version__
+
 __all__ = ["ResolverProcess"]
 
 log = structlog.get_logger(__name__)
@@ -31,12 +33,21 @@ class ResolverProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._missed = time.monotonic()
         self._pause = 0.0
+        self._replacing = self._replaced = False
         self._next = self._missed + _MOMENT_SECONDS
 
-    def found(self) -> None:
-        """Be told that a resolver answers."""
+    def found(self, version: str) -> bool:
+        """Be told that a resolver of a version answers; says whether it is to end, and be followed by one of ours.
+
+        That is asked once, so that an installation of mixed versions does not go on for ever.
+        """
         self._pause = 0.0
         self._missed = 0.0
+        self._replacing = version != __version__ and not self._replaced
+        if self._replacing:
+            self._replaced = True
+            log.info("netstore-resolver is of another version: a new one takes over", version=version)
+        return self._replacing
 
     async def ensure(self) -> None:
         """Start a resolver, if nobody answered for a moment and none of ours is about to."""
@@ -44,7 +55,7 @@ class ResolverProcess:
         if not self._missed:  # it answered until now
             self._missed = now
             ours = self._process is not None and self._process.poll() is not None
-            self._next = now if ours else now + _MOMENT_SECONDS
+            self._next = now if ours or self._replacing else now + _MOMENT_SECONDS
         if self._process and self._process.poll() is None:
             return
         if self._process:

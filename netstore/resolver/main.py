@@ -52,6 +52,8 @@ class Resolver:
         self._sockets: dict[str, tuple[socket.socket, ...]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._underway: Counter[str] = Counter()
+        self.ending = asyncio.Event()
+        """Set when netstored, of another version, asks for the place."""
 
     async def accept(self, listener: socket.socket) -> None:
         """Take connections of netstored, one after the other."""
@@ -65,7 +67,7 @@ class Resolver:
         with Channel(connection) as channel:
             for sandbox_id, held in self._sockets.items():
                 channel.post({"held": sandbox_id}, held)
-            channel.post({"held": ""})
+            channel.post({"held": "", "version": __version__})
             while True:
                 message, sockets = await channel.receive()
                 if message.get("add") == RELAY:
@@ -75,6 +77,8 @@ class Resolver:
                     self.add(message["add"], *sockets)
                 elif "remove" in message:
                     self.remove(message["remove"])
+                elif "end" in message:
+                    self.ending.set()
 
     def add(self, sandbox_id: str, udp: socket.socket, tcp: socket.socket) -> None:
         """Serve a sandbox."""
@@ -210,18 +214,17 @@ def _drop_privileges(user: str, group: str) -> None:
 
 
 async def _serve(listener: socket.socket, database: Path, upstreams: Upstreams) -> None:
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     names = Names(database)
     names.open()
     with contextlib.ExitStack() as stack:
         upstreams.start(stack)
         resolver = Resolver(names, upstreams, Relay(database))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, resolver.ending.set)
         accepting = asyncio.create_task(resolver.accept(listener))
         log.info("netstore-resolver is ready", version=__version__, user=os.getuid())
         logs.notify("READY=1")
-        await stopping.wait()
+        await resolver.ending.wait()
         accepting.cancel()
 
 

@@ -107,9 +107,12 @@ class Upstreams:
                 async with asyncio.timeout(patience):
                     last = await (_ask_tcp(server, question) if tcp else _ask_udp(server, question))
             except (OSError, TimeoutError, asyncio.IncompleteReadError):
+                if server not in self._silent:
+                    log.warning("a name server is silent: others are asked first", server=server[0])
                 self._silent[server] = time.monotonic() + _AVOID_SECONDS
                 continue
-            self._silent.pop(server, None)
+            if self._silent.pop(server, 0):
+                log.info("a name server answers again", server=server[0])
             if last[3] & 0xF not in (SERVFAIL, REFUSED):
                 break
         return last

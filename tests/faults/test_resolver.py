@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,6 +96,59 @@ def test_one_resolver_that_comes_back_and_outlives_the_daemon(managed: Node) -> 
     assert resolvers(node) == [third]
     start(node)
     assert node.out("system", "check") == "kernel and store agree"
+
+
+def test_a_resolver_of_another_version_is_replaced(host: Host, place: Path) -> None:
+    node = Node(host, place)
+    (place / "netstored.toml").write_text("")
+    program = "import netstore; netstore.__version__ = '0.0'; from netstore.resolver.main import main; main()"
+    old = subprocess.Popen(
+        host.command(sys.executable, "-c", program, *node.command("")[1:]), stderr=subprocess.DEVNULL
+    )
+    wait_until((place / "run/resolver.sock").exists, what="the old resolver")
+    start(node)
+    try:
+        assert old.wait(timeout=10) == 0
+        wait_until(lambda: connected(node), what="the new one")
+        assert len(resolvers(node)) == 1
+        node.cli("network", "create", "app")
+        attach(node, "one")
+        assert answer(ask(node, "one")) == "172.18.0.2"
+    finally:
+        node.stop()
+        for pid in resolvers(node):
+            os.kill(pid, signal.SIGTERM)
+
+
+def test_one_sandbox_does_not_take_the_resolver_from_the_others(node: Node) -> None:
+    node.cli("network", "create", "app")
+    for name in ("one", "two"):
+        attach(node, name)
+    flood = """
+import os, socket
+held = [socket.create_connection(("127.0.0.11", 53), 2) for _ in range(300)]
+udp = socket.socket(type=socket.SOCK_DGRAM)
+for n in range(3000):
+    udp.sendto(os.urandom(n % 600), ("127.0.0.11", 53))
+for n in range(2000):  # names that nobody answers
+    udp.sendto(os.urandom(2) + bytes.fromhex("0100000100000000000008") + b"%08d" % n + bytes([0, 0, 1, 0, 1]), ("127.0.0.11", 53))
+print("flooded", flush=True)
+input()
+"""
+    inside = ["ip", "netns", "exec", "one", sys.executable, "-c", flood]
+    hostile = subprocess.Popen(node.host.command(*inside), stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True)
+    try:
+        assert hostile.stdout
+        assert hostile.stdout.readline() == "flooded\n"
+        started = time.monotonic()
+        assert answer(ask(node, "two")) == "172.18.0.3"
+        tcp = ["ip", "netns", "exec", "two", "dig", "@127.0.0.11", "+tcp", "+short", "+tries=1", "one"]
+        assert node.host.run(*tcp).stdout.strip() == "172.18.0.2"
+        assert time.monotonic() - started < 5
+    finally:
+        hostile.communicate("\n", timeout=10)
+    assert node.resolver
+    assert node.resolver.poll() is None
 
 
 def test_a_bad_upstream_is_refused(host: Host, place: Path) -> None:
