@@ -23,7 +23,7 @@ def state() -> str:
     host = (
         "ip -o link | sed 's/^[0-9]*: //; s/<.*>//; s/state .*//'; ip -o addr | sed 's/ tentative//'; nft list ruleset"
     )
-    return shell(f"{host}; ip -n c -o link | grep -v ' lo:' || true")
+    return shell(f"{host}; ip -n c -o link | sed 's/<.*>//; s/state .*//' | grep -v ' lo:' || true")
 
 
 OPTIONS = {"macvlan": {"parent": "uplink"}}
@@ -87,7 +87,8 @@ def main(name: str) -> None:
     driver.remove_network(network)
     driver.remove_network(network)
     seen["network is gone"] = state() == before
-    seen["no descriptor leaks"] = len(os.listdir("/proc/self/fd")) <= descriptors + 2  # the thread's own socket, the way home
+    kept = 2  # the thread's own socket, and the way home
+    seen["no descriptor leaks"] = len(os.listdir("/proc/self/fd")) <= descriptors + kept
     firewall.delete()
     print(json.dumps({"options": [asdict(replace(o, parse=str)) for o in driver.options], **seen}, default=str))
 
