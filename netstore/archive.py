@@ -20,6 +20,7 @@ import zstandard
 
 from netstore.errors import Exhausted, InvalidArgument, KernelError
 from netstore.kernel.paths import open_in_root
+from netstore.sparse import Extent, read_map, real_size
 
 __all__ = ["Entry", "Reader", "Unpacked", "compressed", "decompressed", "unpack"]
 
@@ -40,7 +41,7 @@ class Source(Protocol):
 
 @dataclass(slots=True)
 class Entry:
-    """One member. `type` is the character of the header; `size` is in bytes; times are in seconds."""
+    """One member. `type` is the character of the header; sizes are in bytes; times in seconds."""
 
     name: str
     type: str
@@ -52,6 +53,7 @@ class Entry:
     link: str
     device: tuple[int, int]
     xattrs: Mapping[str, bytes] = field(default_factory=dict)
+    real_size: int | None = None  # of a sparse file; `size` is what the archive holds of it
 
 
 def decompressed(source: Source) -> Source:
@@ -173,6 +175,13 @@ class Reader:
         self._left -= len(data)
         return data
 
+    def sparse_map(self, entry: Entry) -> list[Extent]:
+        """Return where the data of a sparse member goes; its body has them one after the other."""
+        try:
+            return read_map(self.read, entry.real_size or 0, entry.size)
+        except ValueError as error:
+            raise self.damaged(str(error)) from error
+
     def skip(self) -> None:
         """Pass over what is left of the present member."""
         while self._left:
@@ -251,10 +260,14 @@ class Reader:
             entry.mtime = float(records.get("mtime", entry.mtime))
             if "size" in records and entry.type == "0":
                 entry.size = int(records["size"])
+            entry.real_size = real_size(records)
         except ValueError as error:
             raise self.damaged(f"a pax header: {error}") from error
-        if entry.type == "S" or any(key.startswith("GNU.sparse") for key in records):
-            raise InvalidArgument("archive", entry.name, "an archive without sparse members: write it without --sparse")
+        if entry.type == "S":
+            raise InvalidArgument(
+                "archive", entry.name, "sparse members in the pax format: tar --sparse --format=posix"
+            )
+        entry.name = os.fsdecode(records.get("GNU.sparse.name", os.fsencode(entry.name)))
         prefix = "SCHILY.xattr."
         entry.xattrs = {key[len(prefix) :]: value for key, value in records.items() if key.startswith(prefix)}
         self._left, self._padding = entry.size, -entry.size % BLOCK
@@ -273,17 +286,19 @@ class Unpacked:
     count: int
 
 
-def unpack(source: BinaryIO | Source, root: int, *, whiteouts: bool) -> Unpacked:
+def unpack(source: BinaryIO | Source, root: int, *, whiteouts: bool = False, harmless: bool = False) -> Unpacked:
     """Unpack a tar stream, compressed or not, into the directory `root`, owners, modes and xattrs kept.
 
-    With `whiteouts`, the marks of OCI layers (image-spec, layer.md) become those of overlayfs.
+    With `whiteouts`, the marks of OCI layers (image-spec, layer.md) become those of overlayfs. With `harmless`, devices
+    are refused, and what gives rights is left out: setuid and setgid of files, capabilities, all xattrs `security.` and
+    `trusted.`.
 
     Raises:
-        InvalidArgument: ARCHIVE_DAMAGED with the offset, or ARCHIVE_ESCAPE with the member.
+        InvalidArgument: ARCHIVE_DAMAGED with the offset, ARCHIVE_ESCAPE or ARCHIVE_DEVICE with the member.
         Exhausted: no space is left.
     """
     reader = Reader(decompressed(source))
-    writer = _Writer(root, whiteouts=whiteouts)
+    writer = _Writer(root, whiteouts=whiteouts, harmless=harmless)
     try:
         for entry in reader:
             writer.write(entry, reader)
@@ -298,9 +313,10 @@ def unpack(source: BinaryIO | Source, root: int, *, whiteouts: bool) -> Unpacked
 
 
 class _Writer:
-    def __init__(self, root: int, *, whiteouts: bool) -> None:
+    def __init__(self, root: int, *, whiteouts: bool, harmless: bool) -> None:
         self._root = root
         self._whiteouts = whiteouts
+        self._harmless = harmless
         self._parent: tuple[str, int] = ("", os.dup(root))
         self._directory_times: dict[str, float] = {}
         self.size = 0
@@ -312,6 +328,8 @@ class _Writer:
     def write(self, entry: Entry, reader: Reader) -> None:
         """Make one member, in place of what has its name."""
         self.count += 1
+        if self._harmless:
+            _disarm(entry)
         path = _inside(entry.name)
         parent, _, name = path.rpartition("/")
         if not name:
@@ -395,8 +413,7 @@ class _Writer:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
                 target = os.open(name, flags, 0o600, dir_fd=directory)
                 try:
-                    while data := reader.read(_CHUNK):
-                        self.size += _write_all(target, data)
+                    self._fill(target, entry, reader)
                 finally:
                     os.close(target)
             case "1":
@@ -412,6 +429,18 @@ class _Writer:
                 raise InvalidArgument(
                     "archive", entry.name, f"no member of type {entry.type!r}", reason="ARCHIVE_DAMAGED"
                 )
+
+    def _fill(self, target: int, entry: Entry, reader: Reader) -> None:
+        if entry.real_size is None:
+            while data := reader.read(_CHUNK):
+                self.size += _write_all(target, data)
+            return
+        for offset, length in reader.sparse_map(entry):
+            os.lseek(target, offset, os.SEEK_SET)
+            while length:
+                length -= _write_all(target, reader.read(min(length, _CHUNK)))
+        os.ftruncate(target, entry.real_size)
+        self.size += entry.real_size
 
     def _link(self, directory: int, name: str, entry: Entry) -> None:
         above, _, target = _inside(entry.link).rpartition("/")
@@ -439,6 +468,21 @@ class _Writer:
             if not key.startswith("trusted.overlay."):
                 os.setxattr(f"/proc/self/fd/{directory}/{name}", key, value, follow_symlinks=False)
         os.utime(name, (entry.mtime, entry.mtime), dir_fd=directory, follow_symlinks=False)
+
+
+def _disarm(entry: Entry) -> None:
+    """Take from a member what would give rights to who uses it.
+
+    Raises:
+        InvalidArgument: it is a device.
+    """
+    if entry.type in "34":
+        raise InvalidArgument(
+            "archive", entry.name, "an archive without devices", reason="ARCHIVE_DEVICE", entry=entry.name
+        )
+    if entry.type != "5":
+        entry.mode &= ~0o6000
+    entry.xattrs = {k: v for k, v in entry.xattrs.items() if not k.startswith(("security.", "trusted."))}
 
 
 def _inside(name: str) -> str:

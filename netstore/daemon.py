@@ -28,6 +28,8 @@ from grpc_reflection.v1alpha import reflection
 
 from netstore import __version__, logs
 from netstore.api.v1 import (
+    archive_pb2,
+    archive_pb2_grpc,
     container_pb2,
     container_pb2_grpc,
     endpoint_pb2,
@@ -54,6 +56,7 @@ from netstore.model import Finding, new_id
 from netstore.networks.manager import NetworkManager
 from netstore.networks.watch import Drift
 from netstore.resolver.upstream import split_server
+from netstore.rpc.archives import ArchiveServicer
 from netstore.rpc.containers import ContainerServicer
 from netstore.rpc.endpoints import EndpointServicer
 from netstore.rpc.errors import ErrorInterceptor
@@ -65,6 +68,7 @@ from netstore.rpc.snapshots import SnapshotServicer
 from netstore.rpc.system import Node, SystemServicer, Usage
 from netstore.rpc.volumes import VolumeServicer
 from netstore.store import Store, Transaction
+from netstore.volumes.archives import Archives
 from netstore.volumes.manager import VolumeManager
 
 __all__ = ["Daemon", "main"]
@@ -75,6 +79,7 @@ _SERVICES = {
     policy_pb2: "PolicyService",
     volume_pb2: "VolumeService",
     snapshot_pb2: "SnapshotService",
+    archive_pb2: "ArchiveService",
     container_pb2: "ContainerService",
     image_pb2: "ImageService",
     mount_pb2: "MountService",
@@ -160,6 +165,8 @@ class Daemon:
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(PolicyServicer(self._networks), server)
         volume_pb2_grpc.add_VolumeServiceServicer_to_server(VolumeServicer(self._volumes, self._node_id), server)
         snapshot_pb2_grpc.add_SnapshotServiceServicer_to_server(SnapshotServicer(self._volumes), server)
+        archives = ArchiveServicer(Archives(self._volumes, self._state_dir))
+        archive_pb2_grpc.add_ArchiveServiceServicer_to_server(archives, server)
         container_pb2_grpc.add_ContainerServiceServicer_to_server(ContainerServicer(self._containers), server)
         mount_pb2_grpc.add_MountServiceServicer_to_server(MountServicer(self._containers.places), server)
         image_pb2_grpc.add_ImageServiceServicer_to_server(ImageServicer(self._containers.images), server)

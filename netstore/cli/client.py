@@ -89,6 +89,13 @@ class Client:
         return SnapshotServiceStub(self.channel)
 
     @property
+    def archives(self) -> Any:
+        """The ArchiveService."""
+        from netstore.api.v1.archive_pb2_grpc import ArchiveServiceStub
+
+        return ArchiveServiceStub(self.channel)
+
+    @property
     def containers(self) -> Any:
         """The ContainerService."""
         from netstore.api.v1.container_pb2_grpc import ContainerServiceStub

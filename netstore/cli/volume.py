@@ -8,7 +8,7 @@ import click
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from netstore.api.v1 import volume_pb2
-from netstore.cli import snapshot
+from netstore.cli import archive, snapshot
 from netstore.cli.attach import attach, detach, mounts
 from netstore.cli.client import Client, pages, pass_client, tolerant
 from netstore.cli.completion import names
@@ -27,7 +27,7 @@ def group() -> None:
 
 group.add_command(snapshot.group)
 group.add_command(snapshot.clone)
-for each in (attach, detach, mounts):
+for each in (archive.export, archive.import_, attach, detach, mounts):
     group.add_command(each)
 
 

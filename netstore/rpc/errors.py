@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, NoReturn
 
 import grpc
@@ -96,8 +97,9 @@ def _wrap_stream(inner: Any, method: str, given: str) -> Any:
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
         _bind(method, given)
         try:
-            async for response in inner(request, context):
-                yield response
+            async with aclosing(inner(request, context)) as responses:  # ends at once when the caller goes away
+                async for response in responses:
+                    yield response
         except Exception as error:
             await _abort(context, error)
 

@@ -85,10 +85,10 @@ def _is_server(text: str) -> bool:
     return True
 
 
-def check_request_id(value: str) -> str:
+def check_request_id(value: str, *, field: str = "request_id") -> str:
     """Return a request id that is empty or a UUID (RFC 9562)."""
     if value and not _REQUEST_ID.fullmatch(value):
-        raise InvalidArgument("request_id", value, "a UUID, or nothing")
+        raise InvalidArgument(field, value, "a UUID, or nothing")
     return value
 
 

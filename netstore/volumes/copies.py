@@ -22,7 +22,7 @@ from netstore.kernel.filesystems import mount, unmount_all
 from netstore.kernel.freeze import frozen, thaw
 from netstore.kernel.mounts import sync_file_system
 from netstore.kernel.paths import closing
-from netstore.model import Consistency, Volume
+from netstore.model import Consistency, Volume, new_id
 from netstore.volumes.drivers.base import Capability, VolumeDriver
 from netstore.volumes.trees import copy_tree
 
@@ -194,8 +194,8 @@ def reading(driver: VolumeDriver, volume: Volume, snapshot_id: str) -> Iterator[
     if found.is_dir():
         yield found
         return
-    target = _place(driver, volume) / f".{snapshot_id}.shown"
-    target.mkdir(exist_ok=True, mode=0o700)
+    target = _place(driver, volume) / f".{snapshot_id}.{new_id()[:12]}"
+    target.mkdir(mode=0o700)
     try:
         kind = driver.parsed(volume.spec)["fs"]
         with loop.attached(found, read_only=True) as device:

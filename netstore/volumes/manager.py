@@ -206,7 +206,7 @@ class VolumeManager:
             AlreadyExists: the name is taken.
             Exhausted: no space is left.
         """
-        for made in await self._store.read(lambda tx: tx.answered(request_id, "CloneVolume")):
+        for made in await self.answered(request_id, "CloneVolume"):
             return (await self.get(made))[0], Taken(Consistency.MOMENT)
         source = refuse_filling((await self.get(reference))[0])
         snapshot_id = (await self.snapshots.get(source.id, snapshot))[0].id if snapshot else ""
@@ -220,6 +220,10 @@ class VolumeManager:
             drivers = self._driver(source.spec.driver), self._driver(spec.driver)
             taken = await asyncio.to_thread(fill, drivers[0], source, snapshot_id, drivers[1], target, used=used)
         return (await self.get(target.id))[0], taken
+
+    async def answered(self, request_id: str, method: str) -> list[str]:
+        """Return ids of what a request with that id made before."""
+        return await self._store.read(lambda tx: tx.answered(request_id, method))
 
     async def apply(self, volumes: list[Volume]) -> None:
         """Make the storage of new volumes; when it cannot be made, the rows go too."""
@@ -288,6 +292,14 @@ class VolumeManager:
     def driver_of(self, volume: Volume) -> VolumeDriver:
         """Return the driver of a volume."""
         return self._driver(volume.spec.driver)
+
+    def driver_of_spec(self, spec: VolumeSpec) -> VolumeDriver:
+        """Return the driver that a spec names.
+
+        Raises:
+            InvalidArgument: there is none.
+        """
+        return self._driver(spec.driver)
 
     async def usage(self, volume: Volume) -> Usage:
         """Return what a volume holds, as far as that is known without a walk through it."""
@@ -398,6 +410,8 @@ class VolumeManager:
         def remove(tx: Transaction) -> Volume:
             volume, containers = rows.used(tx, tx.volumes.find(reference))
             refuse_filling(volume)
+            if any(holder.startswith("export ") for holder in self.staging.holders(volume.id)):
+                raise InUse(f"volume {volume.name} is being exported", hint="try again when that has ended")
             if containers:
                 names = ", ".join(containers)
                 raise InUse(

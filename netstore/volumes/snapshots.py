@@ -126,6 +126,8 @@ class Snapshots:
         findings = []
         for volume in await asyncio.to_thread(self._suspects, volumes, known):
             driver = self._drivers[volume.spec.driver]
+            if any(holder.startswith("export ") for holder in self._staging.holders(volume.id)):
+                continue  # a snapshot may be shown for it
             async with self._staging.alone(volume):
                 mine = await self._ids(volume)
                 details = await asyncio.to_thread(sweep, driver, volume, mine, repair=repair)

@@ -13,6 +13,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from netstore.api.v1 import (
+    archive_pb2,
     common_pb2,
     container_pb2,
     endpoint_pb2,
@@ -72,6 +73,12 @@ def mask(*paths: str) -> FieldMask:
 
 
 BIND, TMPFS, IMAGE = mount_pb2.MOUNT_TYPE_BIND, mount_pb2.MOUNT_TYPE_TMPFS, mount_pb2.MOUNT_TYPE_IMAGE
+
+
+def importing(**start: object) -> list[archive_pb2.ImportVolumeRequest]:
+    return [archive_pb2.ImportVolumeRequest(start=start), archive_pb2.ImportVolumeRequest(end={})]  # type: ignore[arg-type]
+
+
 NETWORKS = [
     ("CreateNetwork", network(""), INVALID, "name"),
     ("CreateNetwork", network("-x"), INVALID, "name"),
@@ -264,6 +271,26 @@ SNAPSHOTS = [
     ("CloneVolume", snapshot_pb2.CloneVolumeRequest(volume={"name": "n", "spec": {"size_bytes": -1}}), INVALID, "spec.size_bytes"),
     ("CloneVolume", snapshot_pb2.CloneVolumeRequest(volume={"name": "n"}, request_id="x"), INVALID, "request_id"),
 ]  # fmt: skip
+ARCHIVES = [
+    ("ExportVolume", archive_pb2.ExportVolumeRequest(volume="nosuch"), MISSING, "nosuch"),
+    ("ExportVolume", archive_pb2.ExportVolumeRequest(volume="v", offset=-1), INVALID, "offset"),
+    ("ExportVolume", archive_pb2.ExportVolumeRequest(volume="v", level=20), INVALID, "level"),
+    ("ExportVolume", archive_pb2.ExportVolumeRequest(volume="v", compression=9), INVALID, "compression"),
+    ("ImportVolume", [], INVALID, "start"),
+    ("ImportVolume", [archive_pb2.ImportVolumeRequest(chunk=b"x")], INVALID, "start"),
+    ("ImportVolume", [archive_pb2.ImportVolumeRequest(start={})], INVALID, "volume.name"),
+    ("ImportVolume", importing(volume={"name": "a/b"}), INVALID, "volume.name"),
+    ("ImportVolume", importing(volume={"name": "v", "labels": {"": ""}}), INVALID, "volume.labels"),
+    ("ImportVolume", importing(volume={"name": "v", "spec": {"size_bytes": -1}}), INVALID, "spec.size_bytes"),
+    ("ImportVolume", importing(volume={"name": "v", "spec": {"driver": "x"}}), INVALID, "spec.driver"),
+    ("ImportVolume", importing(volume={"name": "v"}, upload_id="../../x"), INVALID, "upload_id"),
+    ("ImportVolume", importing(volume={"name": "v"}, offset=1), INVALID, "offset"),
+    ("ImportVolume", importing(volume={"name": "v"}, offset=-1), INVALID, "offset"),
+    ("ImportVolume", [*importing(volume={"name": "v"})[:1], archive_pb2.ImportVolumeRequest(end={"sha256": "x"})], INVALID, "end.sha256"),
+    ("GetUpload", archive_pb2.GetUploadRequest(), INVALID, "upload_id"),
+    ("GetUpload", archive_pb2.GetUploadRequest(upload_id="../x"), INVALID, "upload_id"),
+    ("GetUpload", archive_pb2.GetUploadRequest(upload_id="0" * 32), MISSING, "upload"),
+]  # fmt: skip
 CONTAINERS = [
     ("CreateContainer", container("a/b"), INVALID, "name"),
     ("CreateContainer", container(image=""), INVALID, "spec.image"),
@@ -370,7 +397,7 @@ def state(node: Node) -> str:
     kernel = node.host.sh("ip -o link | sed 's/ <.*//; s/^[0-9]*//; s/@.*//'; nft list ruleset; ls -R /run/netns")
     files = [
         str(path)
-        for name in ("state/volumes", "state/containers", "run/netns")
+        for name in ("state/volumes", "state/uploads", "state/containers", "run/netns")
         for path in (node.place / name).rglob("*")
     ]
     newest = node.out("system", "info", "-f", "{{.Revision}}")
@@ -380,7 +407,7 @@ def state(node: Node) -> str:
 @pytest.mark.parametrize(
     ("service", "table"),
     [("networks", NETWORKS), ("endpoints", ENDPOINTS), ("policies", POLICIES), ("volumes", VOLUMES),
-     ("snapshots", SNAPSHOTS), ("containers", CONTAINERS),
+     ("snapshots", SNAPSHOTS), ("archives", ARCHIVES), ("containers", CONTAINERS),
      ("images", IMAGES), ("system", SYSTEM)],
 )  # fmt: skip
 def test_bad_values_are_named_and_change_nothing(

@@ -1,0 +1,99 @@
+"""ArchiveService: streams of bytes in and out of the archives."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from netstore.api.v1 import archive_pb2 as pb
+from netstore.api.v1 import archive_pb2_grpc
+from netstore.errors import InvalidArgument
+from netstore.rpc import volumes
+from netstore.rpc.fields import check_labels, check_name, check_request_id
+from netstore.volumes.archives import Archives, Begun, Ended, Wanted
+
+__all__ = ["ArchiveServicer"]
+
+_MAX_CHUNK = 1 << 20
+_DEFAULT_LEVEL, _MAX_LEVEL = 3, 19
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class ArchiveServicer(archive_pb2_grpc.ArchiveServiceServicer):
+    """Implements `netstore.v1.ArchiveService`."""
+
+    def __init__(self, archives: Archives) -> None:
+        self._archives = archives
+
+    async def ExportVolume(
+        self, request: pb.ExportVolumeRequest, context: Any
+    ) -> AsyncGenerator[pb.ExportVolumeResponse, None]:
+        if request.offset < 0:
+            raise InvalidArgument("offset", request.offset, "0, or a number of bytes")
+        parts = self._archives.export(
+            request.volume, request.snapshot, level=_level(request.compression, request.level), offset=request.offset
+        )
+        async with aclosing(parts):
+            async for part in parts:
+                if isinstance(part, bytes):
+                    yield pb.ExportVolumeResponse(chunk=part)
+                elif isinstance(part, Begun):
+                    start = pb.ExportStart(
+                        volume=volumes.to_message(part.volume, []), snapshot=part.snapshot,
+                        resumable=bool(part.snapshot), used_bytes=part.used_bytes,
+                    )  # fmt: skip
+                    yield pb.ExportVolumeResponse(start=start)
+                else:
+                    yield pb.ExportVolumeResponse(end=_to_end(part))
+
+    async def ImportVolume(
+        self, request: AsyncIterator[pb.ImportVolumeRequest], context: Any
+    ) -> pb.ImportVolumeResponse:
+        requests = aiter(request)
+        first = await anext(requests, None)
+        if first is None or first.WhichOneof("request") != "start":
+            raise InvalidArgument("start", "", "a first request that says what comes")
+        start = first.start
+        wanted = Wanted(
+            name=check_name("volume.name", start.volume.name),
+            spec=volumes.to_spec(start.volume.spec),
+            labels=check_labels(start.volume.labels, field="volume.labels"),
+            upload_id=check_request_id(start.upload_id, field="upload_id") or str(uuid.uuid4()),
+            privileges=start.keep_privileges,
+        )
+        volume, size = await self._archives.import_volume(wanted, start.offset, _chunks(requests))
+        return pb.ImportVolumeResponse(volume=volumes.to_message(volume, []), size_bytes=size)
+
+    async def GetUpload(self, request: pb.GetUploadRequest, context: Any) -> pb.GetUploadResponse:
+        if not check_request_id(request.upload_id, field="upload_id"):
+            raise InvalidArgument("upload_id", "", "the upload's UUID")
+        return pb.GetUploadResponse(received_bytes=await self._archives.received(request.upload_id))
+
+
+def _level(compression: int, level: int) -> int:
+    if compression not in pb.Compression.values():
+        raise InvalidArgument("compression", compression, "a value of Compression")
+    if not 0 <= level <= _MAX_LEVEL:
+        raise InvalidArgument("level", level, f"0 (means {_DEFAULT_LEVEL}) to {_MAX_LEVEL}")
+    return 0 if compression == pb.COMPRESSION_NONE else level or _DEFAULT_LEVEL
+
+
+def _to_end(ended: Ended) -> pb.ExportEnd:
+    return pb.ExportEnd(sha256=ended.sha256, size_bytes=ended.size_bytes, plain_bytes=ended.plain_bytes)
+
+
+async def _chunks(requests: AsyncIterator[pb.ImportVolumeRequest]) -> AsyncIterator[bytes | str]:
+    async for request in requests:
+        which = request.WhichOneof("request")
+        if which == "end":
+            digest = request.end.sha256
+            if digest and not _SHA256.fullmatch(digest):
+                raise InvalidArgument("end.sha256", digest, "64 hexadecimal digits, or nothing")
+            yield digest
+            return
+        if which != "chunk" or len(request.chunk) > _MAX_CHUNK:
+            raise InvalidArgument("chunk", f"{len(request.chunk)} bytes", f"1 to {_MAX_CHUNK} bytes of the archive")
+        yield request.chunk
