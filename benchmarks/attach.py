@@ -20,6 +20,7 @@ from netstore.api.v1 import common_pb2, container_pb2, endpoint_pb2, image_pb2, 
 from netstore.cli.client import Client
 from netstore.kernel import netlink
 from netstore.kernel.namespaces import socket_inside
+from netstore.kernel.route import RouteSocket
 
 COUNT = int(os.environ.get("NETSTORE_BENCH_COUNT", "500"))
 ROUNDS = 30
@@ -27,7 +28,7 @@ ROUNDS = 30
 
 def floor(count: int) -> list[float]:
     """A veth into a namespace, a bridge port, an address and a route: messages encoded beforehand, two sends."""
-    route = netlink.RouteSocket()
+    route = RouteSocket()
     route.run([netlink.bridge_add("floor", mac="02:00:00:00:00:01"), netlink.link_set("floor", up=True)])
     master = route.index_of("floor") or 0
     outer, inner, descriptors = [], [], []
@@ -47,7 +48,7 @@ def floor(count: int) -> list[float]:
 
     def attach(index: int) -> None:
         route.run(outer[index])
-        with netlink.RouteSocket(socket_inside(descriptors[index], 16, 3)) as inside:
+        with RouteSocket(socket_inside(descriptors[index], 16, 3)) as inside:
             inside.run(inner[index])
 
     times = measure(attach, count)

@@ -41,7 +41,7 @@ from netstore.kernel import netlink
 from netstore.kernel.conntrack import forget_address, forget_published, forget_strays
 from netstore.kernel.firewall import Element, direct_elements, guard_elements, port_elements, source_elements
 from netstore.kernel.links import host_socket
-from netstore.kernel.netlink import Request, RouteSocket
+from netstore.kernel.route import Request, RouteSocket
 from netstore.kernel.sysctls import accept_ipv6, forward_ipv6, link_local, sysctl
 from netstore.model import Endpoint, Network, PortMapping, kernel_name, stable_mac
 

@@ -10,7 +10,7 @@ from netstore.drivers.options import BANDWIDTH_IN, BANDWIDTH_OUT, ENDPOINT_OPTIO
 from netstore.errors import InvalidArgument, KernelError
 from netstore.kernel import netlink
 from netstore.kernel.namespaces import inside, socket_inside
-from netstore.kernel.netlink import Request, RouteSocket
+from netstore.kernel.route import Request, RouteSocket
 from netstore.kernel.sysctls import accept_ipv6, ipv6_present, link_local, sysctl
 from netstore.model import Address, Endpoint, Network, stable_mac
 

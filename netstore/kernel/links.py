@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 
-from netstore.kernel.netlink import RouteSocket, link_delete, link_delete_group, link_set
+from netstore.kernel.netlink import link_delete, link_delete_group, link_set
+from netstore.kernel.route import RouteSocket
 
 __all__ = ["Deletions", "host_socket"]
 

@@ -1,32 +1,26 @@
-"""Route netlink (rtnetlink(7)): a batch transport, and the messages that drivers need.
+"""The messages of route netlink (rtnetlink(7)) that drivers need, encoded by pyroute2's classes; `route` sends them.
 
-pyroute2's message classes encode and decode; sending is one `send` for a whole batch, and one acknowledgement read for
-each message. Kernel constants keep their C names. This is the one place where netlink errors become `KernelError`.
+Kernel constants keep their C names.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import functools
 import ipaddress
 import socket
 import struct
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Collection
+from typing import Any
 
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-from netstore.errors import KernelError
-from netstore.kernel.attributes import attribute, attributes, nested
+from netstore.kernel.attributes import attribute, nested
+from netstore.kernel.route import Attributes, Request, encode, encode_neighbour
 
 __all__ = [
-    "Link",
-    "Request",
-    "RouteSocket",
     "address_add",
     "bridge_add",
     "link_delete",
@@ -45,217 +39,25 @@ __all__ = [
     "vlan_add",
 ]
 
-RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
+RTM_NEWLINK, RTM_DELLINK = 16, 17
 RTM_NEWADDR = 20
-RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
-NDA_DST, NDA_LLADDR, NDA_IFINDEX = 1, 2, 8
+RTM_NEWNEIGH, RTM_DELNEIGH = 28, 29
+NDA_DST, NDA_LLADDR = 1, 2
 NUD_PERMANENT = 0x80
 RTM_NEWROUTE, RTM_DELROUTE = 24, 25
 RTM_NEWQDISC, RTM_DELQDISC = 36, 37
 TC_H_ROOT, TC_LINKLAYER_ETHERNET = 0xFFFFFFFF, 1
 TCA_KIND, TCA_OPTIONS = 1, 2
 TCA_TBF_PARMS, TCA_TBF_RATE64, TCA_TBF_BURST = 1, 4, 6
-NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
+NLM_F_REQUEST, NLM_F_ACK = 0x1, 0x4
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
-NLMSG_ERROR, NLMSG_DONE = 2, 3
-NLM_F_CAPPED, NLM_F_ACK_TLVS = 0x100, 0x200
-NLMSGERR_ATTR_MSG = 1
-SOL_NETLINK, NETLINK_CAP_ACK, NETLINK_EXT_ACK = 270, 10, 11
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_IFALIAS = 1, 3, 4, 10, 20
 IFF_UP = 0x1
 IFA_F_NODAD = 0x2
 IN6_ADDR_GEN_MODE_NONE = 1
 RT_TABLE_MAIN, RTPROT_STATIC, RT_SCOPE_UNIVERSE, RTN_UNICAST = 254, 4, 0, 1
 RT_SCOPE_LINK = 253
 
-SIOCGIFINDEX = 0x8933
-_IFREQ = 40  # bytes of struct ifreq: the name in 16 of them, then the index
 _HEADER = struct.Struct("IHHII")
-_BATCH = 64  # messages in one send: their acknowledgements fit the default receive buffer
-_SKIP_STATISTICS = ("IFLA_EXT_MASK", 1 << 3)  # RTEXT_FILTER_SKIP_STATS
-_ATTRS: TypeAlias = "list[tuple[str, Any]]"
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One encoded message. Errors whose errno is in `tolerate` count as success."""
-
-    data: bytes
-    doing: str
-    to: str
-    tolerate: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """An interface. `mtu` in bytes; `master` is the index of the bridge that it is a port of, 0 for none."""
-
-    index: int
-    name: str
-    alias: str
-    mac: str
-    mtu: int
-    master: int
-
-
-class RouteSocket:
-    """A route netlink socket, of the namespace in which it was opened. Not for two threads at once."""
-
-    def __init__(self, opened: socket.socket | None = None) -> None:
-        self._socket = opened or socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
-        self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
-        self._socket.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
-        self._sequence = 0
-
-    def __enter__(self) -> RouteSocket:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the socket."""
-        self._socket.close()
-
-    def run(self, requests: Sequence[Request]) -> None:
-        """Send requests in order, in one batch; all are tried.
-
-        Raises:
-            KernelError: the first that failed.
-        """
-        failure: KernelError | None = None
-        for start in range(0, len(requests), _BATCH):
-            failure = self._send(requests[start : start + _BATCH]) or failure
-        if failure:
-            raise failure
-
-    def _send(self, requests: Sequence[Request]) -> KernelError | None:
-        first = self._sequence + 1
-        batch = bytearray()
-        for request in requests:
-            self._sequence += 1
-            at = len(batch)
-            batch += request.data
-            struct.pack_into("I", batch, at + 8, self._sequence)
-            batch += b"\0" * (-len(batch) % 4)
-        self._socket.send(batch)
-        waiting, failure = len(requests), None
-        while waiting:
-            for kind, flags, sequence, message in _messages(self._socket.recv(65536)):
-                if kind != NLMSG_ERROR or sequence < first:
-                    continue
-                waiting -= 1
-                request = requests[sequence - first]
-                code = -struct.unpack_from("i", message, 16)[0]
-                if code and code not in request.tolerate and failure is None:
-                    failure = KernelError(code, request.doing, request.to, hint=_reason(flags, message))
-        return failure
-
-    def index_of(self, name: str) -> int | None:
-        """Return an interface's index (netdevice(7)), None when there is none of that name."""
-        try:
-            answer = fcntl.ioctl(self._socket, SIOCGIFINDEX, name.encode().ljust(_IFREQ, b"\0"))
-        except OSError as error:
-            if error.errno == errno.ENODEV:
-                return None
-            raise KernelError(error.errno or errno.EIO, "reading interface", name) from error
-        return int(struct.unpack_from("i", answer, 16)[0])
-
-    def link(self, name: str) -> Link | None:
-        """Return one interface, None when there is none of that name."""
-        try:
-            (answer,) = self._answers(_link_query(name), "reading interface", name)
-        except KernelError as error:
-            if error.errno == errno.ENODEV:
-                return None
-            raise
-        return _link(answer)
-
-    def links(self, *, master: int = 0) -> list[Link]:
-        """Return every interface, or the ports of the bridge of index `master`."""
-        attrs: _ATTRS = [_SKIP_STATISTICS, *([("IFLA_MASTER", master)] if master else [])]
-        message = _message(ifinfmsg, RTM_GETLINK, NLM_F_DUMP, {}, attrs)
-        return [_link(answer) for answer in self._answers(message, "listing", "interfaces")]
-
-    def permanent_neighbours(self, index: int) -> list[str]:
-        """Return the addresses of an interface's neighbours that were given to it and never expire."""
-        message = _neighbour(
-            RTM_GETNEIGH, NLM_F_DUMP, socket.AF_UNSPEC, 0, attribute(NDA_IFINDEX, struct.pack("I", index))
-        )
-        found = []
-        for answer in self._answers(message, "listing", "neighbours"):
-            family, at, state = struct.unpack_from("=BxxxiH", answer, 16)
-            if at == index and state & NUD_PERMANENT and NDA_DST in (known := attributes(answer, 28)):
-                found.append(socket.inet_ntop(family, known[NDA_DST][4:]))
-        return found
-
-    def _answers(self, data: bytes, doing: str, to: str) -> list[bytes]:
-        self._sequence += 1
-        message = bytearray(data)
-        struct.pack_into("I", message, 8, self._sequence)
-        self._socket.send(message)
-        found: list[bytes] = []
-        while True:
-            for kind, flags, sequence, answer in _messages(self._socket.recv(1 << 18)):
-                if sequence != self._sequence:
-                    continue
-                if kind == NLMSG_DONE:
-                    return found
-                if kind == NLMSG_ERROR:
-                    code = -struct.unpack_from("i", answer, 16)[0]
-                    if code:
-                        raise KernelError(code, doing, to, hint=_reason(flags, answer))
-                    return found
-                found.append(answer)
-
-
-def _messages(data: bytes) -> Iterable[tuple[int, int, int, bytes]]:
-    at = 0
-    while at < len(data):
-        length, kind, flags, sequence, _ = _HEADER.unpack_from(data, at)
-        yield kind, flags, sequence, data[at : at + length]
-        at += (length + 3) & ~3
-
-
-def _reason(flags: int, message: bytes) -> str:
-    """Return the kernel's own words (extended acknowledgement), "" when it gave none."""
-    if not flags & NLM_F_ACK_TLVS:
-        return ""
-    at = 20 + 16  # the header, errno, and the request's header (NETLINK_CAP_ACK)
-    while at + 4 <= len(message):
-        length, kind = struct.unpack_from("HH", message, at)
-        if kind == NLMSGERR_ATTR_MSG:
-            return "the kernel says: " + message[at + 4 : at + length].rstrip(b"\0").decode(errors="replace")
-        at += max((length + 3) & ~3, 4)
-    return ""
-
-
-def _link(message: bytes) -> Link:
-    """Read what we need of an RTM_NEWLINK; pyroute2's full decoding costs 0.2 ms for each interface."""
-    (index,) = struct.unpack_from("i", message, 20)
-    found: dict[int, bytes] = {}
-    at = 32
-    while at + 4 <= len(message):
-        length, kind = struct.unpack_from("HH", message, at)
-        found[kind] = message[at + 4 : at + length]
-        at += max((length + 3) & ~3, 4)
-    return Link(
-        index=index,
-        name=found.get(IFLA_IFNAME, b"").rstrip(b"\0").decode(),
-        alias=found.get(IFLA_IFALIAS, b"").rstrip(b"\0").decode(errors="replace"),
-        mac=found.get(IFLA_ADDRESS, b"").hex(":"),
-        mtu=int.from_bytes(found.get(IFLA_MTU, b""), "little"),
-        master=int.from_bytes(found.get(IFLA_MASTER, b""), "little"),
-    )
-
-
-def _message(type_: type, kind: int, flags: int, fields: dict[str, Any], attrs: _ATTRS) -> bytes:
-    message = type_()
-    message.update(fields)
-    message["attrs"] = attrs
-    message["header"] = {"type": kind, "flags": NLM_F_REQUEST | NLM_F_ACK | flags, "sequence_number": 0, "pid": 0}
-    message.encode()
-    return bytes(message.data)
 
 
 def _no_ipv6_addresses() -> tuple[str, Any]:
@@ -269,12 +71,12 @@ def bridge_add(name: str, *, mac: str) -> Request:
     Its MTU is to be set afterwards: one given here is forgotten when its ports change (br_mtu_auto_adjust).
     """
     data = {"attrs": [("IFLA_BR_STP_STATE", 0), ("IFLA_BR_FORWARD_DELAY", 0), ("IFLA_BR_MCAST_SNOOPING", 0)]}
-    attrs: _ATTRS = [
+    attrs: Attributes = [
         ("IFLA_IFNAME", name),
         ("IFLA_ADDRESS", mac),
         ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "bridge"), ("IFLA_INFO_DATA", data)]}),
     ]
-    return Request(_message(ifinfmsg, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, {}, attrs), "making bridge", name)
+    return Request(encode(ifinfmsg, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, {}, attrs), "making bridge", name)
 
 
 # Stand in templates for what differs from one message to the next, so that it costs a replacement and not an encoding.
@@ -298,7 +100,7 @@ def veth_add(name: str, *, master: int, mtu: int, peer: str, peer_mac: str, peer
 
 def veth_pair(name: str, peer: str, *, mtu: int) -> Request:
     """Make a veth pair whose ends both stay here, down."""
-    peer_attrs: _ATTRS = [("IFLA_IFNAME", peer), ("IFLA_MTU", mtu)]
+    peer_attrs: Attributes = [("IFLA_IFNAME", peer), ("IFLA_MTU", mtu)]
     data = {"attrs": [("VETH_INFO_PEER", {"attrs": peer_attrs})]}
     return _link_add("veth", name, data, [("IFLA_MTU", mtu)])
 
@@ -319,8 +121,8 @@ def macvlan_add(
     broadcast_cutoff: int = 1,
 ) -> Request:
     """Make a macvlan interface on the one of index `parent`, down, here or in the namespace of that descriptor."""
-    data: dict[str, _ATTRS] = {"attrs": [("IFLA_MACVLAN_MODE", mode)]}
-    attrs: _ATTRS = [("IFLA_LINK", parent), ("IFLA_ADDRESS", mac), *([("IFLA_MTU", mtu)] if mtu else [])]
+    data: dict[str, Attributes] = {"attrs": [("IFLA_MACVLAN_MODE", mode)]}
+    attrs: Attributes = [("IFLA_LINK", parent), ("IFLA_ADDRESS", mac), *([("IFLA_MTU", mtu)] if mtu else [])]
     if namespace is not None:
         attrs.append(("IFLA_NET_NS_FD", namespace))
     if broadcast_cutoff != 1:
@@ -328,30 +130,25 @@ def macvlan_add(
     return _link_add("macvlan", name, data, attrs)
 
 
-def _link_add(kind: str, name: str, data: dict[str, _ATTRS], attrs: _ATTRS) -> Request:
+def _link_add(kind: str, name: str, data: dict[str, Attributes], attrs: Attributes) -> Request:
     info = ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", kind), ("IFLA_INFO_DATA", data)]})
-    message = _message(ifinfmsg, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, {}, [("IFLA_IFNAME", name), *attrs, info])
+    message = encode(ifinfmsg, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, {}, [("IFLA_IFNAME", name), *attrs, info])
     return Request(message, f"making {kind} interface", name)
 
 
 @functools.lru_cache(maxsize=256)
 def _veth_template(name_length: int, master: int, mtu: int, peer: str, inside: bool) -> bytes:  # noqa: FBT001
-    inner: _ATTRS = [("IFLA_IFNAME", peer), ("IFLA_ADDRESS", _MAC.hex(":")), ("IFLA_MTU", mtu)]
+    inner: Attributes = [("IFLA_IFNAME", peer), ("IFLA_ADDRESS", _MAC.hex(":")), ("IFLA_MTU", mtu)]
     if inside:
         inner.append(("IFLA_NET_NS_FD", *struct.unpack("I", _NAMESPACE)))
     data = {"attrs": [("VETH_INFO_PEER", {"attrs": inner})]}
-    attrs: _ATTRS = [
+    attrs: Attributes = [
         ("IFLA_IFNAME", _NAME[:name_length].decode()),
         ("IFLA_MTU", mtu),
         ("IFLA_MASTER", master),
         ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "veth"), ("IFLA_INFO_DATA", data)]}),
     ]
-    return _message(ifinfmsg, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, {}, attrs)
-
-
-@functools.lru_cache(maxsize=256)
-def _link_query(name: str) -> bytes:
-    return _message(ifinfmsg, RTM_GETLINK, 0, {}, [("IFLA_IFNAME", name), _SKIP_STATISTICS])
+    return encode(ifinfmsg, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, {}, attrs)
 
 
 @functools.lru_cache(maxsize=256)
@@ -369,7 +166,7 @@ def link_set(
 
     The alias is set here and not where an interface is made: the kernel ignores it there (rtnl_create_link).
     """
-    attrs: _ATTRS = []
+    attrs: Attributes = []
     if isinstance(to, str):
         attrs.append(("IFLA_IFNAME", to))
     if alias:
@@ -383,7 +180,7 @@ def link_set(
     fields: dict[str, Any] = {"index": to if isinstance(to, int) else 0}
     if up:
         fields |= {"flags": IFF_UP, "change": IFF_UP}
-    data = _message(ifinfmsg, RTM_NEWLINK, 0, fields, attrs)
+    data = encode(ifinfmsg, RTM_NEWLINK, 0, fields, attrs)
     return Request(data, "changing interface", str(to), tolerate)
 
 
@@ -398,13 +195,13 @@ def port_set(name: str, *, alias: str, hairpin: bool, isolated: bool, ipv6_addre
 def _port_template(name_length: int, alias_length: int, hairpin: bool, isolated: bool, ipv6: bool) -> bytes:  # noqa: FBT001
     slave = {"attrs": [("IFLA_BRPORT_MODE", int(hairpin)), ("IFLA_BRPORT_ISOLATED", int(isolated))]}
     info = {"attrs": [("IFLA_INFO_SLAVE_KIND", "bridge"), ("IFLA_INFO_SLAVE_DATA", slave)]}
-    attrs: _ATTRS = [
+    attrs: Attributes = [
         ("IFLA_IFNAME", _NAME[:name_length].decode()),
         ("IFLA_IFALIAS", _ALIAS[:alias_length].decode()),
         ("IFLA_LINKINFO", info),
         *([] if ipv6 else [_no_ipv6_addresses()]),
     ]
-    return _message(ifinfmsg, RTM_NEWLINK, 0, {}, attrs)
+    return encode(ifinfmsg, RTM_NEWLINK, 0, {}, attrs)
 
 
 def link_up(name: str) -> Request:
@@ -415,14 +212,14 @@ def link_up(name: str) -> Request:
 
 @functools.lru_cache(maxsize=16)
 def _up_template(name_length: int) -> bytes:
-    name: _ATTRS = [("IFLA_IFNAME", _NAME[:name_length].decode())]
-    return _message(ifinfmsg, RTM_NEWLINK, 0, {"flags": IFF_UP, "change": IFF_UP}, name)
+    name: Attributes = [("IFLA_IFNAME", _NAME[:name_length].decode())]
+    return encode(ifinfmsg, RTM_NEWLINK, 0, {"flags": IFF_UP, "change": IFF_UP}, name)
 
 
 def link_delete(name: str) -> Request:
     """Delete an interface; one that is gone is a success."""
     return Request(
-        _message(ifinfmsg, RTM_DELLINK, 0, {}, [("IFLA_IFNAME", name)]),
+        encode(ifinfmsg, RTM_DELLINK, 0, {}, [("IFLA_IFNAME", name)]),
         "deleting interface",
         name,
         frozenset({errno.ENODEV}),
@@ -432,7 +229,7 @@ def link_delete(name: str) -> Request:
 def link_delete_group(group: int) -> Request:
     """Delete every interface of a group in one go: they share one RCU grace period."""
     return Request(
-        _message(ifinfmsg, RTM_DELLINK, 0, {}, [("IFLA_GROUP", group)]),
+        encode(ifinfmsg, RTM_DELLINK, 0, {}, [("IFLA_GROUP", group)]),
         "deleting interface group",
         str(group),
         frozenset({errno.ENODEV}),
@@ -454,13 +251,13 @@ def address_add(index: int, address: str, prefix: int, *, tolerate: Collection[i
 @functools.lru_cache(maxsize=64)
 def _address_template(family: int, prefix: int) -> bytes:
     address = socket.inet_ntop(family, _ADDRESS[socket.AddressFamily(family)])
-    attrs: _ATTRS = [("IFA_LOCAL", address), ("IFA_ADDRESS", address)]
+    attrs: Attributes = [("IFA_LOCAL", address), ("IFA_ADDRESS", address)]
     if family == socket.AF_INET and prefix < 31:
         attrs.append(("IFA_BROADCAST", socket.inet_ntoa(_BROADCAST)))
     fields = {"family": family, "prefixlen": prefix, "index": struct.unpack("I", _INDEX)[0], "scope": RT_SCOPE_UNIVERSE}
     if family == socket.AF_INET6:
         fields["flags"] = IFA_F_NODAD
-    return _message(ifaddrmsg, RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, fields, attrs)
+    return encode(ifaddrmsg, RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, fields, attrs)
 
 
 @functools.lru_cache(maxsize=256)
@@ -487,12 +284,12 @@ def _route(kind: int, flags: int, gateway: str, index: int, destination: str) ->
         "scope": RT_SCOPE_UNIVERSE if gateway else RT_SCOPE_LINK,
         "type": RTN_UNICAST,
     }
-    attrs: _ATTRS = [*([("RTA_GATEWAY", gateway)] if gateway else []), ("RTA_OIF", index)]
+    attrs: Attributes = [*([("RTA_GATEWAY", gateway)] if gateway else []), ("RTA_OIF", index)]
     if destination:
         address, _, length = destination.partition("/")
         attrs.append(("RTA_DST", address))
         fields["dst_len"] = int(length)
-    return _message(rtmsg, kind, flags, fields, attrs)
+    return encode(rtmsg, kind, flags, fields, attrs)
 
 
 def neighbour_set(index: int, address: str, mac: str) -> Request:
@@ -502,20 +299,15 @@ def neighbour_set(index: int, address: str, mac: str) -> Request:
     """
     packed = ipaddress.ip_address(address).packed
     body = attribute(NDA_DST, packed) + attribute(NDA_LLADDR, bytes.fromhex(mac.replace(":", "")))
-    data = _neighbour(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, _family(packed), index, body)
+    data = encode_neighbour(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, _family(packed), index, body)
     return Request(data, "setting the neighbour", address)
 
 
 def neighbour_delete(index: int, address: str) -> Request:
     """Forget a neighbour; one that is gone, or whose interface is, is a success."""
     packed = ipaddress.ip_address(address).packed
-    data = _neighbour(RTM_DELNEIGH, 0, _family(packed), index, attribute(NDA_DST, packed))
+    data = encode_neighbour(RTM_DELNEIGH, 0, _family(packed), index, attribute(NDA_DST, packed))
     return Request(data, "forgetting the neighbour", address, frozenset({errno.ENOENT, errno.ENODEV}))
-
-
-def _neighbour(kind: int, flags: int, family: int, index: int, attributes_: bytes) -> bytes:
-    body = struct.pack("=BxxxiHBB", family, index, NUD_PERMANENT, 0, 0) + attributes_
-    return _HEADER.pack(16 + len(body), kind, NLM_F_REQUEST | NLM_F_ACK | flags, 0, 0) + body
 
 
 def _family(packed: bytes) -> int:

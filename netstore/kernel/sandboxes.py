@@ -10,9 +10,10 @@ import socket
 
 from netstore.errors import KernelError
 from netstore.kernel.namespaces import inside, open_pinned, socket_inside
-from netstore.kernel.netlink import RouteSocket, link_set
+from netstore.kernel.netlink import link_set
 from netstore.kernel.paths import closing
 from netstore.kernel.redirect import has_redirect, redirect, remove_redirect
+from netstore.kernel.route import RouteSocket
 
 __all__ = ["RESOLVER_ADDRESS", "close_resolver", "interface_names", "is_redirected", "open_relay", "open_resolver",
            "raise_loopback"]  # fmt: skip
