@@ -43,9 +43,11 @@ __all__ = [
     "PortMapping",
     "Protocol",
     "Reach",
+    "RemoteEndpoint",
     "Route",
     "Sandbox",
     "SandboxRef",
+    "Scope",
     "Selector",
     "Snapshot",
     "TrashedVolume",
@@ -74,6 +76,13 @@ class Kind(StrEnum):
     NODE = "node"
     POLICY = "policy"
     MOUNT = "mount"
+
+
+class Scope(StrEnum):
+    """Where a driver's networks are: on one node, or on every node of a cluster."""
+
+    LOCAL = "local"
+    GLOBAL = "global"
 
 
 class Protocol(StrEnum):
@@ -186,7 +195,12 @@ class NetworkSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """An isolated layer-2/3 domain. `pools` are resolved; `interface` and `mtu` are what the driver chose."""
+    """An isolated layer-2/3 domain. `pools` are resolved; `interface` and `mtu` are what the driver chose.
+
+    Of scope global: `vni` is its number on the wire (RFC 7348), the driver's from an option or the cluster's choice;
+    `host_addresses` and `host_mac_address` are this node's own on it, taken when it is first used here: before that
+    the node holds the row alone, and nothing of it is in the kernel.
+    """
 
     id: str
     name: str
@@ -197,6 +211,9 @@ class Network:
     mtu: int = 0
     predefined: bool = False
     overlaps: tuple[str, ...] = ()
+    vni: int = 0
+    host_addresses: tuple[Address, ...] = ()
+    host_mac_address: str = ""
     create_time: float = 0.0
     revision: int = 0
 
@@ -277,6 +294,23 @@ class Endpoint:
     def host_interface(self) -> str:
         """The host's end of the pair, found again from the id."""
         return kernel_name(PAIR_PREFIX, self.id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteEndpoint:
+    """An attached endpoint on another node, or that node's own addresses on a network (`name` "").
+
+    `vtep` is the node's address on the underlay; `addresses` have no prefix length.
+    """
+
+    endpoint_id: str
+    network_id: str
+    node_id: str
+    vtep: str
+    mac: str
+    addresses: tuple[str, ...]
+    name: str = ""
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

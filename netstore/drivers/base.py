@@ -11,7 +11,7 @@ from netstore.drivers.options import Option
 from netstore.errors import FailedPrecondition, NetstoreError
 from netstore.kernel.firewall import Element, Firewall
 from netstore.kernel.links import Deletions
-from netstore.model import Endpoint, Network, PortMapping
+from netstore.model import Endpoint, Network, PortMapping, RemoteEndpoint, Scope
 
 __all__ = ["Driver", "Host", "Observed", "load_drivers"]
 
@@ -24,16 +24,24 @@ class Host:
     deletions: Deletions
     relay_port: Callable[[], int] = lambda: 0
     """Where the relay of ::1 listens, 0 when there is none."""
+    vtep: str = ""
+    """The node's address on the underlay, "" where it is in no cluster."""
+    vxlan_port: int = 4789
+    """UDP port of the tunnels, the same on every node."""
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
     """What the kernel holds of a network: its own interface, the host's ends of its endpoints, and the addresses whose
-    MAC the host was told for good."""
+    MAC the host was told for good.
+
+    `remotes` are (address, MAC, VTEP) of every remote endpoint that entries lead to, "" for a part that is missing.
+    """
 
     interface: bool
     endpoints: frozenset[str]
     neighbours: frozenset[str] = frozenset()
+    remotes: frozenset[tuple[str, str, str]] = frozenset()
 
 
 class Driver(ABC):
@@ -45,6 +53,8 @@ class Driver(ABC):
     """
 
     name: str
+    scope = Scope.LOCAL
+    """Global: the network is on every node of the cluster, and `apply_remote` and `apply_peers` are called."""
     options: Sequence[Option] = ()
     predefined_only = False
     """Only the predefined instance exists (host, null)."""
@@ -122,6 +132,20 @@ class Driver(ABC):
 
     def forget_neighbours(self, network: Network, addresses: Collection[str]) -> None:
         """Take from the host what it was told of addresses that no endpoint has; by default it was told nothing."""
+        return
+
+    def apply_remote(
+        self, network: Network, *, add: Sequence[RemoteEndpoint], remove: Sequence[RemoteEndpoint]
+    ) -> None:
+        """Let packets to some endpoints of other nodes go there, and to others not any more; `remove` comes first.
+
+        An endpoint that is there in another shape (it moved) is replaced by what is added. Called in batches as the
+        cluster changes, and with what `Observed.remotes` shows to be missing or too much at start and at resync.
+        """
+        return
+
+    def apply_peers(self, addresses: Collection[str]) -> None:
+        """Hear tunnels from these addresses alone: the whole set of the other nodes' VTEPs."""
         return
 
     @abstractmethod
