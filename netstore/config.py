@@ -41,6 +41,12 @@ class ResolverConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, re
     resolv_conf: str = "/etc/resolv.conf"
 
 
+class FirewallConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename="kebab"):
+    """[firewall]: `docker-user` lets our networks through Docker's default drop, by rules in DOCKER-USER."""
+
+    docker_user: bool = False
+
+
 class VolumesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename="kebab"):
     """[volumes]: `btrfs_pool` is the device of the driver btrfs, or the size of a pool file, such as 50G."""
 
@@ -64,6 +70,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """[[address-pool]] tables; a family without one has Docker's pools (IPv4), or the node's own /48 (IPv6)."""
 
     volumes: VolumesConfig = VolumesConfig()
+    firewall: FirewallConfig = FirewallConfig()
 
     def address_pools(self) -> list[tuple[IPv4Network | IPv6Network, int]]:
         """Return the address pools, checked.

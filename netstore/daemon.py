@@ -116,6 +116,7 @@ class Daemon:
             self._networks = NetworkManager(
                 self._store, self._run_dir,
                 node_id=self._node_id, pools=self._config.address_pools(), resolver=_resolver_command(self._config),
+                docker_user=self._config.firewall.docker_user,
             )  # fmt: skip
             stack.push_async_callback(self._networks.close)
             await self._networks.start()

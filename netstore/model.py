@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 __all__ = [
+    "BRIDGE_PREFIX",
     "PAIR_PREFIX",
     "Address",
     "Attachment",
@@ -58,6 +59,9 @@ __all__ = [
     "stable_mac",
 ]
 
+
+BRIDGE_PREFIX = "nsbr-"
+"""How bridges are named that nobody named otherwise: with this, and the first digits of the network's id."""
 
 PAIR_PREFIX = "nsv-"
 """How the host's ends of endpoints' interfaces are named: with this, and the first digits of the endpoint's id."""

@@ -43,7 +43,7 @@ from netstore.kernel.firewall import Element, direct_elements, guard_elements, p
 from netstore.kernel.links import host_socket
 from netstore.kernel.route import Request, RouteSocket
 from netstore.kernel.sysctls import accept_ipv6, forward_ipv6, link_local, sysctl
-from netstore.model import Endpoint, Network, PortMapping, kernel_name, stable_mac
+from netstore.model import BRIDGE_PREFIX, Endpoint, Network, PortMapping, kernel_name, stable_mac
 
 __all__ = ["BridgeDriver"]
 
@@ -101,7 +101,7 @@ class BridgeDriver(Driver):
         mtu = values[MTU] or max(network.mtu, MIN_IPV6_MTU if network.spec.enable_ipv6 else 0)
         if network.spec.enable_ipv6 and mtu < MIN_IPV6_MTU:
             raise InvalidArgument(f"spec.options[{MTU}]", mtu, f"at least {MIN_IPV6_MTU} on a network with IPv6")
-        return replace(network, interface=values[NAME] or kernel_name("nsbr-", network.id), mtu=mtu)
+        return replace(network, interface=values[NAME] or kernel_name(BRIDGE_PREFIX, network.id), mtu=mtu)
 
     def apply_network(self, network: Network) -> None:
         """Make bridge, gateway address, sysctls and firewall elements."""

@@ -9,7 +9,7 @@ import structlog
 
 from netstore.drivers.base import Host, load_drivers
 from netstore.errors import KernelError
-from netstore.kernel.firewall import Firewall
+from netstore.kernel.firewall import Firewall, relay_elements
 from netstore.kernel.links import Deletions, host_socket
 from netstore.kernel.sandboxes import open_relay
 from netstore.kernel.sysctls import raise_neighbour_limits
@@ -34,12 +34,14 @@ class NetworkManager:
     """Owns what its parts share. Must be made in the daemon's own network namespace.
 
     `pools` are what networks without a subnet take theirs from: those of a family that is not in it are the defaults.
-    `resolver` is the command that starts netstore-resolver, () where somebody else does.
+    `resolver` is the command that starts netstore-resolver, () where somebody else does. `docker_user` lets our
+    networks through Docker's forward chain.
     """
 
     def __init__(
         self, store: Store, run_dir: Path, *,
         node_id: str, pools: Sequence[AddressPool] = (), resolver: Sequence[str] = (),
+        docker_user: bool = False,
     ) -> None:  # fmt: skip
         self._firewall = Firewall()
         self.resolver = ResolverLink(run_dir, ResolverProcess(resolver) if resolver else None)
@@ -52,7 +54,9 @@ class NetworkManager:
         self.networks = Networks(self._context, self.policies)
         self.sandboxes = Sandboxes(self._context)
         self.endpoints = Endpoints(self._context, self.sandboxes, self.policies)
-        self._reconciler = Reconciler(self._context, self._firewall, self.endpoints, self.sandboxes)
+        self._reconciler = Reconciler(
+            self._context, self._firewall, self.endpoints, self.sandboxes, docker_user=docker_user
+        )
 
     @property
     def drivers(self) -> list[str]:
@@ -64,8 +68,8 @@ class NetworkManager:
         self._context.netns_dir.mkdir(parents=True, exist_ok=True)
         await self.resolver.start()
         await self.policies.start()
-        await self._give_relay()
         await self._context.apply(self._firewall.ensure)
+        await self._give_relay()
         try:
             await self._context.apply(raise_neighbour_limits)
         except KernelError as error:  # a read-only /proc/sys
@@ -77,6 +81,9 @@ class NetworkManager:
         """Open the socket of the relay of [::1], if netstore-resolver does not hold it from before."""
         if not self.resolver.relay_port() and (listener := open_relay()):
             await self.resolver.add(RELAY, listener)
+            elements = list(relay_elements(self.resolver.relay_port()))
+            await self._context.apply(self._firewall.remove, elements)  # the port of one that is gone
+            await self._context.apply(self._firewall.add, elements)
 
     async def check(self, *, repair: bool) -> list[Finding]:
         """Compare kernel and store; see `Reconciler.check`."""

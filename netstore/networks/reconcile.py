@@ -15,6 +15,7 @@ from netstore.drivers.base import Driver, Observed
 from netstore.errors import NetstoreError
 from netstore.kernel.conntrack import forget_strays
 from netstore.kernel.firewall import Element, Firewall, relay_elements
+from netstore.kernel.foreign import DOCKER_USER, Foreign
 from netstore.kernel.links import host_socket
 from netstore.kernel.namespaces import open_pinned, remove
 from netstore.kernel.sandboxes import is_redirected
@@ -46,8 +47,12 @@ class _Desired:
 class Reconciler:
     """Compares, and repairs when asked to. Each difference is a `Finding`."""
 
-    def __init__(self, context: Context, firewall: Firewall, endpoints: Endpoints, sandboxes: Sandboxes) -> None:
+    def __init__(
+        self, context: Context, firewall: Firewall, endpoints: Endpoints, sandboxes: Sandboxes, *, docker_user: bool
+    ) -> None:
         self._context = context
+        self._neighbours = Foreign()
+        self._docker_user = docker_user
         self._firewall = firewall
         self._endpoints = endpoints
         self._sandboxes = sandboxes
@@ -61,7 +66,8 @@ class Reconciler:
             )
             findings: list[Finding] = []
             for step in (
-                self._namespaces, self._networks, self._elements, self._names, self._routes, self._garbage,
+                self._namespaces, self._networks, self._elements, self._names, self._routes, self._foreign,
+                self._garbage,
             ):  # fmt: skip
                 findings += await step(desired, repair=repair)
             if any(finding.repaired for finding in findings):
@@ -220,6 +226,24 @@ class Reconciler:
             Finding(kind=Kind.NETWORK, resource_id=network.id, name=network.name, detail=text, error=error)
             for network, text in overlaps(desired.networks, uplink.routes)
         ]
+
+    async def _foreign(self, desired: _Desired, *, repair: bool) -> list[Finding]:
+        """Find chains of others that drop what our networks forward; only Docker's place for that is ever changed."""
+        interfaces = {network.interface for network in desired.networks} - {""}
+        ipv6 = any(":" in pool.subnet for network in desired.networks for pool in network.pools)
+        findings = []
+        for each in await self._context.apply(self._neighbours.blocked, interfaces, ipv6=ipv6):
+            detail = "it drops by default, and no rule of it lets our networks through"
+            if self._docker_user and each.place.endswith(DOCKER_USER):
+                finding = Finding(name=f"chain {each.chain}", detail=f"{detail}: accepted in {DOCKER_USER}")
+                work = partial(self._context.apply, self._neighbours.admit, each)
+                findings.append(await _repaired(finding, work, repair=repair))
+            else:
+                command = f"nft '{'; '.join(each.commands)}'"
+                error = "it is not ours to change, unless [firewall] docker-user is set for Docker's" if repair else ""
+                detail = f"{detail}; if they are meant to pass: {command}"
+                findings.append(Finding(name=f"chain {each.chain}", detail=detail, error=error))
+        return findings
 
     async def _garbage(self, desired: _Desired, *, repair: bool) -> list[Finding]:
         """Find what carries our mark and has no row."""

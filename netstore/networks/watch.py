@@ -29,11 +29,13 @@ SO_ATTACH_FILTER = 26
 BPF_LD_W_ABS, BPF_LD_H_ABS, BPF_JMP_JEQ_K, BPF_RET_K = 0x20, 0x28, 0x15, 0x06
 _KIND_AT, _INDEX_AT = 4, 20  # nlmsg_type, and ifi_index behind the header
 
+NFT_MSG_NEWCHAIN = 3
 _NFT_GONE = (NFT_MSG_DELTABLE, NFT_MSG_DELCHAIN, NFT_MSG_DELRULE, NFT_MSG_DELSET)
 
 _ENDPOINT = re.compile(rb"netstore endpoint ([0-9a-f]{64})")
 _ROUND_SECONDS = 60.0
 _SETTLE_SECONDS = 0.3
+_REPAIR_SECONDS = 0.05  # in the gap, published ports are not served: as short as one transaction's messages take
 
 log = structlog.get_logger(__name__)
 
@@ -41,9 +43,10 @@ log = structlog.get_logger(__name__)
 class _Soon:
     """Runs some work soon after it was asked for; several requests at once are one run."""
 
-    def __init__(self, name: str, work: Callable[[], Awaitable[object]]) -> None:
+    def __init__(self, name: str, work: Callable[[], Awaitable[object]], settle: float = _SETTLE_SECONDS) -> None:
         self._name = name
         self._work = work
+        self._settle = settle
         self._task: asyncio.Task[None] | None = None
         self._again = False
 
@@ -58,7 +61,7 @@ class _Soon:
 
     async def _run(self) -> None:
         while self._again:  # also for what happened while the last run went
-            await asyncio.sleep(_SETTLE_SECONDS)  # a firewall restart is many messages
+            await asyncio.sleep(self._settle)  # a firewall restart is many messages
             self._again = False
             try:
                 await self._work()
@@ -73,13 +76,13 @@ class Drift:
 
     def __init__(self, manager: NetworkManager) -> None:
         self._manager = manager
-        self._repair = _Soon("repair drift", partial(manager.check, repair=True))
+        self._repair = _Soon("repair drift", partial(manager.check, repair=True), _REPAIR_SECONDS)
         self._follow = _Soon("follow uplink", self._follow_uplink)
         self._look = _Soon("look for lost endpoints", self._look_for_lost)
         self._ended: set[str] = set()
         self._parents: frozenset[int] | None = None
         self._round: asyncio.Task[None] | None = None
-        tables = [NFNL_SUBSYS_NFTABLES << 8 | kind for kind in _NFT_GONE]
+        tables = [NFNL_SUBSYS_NFTABLES << 8 | kind for kind in (*_NFT_GONE, NFT_MSG_NEWCHAIN)]
         self._uplink = _listening(NETLINK_ROUTE, RTMGRP_LINK, {_KIND_AT: []})
         self._sockets = [
             (_listening(NETLINK_ROUTE, RTMGRP_LINK, {_KIND_AT: [RTM_DELLINK]}), self._link_went, self._repair),
@@ -182,4 +185,9 @@ def _anything(kind: int, message: bytes) -> bool:
 
 
 def _table_went(kind: int, message: bytes) -> bool:
-    return kind >> 8 == NFNL_SUBSYS_NFTABLES and kind & 0xFF in _NFT_GONE and b"netstore\0" in message
+    """Say whether something of our tables was removed, or a chain of others changed that may drop what is ours."""
+    if kind >> 8 != NFNL_SUBSYS_NFTABLES:
+        return False
+    if kind & 0xFF == NFT_MSG_NEWCHAIN:
+        return b"DOCKER-USER\0" in message or b"FORWARD\0" in message
+    return kind & 0xFF in _NFT_GONE and (b"netstore\0" in message or b"DOCKER-USER\0" in message)
