@@ -163,7 +163,7 @@ class Daemon:
         server = grpc.aio.server(interceptors=[self._interceptor])
         network_pb2_grpc.add_NetworkServiceServicer_to_server(NetworkServicer(self._networks), server)
         endpoint_pb2_grpc.add_EndpointServiceServicer_to_server(EndpointServicer(self._networks), server)
-        policy_pb2_grpc.add_PolicyServiceServicer_to_server(PolicyServicer(self._networks), server)
+        policy_pb2_grpc.add_PolicyServiceServicer_to_server(PolicyServicer(self._networks, self._stopping), server)
         volume_pb2_grpc.add_VolumeServiceServicer_to_server(VolumeServicer(self._volumes, self._node_id), server)
         snapshot_pb2_grpc.add_SnapshotServiceServicer_to_server(SnapshotServicer(self._volumes), server)
         archives = ArchiveServicer(Archives(self._volumes, self._state_dir))

@@ -1,7 +1,8 @@
-"""netstore policy: create, ls, inspect, update, rm."""
+"""netstore policy: create, ls, inspect, update, rm, log."""
 
 from __future__ import annotations
 
+import json
 import re
 import uuid
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from netstore.api.v1 import network_pb2, policy_pb2
 from netstore.cli.client import Client, pages, pass_client, tolerant
 from netstore.cli.completion import names
-from netstore.cli.format import listing, name_of, shapes, short_id, show_objects, size
+from netstore.cli.format import listing, name_of, shapes, short_id, show_objects, size, to_dict
 from netstore.cli.grammar import key_values
 
 __all__ = ["group"]
@@ -172,3 +173,30 @@ def rm(client: Client, policies: tuple[str, ...], force: bool) -> None:
             request = policy_pb2.DeletePolicyRequest(policy=name, allow_missing=force)
             if attempt(lambda r=request: client.policies.DeletePolicy(r)):  # type: ignore[misc]
                 click.echo(name)
+
+
+def _end(peer: policy_pb2.DropPeer) -> str:
+    address = f"[{peer.address}]" if ":" in peer.address and peer.port else peer.address
+    return f"{address}{f':{peer.port}' if peer.port else ''}{f' ({peer.name})' if peer.name else ''}"
+
+
+@group.command("log")
+@click.option("-f", "--follow", is_flag=True, help="Go on with what is dropped from now on.")
+@click.option("-n", "--tail", type=int, default=100, show_default=True, help="How many of the last ones, 0 to 1000.")
+@click.option("--filter", "filters", multiple=True, help="network=, policy=, name= (of an endpoint).")
+@click.option("--format", "template", help="'json' (one object a line), or a template.")
+@pass_client
+def log(client: Client, follow: bool, tail: int, filters: tuple[str, ...], template: str | None) -> None:
+    """Show packets that policies and defaults dropped; of a flood, some."""
+    request = policy_pb2.WatchDropsRequest(filter=filters, tail=tail, follow=follow)
+    for response in client.policies.WatchDrops(request):
+        drop = response.drop
+        if template == "json":
+            click.echo(json.dumps(to_dict(drop)))
+        elif template:
+            show_objects([drop], template)
+        else:
+            by = f"policy {drop.policy}" if drop.policy else "default"
+            more = f" (and {drop.suppressed} before it)" if drop.suppressed else ""
+            ends = f"{_end(drop.source)} -> {_end(drop.destination)}"
+            click.echo(f"{drop.time.ToJsonString()} {drop.network} {by}: {drop.protocol} {ends}{more}")

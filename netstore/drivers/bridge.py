@@ -61,6 +61,7 @@ INHIBIT = "com.docker.network.bridge.inhibit_ipv4"
 TRUSTED = "com.docker.network.bridge.trusted_host_interfaces"
 _MODE = choice("nat", "nat-unprotected", "routed", "isolated")
 GUARD = "netstore.bridge.spoof_guard"
+ISOLATE = "isolate"
 
 
 class BridgeDriver(Driver):
@@ -87,6 +88,9 @@ class BridgeDriver(Driver):
         Option(INHIBIT, boolean, False, "give the bridge no IPv4 address: the gateway is another machine"),
         Option(TRUSTED, interfaces, (), "interfaces of the host, separated by ':', from which published ports may be"
                " reached at the endpoints' own addresses", live=True),
+        Option(ISOLATE, choice("false", "true", "strict"), "false", "strict: nothing passes between this network and"
+               " others of the node, by published ports neither; false and true (podman's): by published ports alone",
+               live=True),
         Option(GUARD, boolean, True, "drop what endpoints send with a MAC or source address that is not theirs, and"
                " router advertisements; false for those that route for others", live=True),
         *(replace(each, doc=f"{each.doc}: each endpoint that has no limit of its own") for each in BANDWIDTHS),
@@ -246,6 +250,8 @@ class BridgeDriver(Driver):
             ("own", f"{name} . {name}"),
             *self.host.firewall.policing.network_elements(network),
         ]
+        if values[ISOLATE] == "strict":
+            elements.append(("strict", name))
         if values[ICC]:  # between its subnets; within one, the bridge forwards by itself
             elements.append(("same", f"{name} . {name}"))
         elements += [(f"subnets{_six(pool.subnet)}", f"{name} . {pool.subnet}") for pool in network.pools]

@@ -50,6 +50,8 @@ _SETS: _Sets = {
     "internal": ("set", "type ifname;"),
     "same": ("set", "type ifname . ifname;"),
     "own": ("set", "type ifname . ifname;"),
+    # Nothing between these and other bridges of ours.
+    "strict": ("set", "type ifname;"),
     # Bridges of networks that have policies, and the chains of those.
     "policed": ("map", "type ifname : verdict;"),
     # May be reached from outside without having published anything (gateway mode nat-unprotected).
@@ -96,6 +98,8 @@ _CHAINS: _Chains = {
         (
             "iifname != @bridges oifname != @bridges accept",
             "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu",
+            "iifname . oifname != @own iifname @strict oifname @bridges drop",
+            "iifname . oifname != @own iifname @bridges oifname @strict drop",
             "iifname vmap @policed",
             "iifname . oifname != @own oifname vmap @policed",
             "ct state established,related accept",

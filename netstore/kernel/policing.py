@@ -26,6 +26,7 @@ from netstore.model import Endpoint, Network, Policy, PolicyAction, PolicyPort, 
 
 __all__ = [
     "BRIDGED",
+    "LOGGED_BYTES",
     "LOG_GROUP",
     "LOG_PREFIX",
     "ROUTED",
@@ -40,7 +41,8 @@ BRIDGED, ROUTED = "bridge netstore", "inet netstore"
 LOG_GROUP = 28275
 """The nfnetlink_log group that dropped packets are sent to: "ns"."""
 LOG_PREFIX = "netstore-"
-_LOGGED_BYTES = 128
+LOGGED_BYTES = 128
+"""How much of one goes there: its headers."""
 _DIGITS = 16
 _ALL_PORTS = (0, 65535)
 _PORTED = "{ tcp, udp, sctp }"
@@ -76,6 +78,8 @@ class Policing:
 
     def __init__(self) -> None:
         self._policed: dict[str, _Police] = {}
+        self.logs = True
+        """Whether the kernel can log: a rule that logs is refused where it cannot."""
 
     def put(self, network: Network, policies: Iterable[Policy]) -> None:
         """Police a network by these policies, and by its default; stop when there is nothing to enforce."""
@@ -99,7 +103,9 @@ class Policing:
     def skeleton(self, network_id: str = "") -> dict[str, Skeleton]:
         """Return what every policed network, or one of them, has in each table."""
         wanted = [self._policed.get(network_id)] if network_id else list(self._policed.values())
-        parts = [(table, _compile(each, table)) for table in (ROUTED, BRIDGED) for each in wanted if each]
+        parts = [
+            (table, _compile(each, table, logs=self.logs)) for table in (ROUTED, BRIDGED) for each in wanted if each
+        ]
         return {
             table: Skeleton(
                 {name: body for at, part in parts if at == table for name, body in part.sets.items()},
@@ -160,13 +166,13 @@ def selects(selector: Selector, endpoint: Endpoint) -> bool:
     return bool(selector.labels)
 
 
-def _compile(police: _Police, table: str) -> Skeleton:
+def _compile(police: _Police, table: str, *, logs: bool) -> Skeleton:
     network, policies = police.network, police.policies
     name = _chain(network.id)
     bridged = table == BRIDGED
     sets = {key: body for policy in policies for key, body in _sets(policy, bridged=bridged)}
-    chains = {f"d_{_short(policy.id)}": _dropping(policy.id) for policy in policies if _denies(policy)}
-    chains[f"d_{_short(network.id)}"] = _dropping(network.id)
+    deniers = (network.id, *(policy.id for policy in policies if _denies(policy)))
+    chains = {f"d_{_short(each)}": _dropping(each, logs=logs) for each in deniers}
     denied = [policy for policy in policies if _denies(policy)]
     allowed = [policy for policy in policies if not _denies(policy)]
     if bridged:
@@ -192,13 +198,13 @@ def _sets(policy: Policy, *, bridged: bool) -> Iterator[tuple[str, tuple[str, st
             yield f"addrs_{_short(policy.id)}_{side}6", ("set", "type ipv6_addr;")
 
 
-def _dropping(resource_id: str) -> tuple[str, ...]:
+def _dropping(resource_id: str, *, logs: bool) -> tuple[str, ...]:
     """Drop, count, and tell netstored of some: a flood must not become a flood of messages."""
-    prefix = f"{LOG_PREFIX}{_short(resource_id)}"
-    return (
-        f'limit rate 20/second burst 50 packets log prefix "{prefix}" group {LOG_GROUP} snaplen {_LOGGED_BYTES}',
-        f"counter name {counter_name(resource_id)} drop",
-    )
+    drop = f"counter name {counter_name(resource_id)} drop"
+    if not logs:
+        return (drop,)
+    logged = f'log prefix "{LOG_PREFIX}{_short(resource_id)}" group {LOG_GROUP} snaplen {LOGGED_BYTES}'
+    return (f"limit rate 20/second burst 50 packets {logged}", drop)
 
 
 def _routed_chains(

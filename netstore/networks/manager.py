@@ -15,6 +15,7 @@ from netstore.kernel.sandboxes import open_relay
 from netstore.kernel.sysctls import raise_neighbour_limits
 from netstore.model import Finding
 from netstore.networks.context import Context
+from netstore.networks.drops import Drops
 from netstore.networks.endpoints import Endpoints
 from netstore.networks.handover import RELAY, ResolverLink
 from netstore.networks.ipam import DEFAULT_POOLS, AddressPool, unique_local_pool
@@ -51,6 +52,7 @@ class NetworkManager:
         pools = (*pools, *(pool for pool in defaults if pool[0].version not in given))
         self._context = Context(store, drivers, self.resolver, run_dir / "netns", pools)
         self.policies = Policies(self._context, self._firewall)
+        self.drops = Drops(self._context, self._firewall.policing)
         self.networks = Networks(self._context, self.policies)
         self.sandboxes = Sandboxes(self._context)
         self.endpoints = Endpoints(self._context, self.sandboxes, self.policies)
@@ -67,6 +69,7 @@ class NetworkManager:
         """Make the firewall's skeleton and the predefined networks, then everything that the store holds."""
         self._context.netns_dir.mkdir(parents=True, exist_ok=True)
         await self.resolver.start()
+        await self.drops.start()
         await self.policies.start()
         await self._context.apply(self._firewall.ensure)
         await self._give_relay()
@@ -112,5 +115,6 @@ class NetworkManager:
 
     async def close(self) -> None:
         """Let go of the resolver and the executors; what is in the kernel stays and works on."""
+        await self.drops.close()
         await self.resolver.close()
         self._context.close()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from ipaddress import ip_network
 from typing import Any
@@ -11,6 +12,7 @@ from netstore.api.v1 import policy_pb2 as pb
 from netstore.api.v1 import policy_pb2_grpc
 from netstore.errors import InvalidArgument
 from netstore.model import PolicyPort, PolicySpec, Selector
+from netstore.networks.drops import Drop, Peer
 from netstore.networks.manager import NetworkManager
 from netstore.networks.policies import PolicyView
 from netstore.rpc.fields import (
@@ -35,6 +37,7 @@ _PROTOCOLS = {
     pb.POLICY_PROTOCOL_SCTP: "sctp",
     pb.POLICY_PROTOCOL_ICMP: "icmp",
 }
+_MAX_TAIL = 1000
 _NUMBERS = {name: number for number, name in _PROTOCOLS.items()}
 _MUTABLE = ("labels", "spec.sources", "spec.destinations", "spec.ports", "spec.action")
 
@@ -42,8 +45,10 @@ _MUTABLE = ("labels", "spec.sources", "spec.destinations", "spec.ports", "spec.a
 class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
     """Implements `netstore.v1.PolicyService`."""
 
-    def __init__(self, manager: NetworkManager) -> None:
+    def __init__(self, manager: NetworkManager, stopping: asyncio.Event) -> None:
         self._policies = manager.policies
+        self._drops = manager.drops
+        self._stopping = stopping
 
     async def GetPolicy(self, request: pb.GetPolicyRequest, context: Any) -> pb.GetPolicyResponse:
         return pb.GetPolicyResponse(policy=to_message(await self._policies.get(request.policy)))
@@ -86,6 +91,14 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
         with missing_allowed(allow=request.allow_missing):
             await self._policies.delete(request.policy)
         return pb.DeletePolicyResponse()
+
+    async def WatchDrops(self, request: pb.WatchDropsRequest, context: Any) -> AsyncIterator[pb.WatchDropsResponse]:
+        filters = Filters(request.filter, ("network", "policy", "name"))
+        if not 0 <= request.tail <= _MAX_TAIL:
+            raise InvalidArgument("tail", request.tail, f"0 to {_MAX_TAIL}")
+        async for drop in self._drops.watch(tail=request.tail, follow=request.follow, stop=self._stopping):
+            if _watched(filters, drop):
+                yield pb.WatchDropsResponse(drop=_to_drop(drop))
 
 
 def _to_spec(spec: pb.PolicySpec) -> PolicySpec:
@@ -184,6 +197,30 @@ def to_message(view: PolicyView) -> pb.Policy:
             network_id=view.network.id,
         ),
     )
+
+
+def _watched(filters: Filters, drop: Drop) -> bool:
+    return (
+        filters.any("network", lambda value: value == drop.network)
+        and filters.any("policy", lambda value: value == drop.policy)
+        and filters.any("name", lambda value: value in (drop.source.name, drop.destination.name))
+    )
+
+
+def _to_drop(drop: Drop) -> pb.Drop:
+    return pb.Drop(
+        time=timestamp(drop.time),
+        network=drop.network,
+        policy=drop.policy,
+        protocol=drop.protocol,
+        source=_to_peer(drop.source),
+        destination=_to_peer(drop.destination),
+        suppressed=drop.suppressed,
+    )
+
+
+def _to_peer(peer: Peer) -> pb.DropPeer:
+    return pb.DropPeer(address=peer.address, port=peer.port, name=peer.name, endpoint=peer.endpoint_id)
 
 
 def _matches(filters: Filters, view: PolicyView) -> bool:

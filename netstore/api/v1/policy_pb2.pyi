@@ -526,3 +526,145 @@ class DeletePolicyResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeletePolicyResponse: _TypeAlias = DeletePolicyResponse  # noqa: Y015
+
+@_typing.final
+class DropPeer(_message.Message):
+    """DropPeer is one end of a dropped packet."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    PORT_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """OUTPUT_ONLY. The address in the packet; for published ports it is the machine's own, and the endpoint's."""
+    port: _builtins.int
+    """OUTPUT_ONLY. The port; 0 where the protocol, or a further fragment, has none."""
+    name: _builtins.str
+    """OUTPUT_ONLY. The endpoint's name; empty for what is not an endpoint."""
+    endpoint: _builtins.str
+    """OUTPUT_ONLY. The endpoint's id; empty for what is not one."""
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        port: _builtins.int = ...,
+        name: _builtins.str = ...,
+        endpoint: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "endpoint", b"endpoint", "name", b"name", "port", b"port"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DropPeer: _TypeAlias = DropPeer  # noqa: Y015
+
+@_typing.final
+class Drop(_message.Message):
+    """Drop is one packet that was dropped."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_FIELD_NUMBER: _builtins.int
+    NETWORK_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    DESTINATION_FIELD_NUMBER: _builtins.int
+    SUPPRESSED_FIELD_NUMBER: _builtins.int
+    network: _builtins.str
+    """OUTPUT_ONLY. The network that dropped it."""
+    policy: _builtins.str
+    """OUTPUT_ONLY. The policy that denied it; empty when it was the network's default."""
+    protocol: _builtins.str
+    """OUTPUT_ONLY. tcp, udp, sctp, icmp, or the protocol's number (IANA)."""
+    suppressed: _builtins.int
+    """OUTPUT_ONLY. How many dropped packets before this one were too many to tell of."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """OUTPUT_ONLY. When."""
+
+    @_builtins.property
+    def source(self) -> Global___DropPeer:
+        """OUTPUT_ONLY. Who sent it."""
+
+    @_builtins.property
+    def destination(self) -> Global___DropPeer:
+        """OUTPUT_ONLY. To whom."""
+
+    def __init__(
+        self,
+        *,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        network: _builtins.str = ...,
+        policy: _builtins.str = ...,
+        protocol: _builtins.str = ...,
+        source: Global___DropPeer | None = ...,
+        destination: Global___DropPeer | None = ...,
+        suppressed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "source", b"source", "time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "network", b"network", "policy", b"policy", "protocol", b"protocol", "source", b"source", "suppressed", b"suppressed", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Drop: _TypeAlias = Drop  # noqa: Y015
+
+@_typing.final
+class WatchDropsRequest(_message.Message):
+    """WatchDropsRequest asks for dropped packets."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    TAIL_FIELD_NUMBER: _builtins.int
+    FOLLOW_FIELD_NUMBER: _builtins.int
+    tail: _builtins.int
+    """OPTIONAL. How many of those that there were to look at first, at most 1000; 0 none."""
+    follow: _builtins.bool
+    """OPTIONAL. Go on with those that come."""
+    @_builtins.property
+    def filter(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """OPTIONAL. Terms "key=value": network, policy, name (of the endpoint at one of the ends)."""
+
+    def __init__(
+        self,
+        *,
+        filter: _abc.Iterable[_builtins.str] | None = ...,
+        tail: _builtins.int = ...,
+        follow: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "follow", b"follow", "tail", b"tail"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchDropsRequest: _TypeAlias = WatchDropsRequest  # noqa: Y015
+
+@_typing.final
+class WatchDropsResponse(_message.Message):
+    """WatchDropsResponse carries one dropped packet."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DROP_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def drop(self) -> Global___Drop:
+        """The packet."""
+
+    def __init__(
+        self,
+        *,
+        drop: Global___Drop | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drop", b"drop"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drop", b"drop"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchDropsResponse: _TypeAlias = WatchDropsResponse  # noqa: Y015

@@ -60,6 +60,11 @@ class PolicyServiceStub:
                 request_serializer=netstore_dot_v1_dot_policy__pb2.DeletePolicyRequest.SerializeToString,
                 response_deserializer=netstore_dot_v1_dot_policy__pb2.DeletePolicyResponse.FromString,
                 _registered_method=True)
+        self.WatchDrops = channel.unary_stream(
+                '/netstore.v1.PolicyService/WatchDrops',
+                request_serializer=netstore_dot_v1_dot_policy__pb2.WatchDropsRequest.SerializeToString,
+                response_deserializer=netstore_dot_v1_dot_policy__pb2.WatchDropsResponse.FromString,
+                _registered_method=True)
 
 
 class PolicyServiceServicer:
@@ -116,6 +121,17 @@ class PolicyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchDrops(self, request, context):
+        """WatchDrops tells of packets that policies and defaults dropped: the last ones and, when asked to follow, each that
+        comes. Of a flood it tells some; the counters of the policies count all.
+
+        unknown filter | INVALID_ARGUMENT | use the filters named in the error
+        the kernel has no nfnetlink_log | UNIMPLEMENTED | use the counters
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PolicyServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -143,6 +159,11 @@ def add_PolicyServiceServicer_to_server(servicer, server):
                     servicer.DeletePolicy,
                     request_deserializer=netstore_dot_v1_dot_policy__pb2.DeletePolicyRequest.FromString,
                     response_serializer=netstore_dot_v1_dot_policy__pb2.DeletePolicyResponse.SerializeToString,
+            ),
+            'WatchDrops': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchDrops,
+                    request_deserializer=netstore_dot_v1_dot_policy__pb2.WatchDropsRequest.FromString,
+                    response_serializer=netstore_dot_v1_dot_policy__pb2.WatchDropsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -281,6 +302,33 @@ class PolicyService:
             '/netstore.v1.PolicyService/DeletePolicy',
             netstore_dot_v1_dot_policy__pb2.DeletePolicyRequest.SerializeToString,
             netstore_dot_v1_dot_policy__pb2.DeletePolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchDrops(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/netstore.v1.PolicyService/WatchDrops',
+            netstore_dot_v1_dot_policy__pb2.WatchDropsRequest.SerializeToString,
+            netstore_dot_v1_dot_policy__pb2.WatchDropsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -63,6 +63,13 @@ class PolicyServiceStub:
 
     no such policy | NOT_FOUND unless allow_missing | nothing to do
     """
+    WatchDrops: _grpc.UnaryStreamMultiCallable[_policy_pb2.WatchDropsRequest, _policy_pb2.WatchDropsResponse]
+    """WatchDrops tells of packets that policies and defaults dropped: the last ones and, when asked to follow, each that
+    comes. Of a flood it tells some; the counters of the policies count all.
+
+    unknown filter | INVALID_ARGUMENT | use the filters named in the error
+    the kernel has no nfnetlink_log | UNIMPLEMENTED | use the counters
+    """
 
 @_typing.type_check_only
 class PolicyServiceAsyncStub(PolicyServiceStub):
@@ -98,6 +105,13 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     """DeletePolicy removes a policy.
 
     no such policy | NOT_FOUND unless allow_missing | nothing to do
+    """
+    WatchDrops: _aio.UnaryStreamMultiCallable[_policy_pb2.WatchDropsRequest, _policy_pb2.WatchDropsResponse]  # type: ignore[assignment]
+    """WatchDrops tells of packets that policies and defaults dropped: the last ones and, when asked to follow, each that
+    comes. Of a flood it tells some; the counters of the policies count all.
+
+    unknown filter | INVALID_ARGUMENT | use the filters named in the error
+    the kernel has no nfnetlink_log | UNIMPLEMENTED | use the counters
     """
 
 class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -161,6 +175,19 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         """DeletePolicy removes a policy.
 
         no such policy | NOT_FOUND unless allow_missing | nothing to do
+        """
+
+    @_abc_1.abstractmethod
+    def WatchDrops(
+        self,
+        request: _policy_pb2.WatchDropsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_policy_pb2.WatchDropsResponse], _abc.AsyncIterator[_policy_pb2.WatchDropsResponse]]:
+        """WatchDrops tells of packets that policies and defaults dropped: the last ones and, when asked to follow, each that
+        comes. Of a flood it tells some; the counters of the policies count all.
+
+        unknown filter | INVALID_ARGUMENT | use the filters named in the error
+        the kernel has no nfnetlink_log | UNIMPLEMENTED | use the counters
         """
 
 def add_PolicyServiceServicer_to_server(servicer: PolicyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
