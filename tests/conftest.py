@@ -19,6 +19,7 @@ import pytest
 from netstore.cli.client import Client
 
 BIN = Path(sys.executable).parent
+pytest_plugins = ("cluster.lab",)
 
 
 def wait_until(condition: Callable[[], object], *, seconds: float = 10.0, what: str = "") -> None:

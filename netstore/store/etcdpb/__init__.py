@@ -1,0 +1,1 @@
+"""Generated from proto/etcd by scripts/gen: never edited."""

@@ -1,0 +1,198 @@
+"""Scenarios of the client of etcd, run on the wire by `Etcd3.worker`: python etcd_worker.py SCENARIO JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from netstore.errors import NetstoreError, Unavailable
+from netstore.store import etcd
+from netstore.store.etcd import Changes, Etcd, Snapshot
+
+PREFIX = "/netstore/"
+
+
+class Lab:
+    """What the test gave: clients, and members to kill."""
+
+    def __init__(self, given: dict[str, Any]) -> None:
+        self.endpoints: list[str] = given["endpoints"]
+        self.leader: int = given["leader"]
+        self._pids: list[int] = given["pids"]
+        self._certificates: str = given["certificates"]
+
+    def client(self, endpoints: list[str] | None = None, cert: str = "node") -> Etcd:
+        place = self._certificates
+        files = {"ca": f"{place}/ca.pem", "cert": f"{place}/{cert}.pem", "key": f"{place}/{cert}.key"}
+        return Etcd(endpoints or self.endpoints, **files)
+
+    def kill(self, *indexes: int) -> None:
+        for index in indexes:
+            os.kill(self._pids[index], signal.SIGKILL)
+
+
+async def transactions(lab: Lab) -> None:
+    """Create-if-absent has one winner, a loser learns the holder; values compare; prefixes go at once."""
+    client = lab.client()
+    key = PREFIX + "addresses/net/10.0.0.2"
+    tries = [client.transact([etcd.absent(key)], [etcd.put(key, b"%d" % i)], [etcd.get(key)]) for i in range(20)]
+    results = await asyncio.gather(*tries)
+    winners = [index for index, result in enumerate(results) if result.succeeded]
+    assert len(winners) == 1
+    assert {result.found[0][0].value for result in results if not result.succeeded} == {b"%d" % winners[0]}
+    held = await client.read(key)
+    assert held is not None
+    assert not (await client.transact([etcd.unchanged(key, held.revision - 1)], [etcd.delete(key)])).succeeded
+    assert (await client.transact([etcd.holds(key, held.value)], [etcd.put(key, b"mine")])).succeeded
+    for start in range(0, 5000, 100):
+        await client.transact([], [etcd.put(f"{PREFIX}many/{start + i:05}", b"x" * 50) for i in range(100)])
+    found = await client.snapshot(PREFIX + "many/")
+    assert [item.key for item in found.items] == [f"{PREFIX}many/{number:05}" for number in range(5000)]
+    await client.transact([], [etcd.delete_below(PREFIX)])
+    assert not (await client.snapshot(PREFIX)).items
+    await client.close()
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition for at most ten seconds; the caller asserts."""
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+
+
+async def _collect(source: AsyncIterator[Snapshot | Changes], seen: list[int], snapshots: list[int]) -> None:
+    async for each in source:
+        if isinstance(each, Snapshot):
+            snapshots.append(each.revision)
+            seen += [int(item.value) for item in each.items]
+        else:
+            seen += [int(item.value) for put, item in each.events if put]
+
+
+async def watch_survives_members(lab: Lab) -> None:
+    """Every change is seen once and in order while the leader, and the member that the watch is at, is killed."""
+    watcher, writer = lab.client(lab.endpoints[lab.leader :] + lab.endpoints[: lab.leader]), lab.client()
+    seen: list[int] = []
+    snapshots: list[int] = []
+    watching = asyncio.create_task(_collect(watcher.follow(PREFIX), seen, snapshots))
+    longest = 0.0
+    for number in range(300):
+        if number == 100:
+            lab.kill(lab.leader)
+        before = time.monotonic()
+        await writer.transact([], [etcd.put(f"{PREFIX}{number}", b"%d" % number)])
+        longest = max(longest, time.monotonic() - before)
+        await asyncio.sleep(0.005)
+    await _until(lambda: set(seen) >= set(range(300)))
+    watching.cancel()
+    unique = list(dict.fromkeys(seen))
+    assert unique == list(range(300)), sorted(set(range(300)) - set(seen))
+    assert len(snapshots) == 1, "a member that went costs no new listing"
+    assert longest < 4.0, longest
+    print(f"longest write over the leader's end: {longest:.2f} s")
+
+
+async def compaction(lab: Lab) -> None:
+    """A watch that starts before the history is told so; `follow` lists anew by itself."""
+    client = lab.client()
+    for number in range(20):
+        last = await client.transact([], [etcd.put(PREFIX + "a", b"%d" % number)])
+    compact = client._channel().unary_unary(
+        "/etcdserverpb.KV/Compact",
+        request_serializer=etcd.pb.LeaseGrantRequest.SerializeToString,  # field 1 is the revision
+        response_deserializer=etcd.pb.PutResponse.FromString,
+    )
+    await compact(etcd.pb.LeaseGrantRequest(TTL=last.revision))
+    try:
+        async for _ in client.watch(PREFIX, last.revision - 10):
+            raise AssertionError("history that is gone was shown")
+    except etcd.Compacted:
+        pass
+    snapshots: list[int] = []
+    original, calls = client.watch, []
+
+    def behind(prefix: str, revision: int) -> AsyncIterator[Changes]:
+        calls.append(revision)
+        return original(prefix, revision if len(calls) > 1 else last.revision - 10)
+
+    client.watch = behind  # type: ignore[method-assign]
+    seen: list[int] = []
+    watching = asyncio.create_task(_collect(client.follow(PREFIX), seen, snapshots))
+    await _until(lambda: len(snapshots) == 2)
+    await client.transact([], [etcd.put(PREFIX + "a", b"77")])
+    await _until(lambda: 77 in seen)
+    watching.cancel()
+    assert (len(snapshots), seen[-1]) == (2, 77)
+    await client.close()
+
+
+async def leases(lab: Lab) -> None:
+    """A key goes with its lease, at its end or when it is revoked; one that is kept alive stays, over a leader's end."""
+    client = lab.client()
+    kept, left, ended = [await client.grant(2) for _ in range(3)]
+    puts = [etcd.put(PREFIX + name, b"", lease) for name, lease in (("kept", kept), ("left", left), ("ended", ended))]
+    await client.transact([], puts)
+    await client.revoke(ended)
+    await client.revoke(ended)
+    assert await client.read(PREFIX + "ended") is None
+    lab.kill(lab.leader)
+    end = time.monotonic() + 12
+    while await client.read(PREFIX + "left") and time.monotonic() < end:
+        assert await client.keep_alive(kept)
+        await asyncio.sleep(0.3)
+    assert await client.read(PREFIX + "left") is None
+    assert await client.read(PREFIX + "kept") is not None
+    assert not await client.keep_alive(left)
+
+
+async def without_a_majority(lab: Lab) -> None:
+    """With one member of three left every call says UNAVAILABLE in time; with none at once; a watch ends."""
+    client = lab.client()
+    await client.transact([], [etcd.put(PREFIX + "a", b"1")])
+    lab.kill(*(index for index in range(3) if index != 0))
+    began = time.monotonic()
+    with contextlib.suppress(Unavailable):
+        await client.transact([], [etcd.put(PREFIX + "a", b"2")])
+        raise AssertionError("a minority wrote")
+    assert time.monotonic() - began < 6
+    lab.kill(0)
+    for _ in range(2):
+        began = time.monotonic()
+        try:
+            await client.read(PREFIX + "a")
+            raise AssertionError("nobody answered")
+        except Unavailable as error:
+            assert error.reason == "CLUSTER_UNAVAILABLE"
+            assert "198.51.100.21:2379" in error.hint
+    assert time.monotonic() - began < 0.5, "refused connections are not waited for"
+    try:
+        async for _ in client.watch(PREFIX, 1):
+            pass
+    except Unavailable:
+        pass
+
+
+async def strangers(lab: Lab) -> None:
+    """Without a certificate of the authority nobody is heard, and a file that is missing is named."""
+    with contextlib.suppress(NetstoreError):
+        lab.client(cert="nobody")
+        raise AssertionError("a file that is missing was read")
+    stranger = Etcd(lab.endpoints, **{key: f"{lab._certificates}/{name}" for key, name in
+                                      (("ca", "ca.pem"), ("cert", "stranger.pem"), ("key", "stranger.key"))})  # fmt: skip
+    try:
+        await stranger.read(PREFIX)
+        raise AssertionError("a stranger was heard")
+    except Unavailable:
+        pass
+
+
+if __name__ == "__main__":
+    asyncio.run(globals()[sys.argv[1]](Lab(json.loads(sys.argv[2]))))

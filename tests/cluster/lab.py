@@ -1,0 +1,240 @@
+"""Fixtures of a cluster: machines on one underlay, three of them with etcd, three with netstored. A pytest plugin."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from conftest import Host, Node, wait_until
+
+UNDERLAY = "198.51.100"
+_OPENSSL = """
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=ca -keyout ca.key -out ca.pem
+for name in server node; do
+  openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=$name -keyout $name.key -out $name.csr
+  printf "subjectAltName=$SAN\\nextendedKeyUsage=serverAuth,clientAuth" > $name.ext
+  openssl x509 -req -in $name.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 1 -extfile $name.ext -out $name.pem
+done
+"""
+_ETCD_UP_SECONDS = 20.0
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with ca.pem, and .pem and .key of `server` (etcd's members) and `node`."""
+    place = tmp_path_factory.mktemp("certificates")
+    names = ",".join(["IP:127.0.0.1", *(f"IP:{UNDERLAY}.{last}" for last in range(1, 31))])
+    subprocess.run(
+        ["sh", "-ec", _OPENSSL], cwd=place, capture_output=True, check=True, env={**os.environ, "SAN": names}
+    )
+    return place
+
+
+def _holder() -> subprocess.Popen[bytes]:
+    holder = subprocess.Popen(["unshare", "-nm", "--propagation", "private", "sleep", "infinity"])
+    own = os.readlink("/proc/self/ns/net")
+    wait_until(lambda: os.readlink(f"/proc/{holder.pid}/ns/net") != own, what="the machine's namespace")
+    wait_until(lambda: Path(f"/proc/{holder.pid}/comm").read_text() == "sleep\n", what="the machine's holder")
+    return holder
+
+
+class Underlay:
+    """The wire between machines: a bridge in a namespace of its own, which has the address .254."""
+
+    def __init__(self, place: Path) -> None:
+        self._holders = [_holder()]
+        self.host = Host(self._holders[0].pid, place)
+        self.place = place
+        self.host.sh(f"ip link set lo up; ip link add wire type bridge; ip addr add {UNDERLAY}.254/24 dev wire;"
+                     "ip link set wire up; sysctl -qw net.bridge.bridge-nf-call-iptables=0 || true")  # fmt: skip
+
+    def machine(self, number: int) -> Host:
+        """Add a machine, with the address .NUMBER on `eth0`; its port on the wire is `m<number>`."""
+        holder = _holder()
+        self._holders.append(holder)
+        machine = Host(holder.pid, self.place)
+        self.host.sh(f"ip link add m{number} master wire type veth peer name eth0 netns {holder.pid};"
+                     f"ip link set m{number} up")  # fmt: skip
+        machine.sh(f"ip link set lo up; ip addr add {UNDERLAY}.{number}/24 dev eth0; ip link set eth0 up;"
+                   f"ip route add default via {UNDERLAY}.254; mkdir -p /run/netns; mount -t tmpfs netns /run/netns")  # fmt: skip
+        return machine
+
+    def cut(self, *numbers: int) -> None:
+        """Cut machines off: what they send, and what is sent to them, is lost in silence."""
+        ports = ", ".join(f'"m{number}"' for number in numbers)
+        self.host.sh(
+            "nft -f - <<'X'\nadd table bridge cut\nadd chain bridge cut forward { type filter hook forward priority 0; }\n"
+            f"add rule bridge cut forward iifname {{ {ports} }} drop\n"
+            f"add rule bridge cut forward oifname {{ {ports} }} drop\nX"
+        )
+
+    def cut_between(self, ones: list[int], others: list[int]) -> None:
+        """Lose what one group sends the other; the way back stays."""
+        ports, theirs = (", ".join(f'"m{number}"' for number in group) for group in (ones, others))
+        self.host.sh(
+            "nft -f - <<'X'\nadd table bridge cut\nadd chain bridge cut forward { type filter hook forward priority 0; }\n"
+            f"add rule bridge cut forward iifname {{ {ports} }} oifname {{ {theirs} }} drop\nX"
+        )
+
+    def heal(self) -> None:
+        """Undo every cut."""
+        self.host.sh("nft delete table bridge cut 2>/dev/null || true")
+
+    def close(self) -> None:
+        for holder in self._holders:
+            holder.kill()
+        for holder in self._holders:
+            holder.wait()
+
+
+@dataclass
+class Etcd3:
+    """Three members of etcd, on machines 21 to 23 of the underlay."""
+
+    underlay: Underlay
+    certificates: Path
+    machines: list[Host]
+    processes: list[subprocess.Popen[bytes] | None] = field(default_factory=lambda: [None, None, None])
+
+    @property
+    def endpoints(self) -> list[str]:
+        return [f"https://{UNDERLAY}.{21 + index}:2379" for index in range(3)]
+
+    def start(self, *indexes: int) -> None:
+        """Start members."""
+        for index in indexes:
+            url = f"https://{UNDERLAY}.{21 + index}"
+            tls = {"cert-file": "server.pem", "key-file": "server.key", "trusted-ca-file": "ca.pem"}
+            flags = {
+                "name": f"e{index}", "data-dir": f"/run/netns/etcd-{index}", "listen-client-urls": f"{url}:2379",
+                "advertise-client-urls": f"{url}:2379", "listen-peer-urls": f"{url}:2380",
+                "initial-advertise-peer-urls": f"{url}:2380", "initial-cluster-state": "new",
+                "initial-cluster": ",".join(f"e{i}=https://{UNDERLAY}.{21 + i}:2380" for i in range(3)),
+                "heartbeat-interval": "100", "election-timeout": "700", "logger": "zap",
+                **{key: str(self.certificates / name) for key, name in tls.items()},
+                **{f"peer-{key}": str(self.certificates / name) for key, name in tls.items()},
+            }  # fmt: skip
+            command = ["etcd", "--client-cert-auth", "--peer-client-cert-auth"]
+            command += [f"--{key}={value}" for key, value in flags.items()]
+            with (self.underlay.place / f"etcd-{index}.log").open("ab") as log:
+                self.processes[index] = subprocess.Popen(self.machines[index].command(*command), stdout=log, stderr=log)
+
+    def kill(self, *indexes: int) -> None:
+        """Kill members (SIGKILL)."""
+        for index in indexes:
+            process = self.processes[index]
+            assert process
+            process.kill()
+            process.wait()
+            self.processes[index] = None
+
+    def ctl(self, *args: str, check: bool = True) -> str:
+        """Run etcdctl on the wire."""
+        files = {"cacert": "ca.pem", "cert": "node.pem", "key": "node.key"}
+        flags = [f"--{key}={self.certificates / name}" for key, name in files.items()]
+        command = ["env", "ETCDCTL_API=3", "etcdctl", f"--endpoints={','.join(self.endpoints)}", *flags, *args]
+        return self.underlay.host.run(*command, check=check).stdout
+
+    def leader(self) -> int:
+        """Return the index of the member that leads."""
+        found = json.loads(self.ctl("endpoint", "status", "-w", "json", "--command-timeout=2s", check=False) or "[]")
+        for each in found:
+            status = each["Status"]
+            if status["leader"] == status["header"]["member_id"]:
+                return self.endpoints.index(each["Endpoint"])
+        return -1
+
+    def wait(self) -> None:
+        """Wait for a member that leads."""
+        wait_until(lambda: self.leader() >= 0, seconds=_ETCD_UP_SECONDS, what="etcd's leader")
+
+    def config(self, number: int, name: str) -> str:
+        """Return the section [cluster] of a node's configuration."""
+        endpoints = ", ".join(f'"{each}"' for each in self.endpoints)
+        return (
+            f'[cluster]\nendpoints = [{endpoints}]\nca = "{self.certificates}/ca.pem"\n'
+            f'cert = "{self.certificates}/node.pem"\nkey = "{self.certificates}/node.key"\n'
+            f'advertise = "{UNDERLAY}.{number}"\nname = "{name}"\n'
+        )
+
+    def worker(self, scenario: str) -> None:
+        """Run a scenario of etcd_worker.py on the wire; pids of the members are given, so that it can kill them."""
+        given = {
+            "endpoints": self.endpoints, "certificates": str(self.certificates), "leader": self.leader(),
+            "pids": [_etcd_pid(process) for process in self.processes],
+        }  # fmt: skip
+        worker = Path(__file__).with_name("etcd_worker.py")
+        done = self.underlay.host.run(sys.executable, str(worker), scenario, json.dumps(given), check=False, timeout=50)
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+
+    def close(self) -> None:
+        self.kill(*(index for index in range(3) if self.processes[index]))
+
+
+def _etcd_pid(process: subprocess.Popen[bytes] | None) -> int:
+    return process.pid if process else 0  # nsenter executes in place: the pid is etcd's
+
+
+@pytest.fixture
+def underlay(place: Path) -> Iterator[Underlay]:
+    """A wire that machines can be put on."""
+    underlay = Underlay(place)
+    yield underlay
+    underlay.close()
+
+
+@pytest.fixture
+def etcd3(underlay: Underlay, certificates: Path) -> Iterator[Etcd3]:
+    """Three members of etcd with mutual TLS, one of which leads."""
+    members = Etcd3(underlay, certificates, [underlay.machine(21 + index) for index in range(3)])
+    members.start(0, 1, 2)
+    members.wait()
+    yield members
+    members.close()
+
+
+def start_node(etcd: Etcd3, number: int, name: str = "") -> Node:
+    """Start netstored and its resolver on a new machine of the underlay; by default its name is n<number>."""
+    machine = etcd.underlay.machine(number)
+    place = etcd.underlay.place / f"n{number}"
+    place.mkdir(mode=0o711)
+    node = Node(machine, place)
+    (place / "cluster.toml").write_text("[resolver]\nmanage = false\n" + etcd.config(number, name or f"n{number}"))
+    node.start_resolver()
+    node.start("--config", str(place / "cluster.toml"))
+    return node
+
+
+def restart(node: Node) -> None:
+    """Start a node's daemon, again."""
+    node.start("--config", str(node.place / "cluster.toml"))
+
+
+def stop_nodes(nodes: list[Node]) -> None:
+    """Remove the containers of nodes and stop their daemons."""
+    for node in nodes:
+        for process in (node.daemon, node.resolver):
+            if process and process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+        if node.daemon and node.daemon.poll() is None and (containers := node.out("ps", "-aq").split()):
+            node.cli("rm", "-f", "-v", *containers)
+    for node in nodes:
+        node.stop()
+
+
+@pytest.fixture
+def nodes3(etcd3: Etcd3) -> Iterator[list[Node]]:
+    """Three nodes of one cluster, n1 to n3, on machines 1 to 3 of the underlay."""
+    with ThreadPoolExecutor(3) as pool:
+        nodes = list(pool.map(lambda number: start_node(etcd3, number), (1, 2, 3)))
+    yield nodes
+    etcd3.underlay.heal()
+    stop_nodes(nodes)
