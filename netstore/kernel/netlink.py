@@ -23,6 +23,7 @@ from netstore.kernel.route import Attributes, Request, encode, encode_neighbour
 __all__ = [
     "address_add",
     "bridge_add",
+    "ipvlan_add",
     "link_delete",
     "link_delete_group",
     "link_set",
@@ -52,6 +53,8 @@ TCA_TBF_PARMS, TCA_TBF_RATE64, TCA_TBF_BURST = 1, 4, 6
 NLM_F_REQUEST, NLM_F_ACK = 0x1, 0x4
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
 IFF_UP = 0x1
+IFLA_LINKINFO, IFLA_INFO_KIND, IFLA_INFO_DATA = 18, 1, 2
+IFLA_IPVLAN_MODE, IFLA_IPVLAN_FLAGS = 1, 2
 IFA_F_NODAD = 0x2
 IN6_ADDR_GEN_MODE_NONE = 1
 RT_TABLE_MAIN, RTPROT_STATIC, RT_SCOPE_UNIVERSE, RTN_UNICAST = 254, 4, 0, 1
@@ -128,6 +131,19 @@ def macvlan_add(
     if broadcast_cutoff != 1:
         data["attrs"].append(("IFLA_MACVLAN_BC_CUTOFF", broadcast_cutoff))
     return _link_add("macvlan", name, data, attrs)
+
+
+def ipvlan_add(name: str, parent: int, *, mode: str, flag: str, namespace: int, mtu: int = 0) -> Request:
+    """Make an ipvlan interface on the one of index `parent`, down, in the namespace of that descriptor."""
+    modes, flags = {"l2": 0, "l3": 1, "l3s": 2}, {"bridge": 0, "private": 1, "vepa": 2}
+    attrs: Attributes = [("IFLA_LINK", parent), ("IFLA_NET_NS_FD", namespace), *([("IFLA_MTU", mtu)] if mtu else [])]
+    flags_, first = NLM_F_CREATE | NLM_F_EXCL, ("IFLA_IFNAME", name)
+    message = bytearray(encode(ifinfmsg, RTM_NEWLINK, flags_, {}, [first, *attrs]))
+    data = attribute(IFLA_IPVLAN_MODE, struct.pack("=H", modes[mode]))  # pyroute2 does not know the flags
+    data += attribute(IFLA_IPVLAN_FLAGS, struct.pack("=H", flags[flag]))
+    message += nested(IFLA_LINKINFO, attribute(IFLA_INFO_KIND, b"ipvlan\0") + nested(IFLA_INFO_DATA, data))
+    struct.pack_into("=I", message, 0, len(message))
+    return Request(bytes(message), "making ipvlan interface", name)
 
 
 def _link_add(kind: str, name: str, data: dict[str, Attributes], attrs: Attributes) -> Request:
@@ -261,12 +277,12 @@ def _address_template(family: int, prefix: int) -> bytes:
 
 
 @functools.lru_cache(maxsize=256)
-def route_replace(gateway: str, index: int, destination: str = "") -> Request:
+def route_replace(gateway: str, index: int, destination: str = "", *, metric: int = 0) -> Request:
     """Make `gateway` on interface `index` the way to a destination (CIDR), "" for everywhere, in place of what is.
 
     Without a gateway the destination is a neighbour on the interface.
     """
-    data = _route(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, gateway, index, destination)
+    data = _route(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, gateway, index, destination, metric)
     return Request(data, f"setting the route to {destination or 'everywhere'} via", gateway)
 
 
@@ -276,7 +292,7 @@ def route_delete(gateway: str, index: int, destination: str) -> Request:
     return Request(data, f"removing the route to {destination} via", gateway, frozenset({errno.ESRCH}))
 
 
-def _route(kind: int, flags: int, gateway: str, index: int, destination: str) -> bytes:
+def _route(kind: int, flags: int, gateway: str, index: int, destination: str, metric: int = 0) -> bytes:
     fields = {
         "family": socket.AF_INET6 if ":" in (gateway or destination) else socket.AF_INET,
         "table": RT_TABLE_MAIN,
@@ -289,6 +305,8 @@ def _route(kind: int, flags: int, gateway: str, index: int, destination: str) ->
         address, _, length = destination.partition("/")
         attrs.append(("RTA_DST", address))
         fields["dst_len"] = int(length)
+    if metric:
+        attrs.append(("RTA_PRIORITY", metric))
     return encode(rtmsg, kind, flags, fields, attrs)
 
 

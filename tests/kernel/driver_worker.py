@@ -9,7 +9,7 @@ import sys
 from dataclasses import asdict, replace
 
 from netstore.drivers.base import Host, load_drivers
-from netstore.errors import NetstoreError
+from netstore.errors import FailedPrecondition, NetstoreError
 from netstore.kernel.firewall import Firewall
 from netstore.kernel.links import Deletions
 from netstore.model import Address, Endpoint, EndpointSpec, Network, NetworkSpec, Pool, PortMapping, new_id, stable_mac
@@ -26,7 +26,8 @@ def state() -> str:
     return shell(f"{host}; ip -n c -o link | sed 's/<.*>//; s/state .*//' | grep -v ' lo:' || true")
 
 
-OPTIONS = {"macvlan": {"parent": "uplink"}}
+OPTIONS = {"macvlan": {"parent": "uplink"}, "ipvlan": {"parent": "uplink"}}
+NOT_IN_KERNEL = 77
 
 
 def main(name: str) -> None:
@@ -93,4 +94,10 @@ def main(name: str) -> None:
     print(json.dumps({"options": [asdict(replace(o, parse=str)) for o in driver.options], **seen}, default=str))
 
 
-main(sys.argv[1])
+try:
+    main(sys.argv[1])
+except FailedPrecondition as error:
+    if "this kernel has no" not in str(error):
+        raise
+    print(error)
+    sys.exit(NOT_IN_KERNEL)

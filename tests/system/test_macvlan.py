@@ -134,6 +134,20 @@ def test_refusals(node: Node) -> None:
     assert no_ports.returncode
 
 
+def test_not_beside_ipvlan(node: Node) -> None:
+    node.cli("network", "create", "-d", "macvlan", "-o", "parent=uplink", "--subnet", "192.0.2.0/25", "mac")
+    refused = node.cli(
+        "network", "create", "-d", "ipvlan", "-o", "parent=uplink", "--subnet", "192.0.2.128/25", "ip", check=False
+    )
+    assert "mac" in refused.stderr
+    node.cli("network", "rm", "mac")
+    node.cli("network", "create", "-d", "ipvlan", "-o", "parent=uplink", "--subnet", "192.0.2.128/25", "ip")
+    node.host.netns("a")
+    done = node.cli("network", "connect", "ip", "--netns", "/run/netns/a", check=False)
+    assert done.returncode == 0 or "this kernel has no ipvlan" in done.stderr
+    assert bool(done.returncode) == ("eth0" not in addresses(node, "a"))
+
+
 def test_containers(node: Node, lan: str, image: str) -> None:
     node.cli("run", "-d", "--name", "one", "--network", lan, image)
     node.cli("run", "-d", "--name", "two", "--network", lan, image)
