@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from netstore.durations import parse_duration
 from netstore.errors import NetstoreError
 
 __all__ = ["Config", "ResolverConfig", "TlsConfig", "VolumesConfig", "load"]
@@ -48,9 +49,23 @@ class FirewallConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
 
 class VolumesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename="kebab"):
-    """[volumes]: `btrfs_pool` is the device of the driver btrfs, or the size of a pool file, such as 50G."""
+    """[volumes]: `btrfs_pool` is the device of the driver btrfs, or the size of a pool file, such as 50G; `trash` is
+    how long removed volumes can come back, such as 24h.
+    """
 
     btrfs_pool: str = ""
+    trash: str = "0s"
+
+    def trash_seconds(self) -> float:
+        """Return how long removed volumes stay in the trash.
+
+        Raises:
+            NetstoreError: it is no duration.
+        """
+        try:
+            return parse_duration(self.trash)
+        except ValueError as error:
+            raise NetstoreError(f"volumes: trash {self.trash!r} is not accepted", hint=str(error)) from error
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename="kebab"):

@@ -120,7 +120,10 @@ class Daemon:
             )  # fmt: skip
             stack.push_async_callback(self._networks.close)
             await self._networks.start()
-            self._volumes = VolumeManager(self._store, self._state_dir, msgspec.structs.asdict(self._config.volumes))
+            self._volumes = VolumeManager(
+                self._store, self._state_dir, msgspec.structs.asdict(self._config.volumes),
+                trash_seconds=self._config.volumes.trash_seconds(),
+            )  # fmt: skip
             await self._volumes.start()
             self._containers = ContainerManager(
                 self._store, self._networks, self._volumes, self._state_dir, self._run_dir
@@ -128,6 +131,7 @@ class Daemon:
             stack.push_async_callback(self._containers.close)
             await self._containers.start_up()
             await self._volumes.settle()
+            await stack.enter_async_context(self._volumes.chores.running())
             stack.enter_context(Drift(self._networks))
             server, checks = self._build()
             await self._listen(server)

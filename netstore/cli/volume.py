@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import uuid
 
 import click
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from netstore.api.v1 import volume_pb2
-from netstore.cli import archive, snapshot
+from netstore.cli import archive, snapshot, trash
 from netstore.cli.attach import attach, detach, mounts
 from netstore.cli.client import Client, pages, pass_client, tolerant
 from netstore.cli.completion import names
@@ -27,6 +29,7 @@ def group() -> None:
 
 group.add_command(snapshot.group)
 group.add_command(snapshot.clone)
+group.add_command(trash.group)
 for each in (archive.export, archive.import_, attach, detach, mounts):
     group.add_command(each)
 
@@ -43,15 +46,18 @@ for each in (archive.export, archive.import_, attach, detach, mounts):
 @click.option(
     "--format", "make", type=click.Choice(["ext4", "xfs", "btrfs"]), help="Make a filesystem on a blank device."
 )
+@click.option("--snapshot-schedule", default="", help='@hourly, @daily, "@every 15m", or five fields of cron (UTC).')
+@click.option("--keep", type=int, default=0, help="Snapshots of the schedule to keep [default: 24].")
 @pass_client
-def create(client: Client, name: str, driver: str, opt: tuple[str, ...], label: tuple[str, ...],
-           limit: str | None, type_: str, make: str | None) -> None:  # fmt: skip
+def create(client: Client, name: str, driver: str, opt: tuple[str, ...], label: tuple[str, ...], limit: str | None,
+           type_: str, make: str | None, snapshot_schedule: str, keep: int) -> None:  # fmt: skip
     """Create a volume; without a name, an anonymous one."""
     options = key_values(opt, "--opt") | ({"format": make} if make else {})
     mode = volume_pb2.VOLUME_MODE_BLOCK if type_ == "block" else volume_pb2.VOLUME_MODE_FILESYSTEM
     spec = volume_pb2.VolumeSpec(
-        driver=driver, options=options, size_bytes=parse_bytes(limit, "--size") if limit else 0, mode=mode
-    )
+        driver=driver, options=options, size_bytes=parse_bytes(limit, "--size") if limit else 0, mode=mode,
+        snapshot_schedule=snapshot_schedule, snapshot_keep=keep,
+    )  # fmt: skip
     volume = volume_pb2.Volume(name=name, labels=key_values(label, "--label"), spec=spec)
     request = volume_pb2.CreateVolumeRequest(volume=volume, request_id=str(uuid.uuid4()))
     made = client.volumes.CreateVolume(request).volume
@@ -65,10 +71,24 @@ def create(client: Client, name: str, driver: str, opt: tuple[str, ...], label: 
 @shapes
 @pass_client
 def ls(client: Client, filters: tuple[str, ...], template: str | None, quiet: bool, no_trunc: bool) -> None:
-    """List volumes."""
+    """List volumes: sizes and inodes as far as they are known without a walk through directories."""
     found = pages(client.volumes.ListVolumes, volume_pb2.ListVolumesRequest(filter=filters), "volumes")
-    rows = [(volume.spec.driver, volume.name) for volume in found]
-    listing(found, ("DRIVER", "VOLUME NAME"), rows, template, quiet=quiet, ids=[volume.name for volume in found])
+    rows = [] if quiet or template else [_row(volume) for volume in found]
+    headers = ("DRIVER", "VOLUME NAME", "SIZE", "USED", "INODES", "CONTAINERS")
+    listing(found, headers, rows, template, quiet=quiet, ids=[volume.name for volume in found])
+
+
+def _row(volume: volume_pb2.Volume) -> tuple[str, ...]:
+    status = volume.status
+    limit = status.capacity_bytes or volume.spec.size_bytes
+    return (
+        volume.spec.driver,
+        volume.name,
+        size(limit) if limit else "-",
+        size(status.used_bytes) if status.HasField("used_bytes") else "-",
+        str(status.used_inodes) if status.HasField("used_inodes") else "-",
+        ", ".join(status.containers) or "-",
+    )
 
 
 @group.command()
@@ -90,22 +110,48 @@ def inspect(client: Client, volumes: tuple[str, ...], template: str) -> None:
 @click.option("--label-add", multiple=True, help="KEY=VALUE to set.")
 @click.option("--label-rm", multiple=True, help="KEY to remove.")
 @click.option("--size", "limit", help="New size limit, such as 20G; the volume may be in use.")
+@click.option("-o", "--opt", multiple=True, help="Option of mounting, KEY=VALUE; KEY= removes it. Not while used.")
+@click.option("--snapshot-schedule", help="When snapshots are made; '' for never.")
+@click.option("--keep", type=int, help="Snapshots of the schedule to keep.")
 @pass_client
-def update(
-    client: Client, volume: str, label_add: tuple[str, ...], label_rm: tuple[str, ...], limit: str | None
-) -> None:
-    """Change a volume's labels or its size."""
+def update(client: Client, volume: str, label_add: tuple[str, ...], label_rm: tuple[str, ...], limit: str | None,
+           opt: tuple[str, ...], snapshot_schedule: str | None, keep: int | None) -> None:  # fmt: skip
+    """Change a volume's labels, size, options of mounting, or snapshot schedule."""
     found = client.volumes.GetVolume(volume_pb2.GetVolumeRequest(volume=volume)).volume
-    changed, paths = volume_pb2.Volume(id=found.id, etag=found.etag), []
-    if label_add or label_rm or not limit:
+    changed, paths = volume_pb2.Volume(id=found.id, etag=found.etag, spec=found.spec), []
+    if label_add or label_rm:
         labels = {key: value for key, value in found.labels.items() if key not in label_rm}
         changed.labels.update(labels | key_values(label_add, "--label-add"))
         paths.append("labels")
     if limit:
         changed.spec.size_bytes = parse_bytes(limit, "--size")
         paths.append("spec.size_bytes")
-    client.volumes.UpdateVolume(volume_pb2.UpdateVolumeRequest(volume=changed, update_mask=FieldMask(paths=paths)))
+    for key, value in key_values(opt, "--opt").items():
+        changed.spec.options[key] = value
+        if not value:
+            del changed.spec.options[key]
+        paths.append("spec.options")
+    if snapshot_schedule is not None:
+        changed.spec.snapshot_schedule = snapshot_schedule
+        paths.append("spec.snapshot_schedule")
+    if keep is not None:
+        changed.spec.snapshot_keep = keep
+        paths.append("spec.snapshot_keep")
+    if not paths:
+        raise click.UsageError("say what to change: labels, --size, --opt, --snapshot-schedule or --keep")
+    mask = FieldMask(paths=sorted(set(paths)))
+    client.volumes.UpdateVolume(volume_pb2.UpdateVolumeRequest(volume=changed, update_mask=mask))
     click.echo(volume)
+
+
+@group.command()
+@click.argument("volume", shell_complete=_VOLUME)
+@click.argument("name")
+@pass_client
+def rename(client: Client, volume: str, name: str) -> None:
+    """Give a volume another name; what is mounted stays so."""
+    request = volume_pb2.RenameVolumeRequest(volume=volume, name=name)
+    click.echo(client.volumes.RenameVolume(request).volume.name)
 
 
 @group.command()
@@ -151,31 +197,39 @@ def unstage(client: Client, volume: str, holder: str) -> None:
 @group.command("rm")
 @click.argument("volumes", nargs=-1, required=True, shell_complete=_VOLUME)
 @click.option("-f", "--force", is_flag=True, help="A missing one is a success.")
+@trash.period
 @pass_client
-def rm(client: Client, volumes: tuple[str, ...], force: bool) -> None:
-    """Remove volumes and their data."""
+def rm(client: Client, volumes: tuple[str, ...], force: bool, period: Duration | None) -> None:
+    """Remove volumes, their snapshots and their data."""
     with tolerant(client) as attempt:
         for name in volumes:
-            request = volume_pb2.DeleteVolumeRequest(volume=name, allow_missing=force)
+            request = volume_pb2.DeleteVolumeRequest(volume=name, allow_missing=force, trash_period=period)
             if attempt(lambda r=request: client.volumes.DeleteVolume(r)):  # type: ignore[misc]
                 click.echo(name)
 
 
 @group.command()
 @click.option("-a", "--all", "all_", is_flag=True, help="Named volumes too, not only anonymous ones.")
-@click.option("-f", "--force", is_flag=True, help="Do not ask.")
+@click.option("-f", "--force", is_flag=True, help="Do it, without asking.")
 @click.option("--filter", "filters", multiple=True, help="label=, label!=.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
+@trash.period
 @pass_client
-def prune(client: Client, all_: bool, force: bool, filters: tuple[str, ...], dry_run: bool) -> None:
-    """Remove volumes that no container mounts."""
-    request = volume_pb2.PruneVolumesRequest(filter=filters, all=all_, dry_run=True)
+def prune(client: Client, all_: bool, force: bool, filters: tuple[str, ...], dry_run: bool,
+          period: Duration | None) -> None:  # fmt: skip
+    """Show what no container mounts, and remove it when told so."""
+    request = volume_pb2.PruneVolumesRequest(filter=filters, all=all_, dry_run=True, trash_period=period)
     preview = client.volumes.PruneVolumes(request)
-    for name in preview.volumes:
-        click.echo(name)
-    if dry_run or not preview.volumes:
+    rows = [(each.name, size(each.size_bytes)) for each in preview.pruned]
+    if rows:
+        listing(preview.pruned, ("VOLUME NAME", "SIZE"), rows, None, quiet=False, ids=())
+    if dry_run or not rows:
+        return
+    if not force and not sys.stdin.isatty():
+        click.echo(f"Nothing is removed yet: --force does it ({size(preview.reclaimed_bytes)})", err=True)
         return
     if not force and not click.confirm(f"Remove these volumes ({size(preview.reclaimed_bytes)})?", default=False):
         return
     request.dry_run = False
+    request.volume_ids.extend(each.id for each in preview.pruned)  # and no others
     click.echo(f"Total reclaimed space: {size(client.volumes.PruneVolumes(request).reclaimed_bytes)}")

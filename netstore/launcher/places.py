@@ -47,7 +47,7 @@ class Places:
         self._mounting = mounting
         self._attachments = Attachments(store, volumes, mounting)
         self._locks = locks
-        volumes.expire = self.expire
+        volumes.removal.expire = self.expire
 
     async def mount(self, ref: MountRef, spec: MountSpec, *, exchange: bool) -> ForeignMount:
         """Make a mount, change its mode, or with `exchange` put it in another's place; returns it as it then is.

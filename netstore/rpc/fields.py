@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import Protocol, TypeVar
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -20,6 +21,7 @@ __all__ = [
     "check_labels",
     "check_mask",
     "check_name",
+    "check_period",
     "check_request_id",
     "check_servers",
     "label_matches",
@@ -37,6 +39,7 @@ _SERVER = re.compile(
 )
 _REQUEST_ID = re.compile(r"[0-9a-fA-F-]{32,36}")
 _DEFAULT_PAGE, _MAX_PAGE = 50, 1000
+_LONGEST_PERIOD = 10 * 365 * 86400
 
 
 def check_name(field: str, value: str) -> str:
@@ -90,6 +93,18 @@ def check_request_id(value: str, *, field: str = "request_id") -> str:
     if value and not _REQUEST_ID.fullmatch(value):
         raise InvalidArgument(field, value, "a UUID, or nothing")
     return value
+
+
+def check_period(field: str, period: Duration) -> float:
+    """Return a duration's seconds.
+
+    Raises:
+        InvalidArgument: it is below zero, or above ten years.
+    """
+    seconds = period.ToNanoseconds() / 1e9
+    if not 0 <= seconds <= _LONGEST_PERIOD:
+        raise InvalidArgument(field, f"{seconds:g} s", "0 to ten years")
+    return seconds
 
 
 def check_mask(mask: FieldMask, *, mutable: Sequence[str], immutable: Sequence[str]) -> set[str]:

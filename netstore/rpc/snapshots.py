@@ -76,7 +76,7 @@ class SnapshotServicer(snapshot_pb2_grpc.SnapshotServiceServicer):
         if not wanted.name:
             raise InvalidArgument("volume.name", "", "the name of the new volume")
         spec: VolumeSpec | None = volumes.to_spec(wanted.spec) if wanted.HasField("spec") else None
-        volume, taken = await self._volumes.clone(
+        volume, taken = await self._volumes.filling.clone(
             request.source_volume, request.source_snapshot, check_name("volume.name", wanted.name), spec,
             labels=check_labels(wanted.labels, field="volume.labels"),
             request_id=check_request_id(request.request_id),

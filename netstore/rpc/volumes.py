@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from netstore.api.v1 import volume_pb2 as pb
@@ -15,17 +14,19 @@ from netstore.rpc.fields import (
     check_labels,
     check_mask,
     check_name,
+    check_period,
     check_request_id,
     missing_allowed,
     page,
     timestamp,
 )
-from netstore.volumes.drivers.base import VolumeDriver
+from netstore.volumes.drivers.base import Usage, VolumeDriver
 from netstore.volumes.manager import VolumeManager
+from netstore.volumes.sizes import hidden
 
 __all__ = ["VolumeServicer", "to_message", "to_spec"]
 
-_SECRET = re.compile(r"((?:^|,)(?:password|pass|password2)=)[^,]*")
+_MUTABLE = ("size_bytes", "options", "snapshot_schedule", "snapshot_keep")
 
 
 class VolumeServicer(volume_pb2_grpc.VolumeServiceServicer):
@@ -39,14 +40,11 @@ class VolumeServicer(volume_pb2_grpc.VolumeServiceServicer):
         volume, containers = await self._volumes.get(request.volume)
         found = self._message(volume, containers)
         details = await self._volumes.details(volume)
-        found.status.state = pb.VOLUME_STATE_FAILED if details.health else pb.VOLUME_STATE_ACTIVE
-        found.status.message = details.health
+        if details.health and not volume.filling:
+            found.status.state, found.status.message = pb.VOLUME_STATE_FAILED, details.health
         found.status.staged = details.staged
         found.status.holders.extend(details.holders)
-        found.status.capacity_bytes = details.usage.size_bytes
-        for field, value in (("used_bytes", details.usage.used_bytes), ("used_inodes", details.usage.inodes_used)):
-            if value is not None:
-                setattr(found.status, field, value)
+        _show_usage(found, details.usage)
         return pb.GetVolumeResponse(volume=found)
 
     async def ListVolumes(self, request: pb.ListVolumesRequest, context: Any) -> pb.ListVolumesResponse:
@@ -61,7 +59,12 @@ class VolumeServicer(volume_pb2_grpc.VolumeServiceServicer):
             and dangling in (None, not containers)
         ]
         shown, token = page(found, request.page_size, request.page_token, lambda pair: pair[0])
-        return pb.ListVolumesResponse(volumes=[self._message(*pair) for pair in shown], next_page_token=token)
+        usages = await self._volumes.usages([volume for volume, _ in shown])
+        messages = []
+        for volume, containers in shown:
+            messages.append(self._message(volume, containers))
+            _show_usage(messages[-1], usages.get(volume.id, Usage()))
+        return pb.ListVolumesResponse(volumes=messages, next_page_token=token)
 
     async def CreateVolume(self, request: pb.CreateVolumeRequest, context: Any) -> pb.CreateVolumeResponse:
         wanted = request.volume
@@ -74,26 +77,69 @@ class VolumeServicer(volume_pb2_grpc.VolumeServiceServicer):
         return pb.CreateVolumeResponse(volume=self._message(*made))
 
     async def UpdateVolume(self, request: pb.UpdateVolumeRequest, context: Any) -> pb.UpdateVolumeResponse:
-        paths = check_mask(request.update_mask, mutable=["labels", "spec.size_bytes"], immutable=["name", "spec"])
+        mutable = ["labels", *(f"spec.{name}" for name in _MUTABLE)]
+        paths = check_mask(request.update_mask, mutable=mutable, immutable=["name", "spec"])
         wanted = request.volume
+        spec = to_spec(wanted.spec)
         updated = await self._volumes.update(
             wanted.id or wanted.name, wanted.etag,
             labels=check_labels(wanted.labels) if "labels" in paths else None,
-            size_bytes=wanted.spec.size_bytes if "spec.size_bytes" in paths else None,
+            spec={name: getattr(spec, name) for name in _MUTABLE if f"spec.{name}" in paths},
         )  # fmt: skip
         return pb.UpdateVolumeResponse(volume=self._message(*updated))
 
     async def DeleteVolume(self, request: pb.DeleteVolumeRequest, context: Any) -> pb.DeleteVolumeResponse:
         with missing_allowed(allow=request.allow_missing):
-            await self._volumes.delete(request.volume)
+            await self._volumes.removal.delete(request.volume, keep_seconds=_period(request))
         return pb.DeleteVolumeResponse()
 
     async def PruneVolumes(self, request: pb.PruneVolumesRequest, context: Any) -> pb.PruneVolumesResponse:
         filters = Filters(request.filter, ("label", "label!"))
-        names, reclaimed = await self._volumes.prune(
-            lambda volume: filters.labels(volume.labels), all_=request.all, dry_run=request.dry_run
+        candidates = [
+            volume
+            for volume, containers in await self._volumes.all()
+            if not containers
+            and (volume.anonymous or request.all)
+            and filters.labels(volume.labels)
+            and (not request.volume_ids or volume.id in request.volume_ids)
+        ]
+        pruned = await self._volumes.removal.prune(candidates, dry_run=request.dry_run, keep_seconds=_period(request))
+        return pb.PruneVolumesResponse(
+            volumes=[each.volume.name for each in pruned],
+            reclaimed_bytes=sum(each.size_bytes for each in pruned),
+            pruned=[
+                pb.PrunedVolume(id=each.volume.id, name=each.volume.name, size_bytes=each.size_bytes) for each in pruned
+            ],
         )
-        return pb.PruneVolumesResponse(volumes=names, reclaimed_bytes=reclaimed)
+
+    async def RenameVolume(self, request: pb.RenameVolumeRequest, context: Any) -> pb.RenameVolumeResponse:
+        renamed = await self._volumes.rename(request.volume, check_name("name", request.name))
+        return pb.RenameVolumeResponse(volume=self._message(*renamed))
+
+    async def ListTrashedVolumes(
+        self, request: pb.ListTrashedVolumesRequest, context: Any
+    ) -> pb.ListTrashedVolumesResponse:
+        found = await self._volumes.removal.trashed()
+        shown, token = page(found, request.page_size, request.page_token, lambda trashed: trashed)
+        messages = [
+            pb.TrashedVolume(
+                volume=to_message(each.volume, []), remove_time=timestamp(each.remove_time),
+                expire_time=timestamp(each.expire_time),
+            )
+            for each in shown
+        ]  # fmt: skip
+        return pb.ListTrashedVolumesResponse(volumes=messages, next_page_token=token)
+
+    async def RestoreTrashedVolume(
+        self, request: pb.RestoreTrashedVolumeRequest, context: Any
+    ) -> pb.RestoreTrashedVolumeResponse:
+        name = check_name("name", request.name) if request.name else ""
+        volume = await self._volumes.removal.restore(request.volume, name)
+        return pb.RestoreTrashedVolumeResponse(volume=self._message(volume, []))
+
+    async def EmptyTrash(self, request: pb.EmptyTrashRequest, context: Any) -> pb.EmptyTrashResponse:
+        emptied = await self._volumes.removal.empty(list(request.volumes))
+        return pb.EmptyTrashResponse(volumes=[each.volume.name for each in emptied])
 
     async def ListVolumeDrivers(
         self, request: pb.ListVolumeDriversRequest, context: Any
@@ -122,6 +168,17 @@ class VolumeServicer(volume_pb2_grpc.VolumeServiceServicer):
         return message
 
 
+def _period(request: pb.DeleteVolumeRequest | pb.PruneVolumesRequest) -> float | None:
+    return check_period("trash_period", request.trash_period) if request.HasField("trash_period") else None
+
+
+def _show_usage(message: pb.Volume, usage: Usage) -> None:
+    message.status.capacity_bytes = usage.size_bytes
+    for field, value in (("used_bytes", usage.used_bytes), ("used_inodes", usage.inodes_used)):
+        if value is not None:
+            setattr(message.status, field, value)
+
+
 def to_spec(spec: pb.VolumeSpec) -> VolumeSpec:
     """Translate a spec that was asked for.
 
@@ -134,7 +191,8 @@ def to_spec(spec: pb.VolumeSpec) -> VolumeSpec:
         raise InvalidArgument("spec.mode", spec.mode, "a value of VolumeMode")
     return VolumeSpec(
         driver=spec.driver, options=dict(spec.options), size_bytes=spec.size_bytes,
-        block=spec.mode == pb.VOLUME_MODE_BLOCK,
+        block=spec.mode == pb.VOLUME_MODE_BLOCK, snapshot_schedule=spec.snapshot_schedule,
+        snapshot_keep=spec.snapshot_keep,
     )  # fmt: skip
 
 
@@ -142,14 +200,21 @@ def to_message(volume: Volume, containers: list[str]) -> pb.Volume:
     """Translate a volume, with the names of the containers that mount it."""
     spec = volume.spec
     mode = pb.VOLUME_MODE_BLOCK if spec.block else pb.VOLUME_MODE_FILESYSTEM
-    options = {key: _SECRET.sub(r"\1*****", value) for key, value in spec.options.items()}
+    options = {key: hidden(value) for key, value in spec.options.items()}
     return pb.Volume(
         id=volume.id,
         name=volume.name,
         labels=volume.labels,
         etag=str(volume.revision),
         create_time=timestamp(volume.create_time),
-        spec=pb.VolumeSpec(driver=spec.driver, options=options, size_bytes=spec.size_bytes, mode=mode),
+        spec=pb.VolumeSpec(
+            driver=spec.driver,
+            options=options,
+            size_bytes=spec.size_bytes,
+            mode=mode,
+            snapshot_schedule=spec.snapshot_schedule,
+            snapshot_keep=spec.snapshot_keep,
+        ),
         status=pb.VolumeStatus(
             state=pb.VOLUME_STATE_CREATING if volume.filling else pb.VOLUME_STATE_ACTIVE,
             message=volume.filling,

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from netstore.archive import unpack
 from netstore.errors import (
-    AlreadyExists,
     Exhausted,
     FailedPrecondition,
     InvalidArgument,
@@ -130,10 +129,9 @@ class Archives:
             InvalidArgument: the archive is damaged, or has what is refused; nothing is left.
             Exhausted: no space is left.
         """
-        for made in await self._volumes.answered(wanted.upload_id, "ImportVolume"):
+        for made in await self._volumes.filling.answered(wanted.upload_id, "ImportVolume"):
             return (await self._volumes.get(made))[0], 0
-        self._volumes.driver_of_spec(wanted.spec).validate(wanted.spec)
-        await self._refuse_name(wanted.name)
+        await self._volumes.filling.check(wanted.name, wanted.spec)
         async with self._locks.hold(wanted.upload_id):
             file = self._uploads / wanted.upload_id
             digest = await self._receive(file, offset, chunks)
@@ -143,12 +141,6 @@ class Archives:
             self._running.add(task)
             task.add_done_callback(self._running.discard)
             return await asyncio.shield(task), size
-
-    async def _refuse_name(self, name: str) -> None:
-        with suppress(NotFound):
-            found, _ = await self._volumes.get(name)
-            if found.name == name:
-                raise AlreadyExists(f"volume {name} exists", hint="choose another name, or remove it first")
 
     async def _receive(self, file: Path, offset: int, chunks: AsyncIterator[bytes | str]) -> str:
         self._uploads.mkdir(exist_ok=True, mode=0o700)
@@ -177,7 +169,7 @@ class Archives:
 
     async def _unpack(self, wanted: Wanted, file: Path, digest: str) -> Volume:
         try:
-            filling = self._volumes.filling(
+            filling = self._volumes.filling.making(
                 wanted.name, wanted.spec, "an archive is being unpacked", labels=wanted.labels,
                 request_id=wanted.upload_id, method="ImportVolume",
             )  # fmt: skip

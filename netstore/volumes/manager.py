@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,27 +20,24 @@ import structlog
 from netstore.errors import (
     AlreadyExists,
     Conflict,
-    FailedPrecondition,
-    InUse,
-    InvalidArgument,
     KernelError,
     NetstoreError,
 )
-from netstore.model import Consistency, Finding, Kind, MountSpec, Volume, VolumeSpec, new_id
+from netstore.model import Finding, MountSpec, Volume, VolumeSpec
 from netstore.store import Store, Transaction
 from netstore.volumes import rows
-from netstore.volumes.copies import Taken, fill
+from netstore.volumes.chores import Chores, note_schedule
 from netstore.volumes.drivers.base import Node, Usage, VolumeDriver, load_drivers
+from netstore.volumes.filling import Filling
 from netstore.volumes.reconcile import check_storage
-from netstore.volumes.sizes import check_resize, settled
+from netstore.volumes.removal import Removal
+from netstore.volumes.sizes import changed_spec, driver_named, prepared, settled
 from netstore.volumes.snapshots import Snapshots, refuse_filling
 from netstore.volumes.staging import Staging
 
-__all__ = ["ANONYMOUS_LABEL", "Details", "VolumeManager"]
+__all__ = ["Details", "VolumeManager"]
 
 log = structlog.get_logger(__name__)
-
-ANONYMOUS_LABEL = "com.docker.volume.anonymous"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +53,16 @@ class Details:
 class VolumeManager:
     """The volumes of a node."""
 
-    def __init__(self, store: Store, state_dir: Path, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, store: Store, state_dir: Path, settings: Mapping[str, str] | None = None, *, trash_seconds: float = 0.0
+    ) -> None:
         self._store = store
         self._drivers = load_drivers(Node(state_dir, settings or {}))
         self.staging = Staging(self._drivers)
         self.snapshots = Snapshots(store, self._drivers, self.staging)
-        self.expire: Callable[[], Awaitable[bool]] | None = None  # forgets mounts in namespaces that are gone
+        self.filling = Filling(store, self._drivers, self.staging, self.snapshots)
+        self.removal = Removal(store, self._drivers, self.staging, keep_seconds=trash_seconds)
+        self.chores = Chores(store, self.snapshots, self.removal)
 
     @property
     def drivers(self) -> list[str]:
@@ -75,7 +75,7 @@ class VolumeManager:
         Raises:
             InvalidArgument: there is none.
         """
-        return self._driver(name)
+        return driver_named(self._drivers, name)
 
     async def start(self) -> None:
         """Make the storage of volumes whose creation a crash cut short; remove what no volume owns."""
@@ -84,7 +84,7 @@ class VolumeManager:
                 await asyncio.to_thread(driver.start)
             except NetstoreError as error:
                 log.error("a volume driver cannot start", driver=name, error=str(error))
-        await self._store.write(_abandon_filling)  # their storage is garbage then
+        await self.filling.abandon()
         await check_storage(self._drivers, self._volumes, self.staging, repair=True)
 
     async def settle(self) -> None:
@@ -120,8 +120,7 @@ class VolumeManager:
             AlreadyExists: the name is taken by another spec.
             InvalidArgument: naming the field.
         """
-        asked, spec = spec, settled(spec, self._drivers)
-        self._validate(spec)
+        asked, spec = spec, prepared(spec, self._drivers)
 
         def insert(tx: Transaction) -> tuple[Volume, bool]:
             for made in tx.answered(request_id, "CreateVolume"):
@@ -131,13 +130,15 @@ class VolumeManager:
                 same = spec if asked.driver else replace(spec, driver=present.spec.driver)  # whatever holds the size
                 rows.refuse_difference(present, same, labels)
                 return present, False
-            volume = self._insert(tx, name, spec, labels)
+            volume = rows.insert(tx, self._drivers[spec.driver], name, spec, labels)
             tx.answer(request_id, "CreateVolume", [volume.id])
+            note_schedule(tx, volume)
             return volume, True
 
         volume, made = await self._store.write(insert)
         if made:
             await self.apply([volume])
+            self.chores.wake()
         return await self.get(volume.id)
 
     def claim(self, tx: Transaction, mount: MountSpec, container_id: str) -> tuple[Volume, bool]:
@@ -154,76 +155,13 @@ class VolumeManager:
         if volume is not None:
             refuse_filling(volume)
         if volume is None:
-            spec = settled(asked, self._drivers)
-            self._validate(spec)
-            volume = self._insert(tx, mount.source, spec, mount.volume_labels)
+            spec = prepared(asked, self._drivers)
+            volume = rows.insert(tx, self._drivers[spec.driver], mount.source, spec, mount.volume_labels)
         elif mount.volume_driver or mount.volume_options:
             spec = settled(replace(asked, driver=asked.driver or volume.spec.driver), self._drivers)
             rows.refuse_difference(volume, spec, volume.labels)
         tx.execute("INSERT OR IGNORE INTO volume_uses VALUES (?, ?)", volume.id, container_id)
         return volume, made
-
-    @asynccontextmanager
-    async def filling(
-        self, name: str, spec: VolumeSpec, what: str, *, labels: Mapping[str, str], request_id: str = "", method: str
-    ) -> AsyncIterator[Volume]:
-        """Make a volume whose storage the block makes: nobody can use it before, and a block that fails, or a crash in
-        it, leaves nothing. `what` says what goes on.
-
-        Raises:
-            AlreadyExists: the name is taken.
-        """
-        self._validate(spec)
-
-        def insert(tx: Transaction) -> Volume:
-            if present := rows.by_name(tx, name):
-                raise AlreadyExists(f"volume {present.name} exists", hint="choose another name, or remove it first")
-            return self._insert(tx, name, spec, labels, filling=what)
-
-        volume = await self._store.write(insert)
-        async with self.staging.alone(volume):
-            try:
-                yield volume
-            except BaseException:
-                await self._store.write(lambda tx: tx.volumes.delete(volume.id))
-                await asyncio.to_thread(self._drivers[spec.driver].remove, volume)
-                raise
-
-            def finish(tx: Transaction) -> None:
-                revision = tx.event(Kind.VOLUME, "create", volume.id, volume.name, driver=spec.driver)
-                tx.volumes.update(replace(volume, filling="", revision=revision))
-                tx.answer(request_id, method, [volume.id])
-
-            await self._store.write(finish)
-
-    async def clone(
-        self, reference: str, snapshot: str, name: str, spec: VolumeSpec | None = None, *,
-        labels: Mapping[str, str], request_id: str = "",
-    ) -> tuple[Volume, Taken]:  # fmt: skip
-        """Make a volume with the data of another, or of its snapshot unless `snapshot` is "". `spec` None is its own.
-
-        Raises:
-            AlreadyExists: the name is taken.
-            Exhausted: no space is left.
-        """
-        for made in await self.answered(request_id, "CloneVolume"):
-            return (await self.get(made))[0], Taken(Consistency.MOMENT)
-        source = refuse_filling((await self.get(reference))[0])
-        snapshot_id = (await self.snapshots.get(source.id, snapshot))[0].id if snapshot else ""
-        if spec is None:
-            spec = replace(source.spec, snapshot_schedule="", snapshot_keep=0)
-        spec = settled(replace(spec, driver=spec.driver or source.spec.driver), self._drivers)
-        what = f"a clone of {source.name} is being made"
-        filling = self.filling(name, spec, what, labels=labels, request_id=request_id, method="CloneVolume")
-        async with filling as target, self.staging.alone(source):
-            used = bool(self.staging.holders(source.id))
-            drivers = self._driver(source.spec.driver), self._driver(spec.driver)
-            taken = await asyncio.to_thread(fill, drivers[0], source, snapshot_id, drivers[1], target, used=used)
-        return (await self.get(target.id))[0], taken
-
-    async def answered(self, request_id: str, method: str) -> list[str]:
-        """Return ids of what a request with that id made before."""
-        return await self._store.read(lambda tx: tx.answered(request_id, method))
 
     async def apply(self, volumes: list[Volume]) -> None:
         """Make the storage of new volumes; when it cannot be made, the rows go too."""
@@ -291,19 +229,25 @@ class VolumeManager:
 
     def driver_of(self, volume: Volume) -> VolumeDriver:
         """Return the driver of a volume."""
-        return self._driver(volume.spec.driver)
-
-    def driver_of_spec(self, spec: VolumeSpec) -> VolumeDriver:
-        """Return the driver that a spec names.
-
-        Raises:
-            InvalidArgument: there is none.
-        """
-        return self._driver(spec.driver)
+        return driver_named(self._drivers, volume.spec.driver)
 
     async def usage(self, volume: Volume) -> Usage:
         """Return what a volume holds, as far as that is known without a walk through it."""
         return await asyncio.to_thread(self._drivers[volume.spec.driver].usage, volume)
+
+    async def usages(self, volumes: Sequence[Volume]) -> dict[str, Usage]:
+        """Return what volumes hold, by id, as far as that is known at once: no directory is walked, no server asked."""
+
+        def ask() -> dict[str, Usage]:
+            found = {}
+            for volume in volumes:
+                if volume.filling or not volume.spec.options.get("device", "/").startswith(("/", "tmpfs")):
+                    continue
+                with suppress(NetstoreError):
+                    found[volume.id] = self._drivers[volume.spec.driver].usage(volume)
+            return found
+
+        return await asyncio.to_thread(ask)
 
     async def measure(self, volume: Volume) -> int:
         """Return the bytes that a volume takes on the node. May be slow."""
@@ -324,28 +268,29 @@ class VolumeManager:
         return Details(usage, health, staged, tuple(sorted(self.staging.holders(volume.id))))
 
     async def update(
-        self, reference: str, etag: str, *, labels: Mapping[str, str] | None = None, size_bytes: int | None = None
+        self, reference: str, etag: str, *, labels: Mapping[str, str] | None = None, spec: Mapping[str, object]
     ) -> tuple[Volume, list[str]]:
-        """Replace a volume's labels, change its size, or both.
+        """Replace a volume's labels, fields of its spec, or both.
 
         Raises:
             Conflict: the etag is not the current one.
             InvalidArgument, Unsupported, Exhausted: the driver cannot change the size so; the volume is as it was.
+            Immutable, InUse: the option cannot change, or not while the volume is mounted.
         """
         before: list[Volume] = []
 
         def update(tx: Transaction) -> Volume:
-            volume = tx.volumes.find(reference)
+            volume = refuse_filling(tx.volumes.find(reference))
             if etag and etag != str(volume.revision):
                 raise Conflict(f"volume {volume.name} has changed", hint="read it again, then apply the change again")
             before.append(volume)
-            if size_bytes is not None and size_bytes != volume.spec.size_bytes:
-                check_resize(self.driver_of(volume), volume.spec, size_bytes)
-                volume = replace(volume, spec=replace(volume.spec, size_bytes=size_bytes))
-            volume = replace(volume, labels=volume.labels if labels is None else dict(labels))
+            wanted = changed_spec(self.driver_of(volume), volume, spec, used=bool(self.staging.holders(volume.id)))
+            volume = replace(volume, spec=wanted, labels=volume.labels if labels is None else dict(labels))
+            note_schedule(tx, volume, before[0].spec.snapshot_schedule)
             return rows.changed(tx, volume)
 
         volume = await self._store.write(update)
+        self.chores.wake()
         if volume.spec.size_bytes != before[0].spec.size_bytes:
             await self._resize(before[0], volume)
         return await self.get(volume.id)
@@ -372,7 +317,7 @@ class VolumeManager:
         """
 
         def claim(tx: Transaction) -> Volume:
-            volume = tx.volumes.find(reference)
+            volume = refuse_filling(tx.volumes.find(reference))
             tx.execute("INSERT OR IGNORE INTO volume_stages VALUES (?, ?)", volume.id, holder)
             return volume
 
@@ -400,88 +345,24 @@ class VolumeManager:
         await self.staging.release(volume, holder)
 
     async def delete(self, reference: str) -> None:
-        """Remove a volume and its data.
+        """Remove a volume and its data for good: see `Removal.delete`."""
+        await self.removal.delete(reference)
+
+    async def rename(self, reference: str, name: str) -> tuple[Volume, list[str]]:
+        """Give a volume another name, used or not; what is mounted stays so.
 
         Raises:
-            NotFound: there is none.
-            InUse: a container mounts it, running or not.
+            AlreadyExists: the name is taken.
         """
 
-        def remove(tx: Transaction) -> Volume:
-            volume, containers = rows.used(tx, tx.volumes.find(reference))
-            refuse_filling(volume)
-            if any(holder.startswith("export ") for holder in self.staging.holders(volume.id)):
-                raise InUse(f"volume {volume.name} is being exported", hint="try again when that has ended")
-            if containers:
-                names = ", ".join(containers)
-                raise InUse(
-                    f"volume {volume.name} is in use by {names}",
-                    hint="remove the containers, or unmount it, first",
-                    containers=names,
-                )
-            if holders := ", ".join(row[0] for row in tx.rows(rows.HOLDERS, volume.id)):
-                raise InUse(
-                    f"volume {volume.name} is held staged by {holders}", hint="unstage it first", holders=holders
-                )
-            tx.event(Kind.VOLUME, "remove", volume.id, volume.name)
-            tx.execute("DELETE FROM snapshots WHERE volume_id = ?", volume.id)
-            tx.volumes.delete(volume.id)
-            return volume
+        def rename(tx: Transaction) -> Volume:
+            volume = refuse_filling(tx.volumes.find(reference))
+            present = rows.by_name(tx, name)
+            if present and present.id != volume.id:
+                raise AlreadyExists(f"volume {name} exists", hint="choose another name")
+            if volume.name == name:
+                return volume
+            rows.rename_uses(tx, volume.id, name)
+            return rows.changed(tx, replace(volume, name=name), "rename")
 
-        try:
-            volume = await self._store.write(remove)
-        except InUse:
-            if self.expire is None or not await self.expire():
-                raise
-            volume = await self._store.write(remove)
-        async with self.staging.alone(volume):
-            self.staging.forget(volume.id)
-            await asyncio.to_thread(self._drivers[volume.spec.driver].remove, volume)
-
-    async def prune(self, wanted: Callable[[Volume], bool], *, all_: bool, dry_run: bool) -> tuple[list[str], int]:
-        """Remove volumes that no container mounts and that are wanted; returns their names and the bytes given back."""
-        names, reclaimed = [], 0
-        for volume, containers in await self.all():
-            if containers or not (volume.anonymous or all_) or not wanted(volume):
-                continue
-            size = await self.measure(volume)
-            if not dry_run:
-                try:
-                    await self.delete(volume.id)
-                except InUse:  # mounted in between
-                    continue
-            names.append(volume.name)
-            reclaimed += size
-        return names, reclaimed
-
-    def _validate(self, spec: VolumeSpec) -> None:
-        driver = self._driver(spec.driver)
-        driver.validate(spec)
-        reason = driver.available or (spec.size_bytes and driver.cannot_hold_size())
-        if reason:
-            raise FailedPrecondition(f"the driver {driver.name}: {reason}", reason="DRIVER_UNAVAILABLE")
-
-    def _driver(self, name: str) -> VolumeDriver:
-        if name not in self._drivers:
-            raise InvalidArgument("spec.driver", name, f"one of {', '.join(self.drivers)}", reason="UNKNOWN_DRIVER")
-        return self._drivers[name]
-
-    def _insert(
-        self, tx: Transaction, name: str, spec: VolumeSpec, labels: Mapping[str, str], *, filling: str = ""
-    ) -> Volume:
-        volume_id = new_id()
-        labels = dict(labels) if name else {ANONYMOUS_LABEL: "", **labels}
-        volume = Volume(
-            id=volume_id, name=name or volume_id, spec=spec, labels=labels, anonymous=not name, filling=filling,
-            create_time=time.time(),
-        )  # fmt: skip
-        mountpoint = str(self._driver(spec.driver).mountpoint(volume))
-        revision = tx.event(Kind.VOLUME, "fill" if filling else "create", volume_id, volume.name, driver=spec.driver)
-        volume = replace(volume, mountpoint=mountpoint, revision=revision)
-        tx.volumes.insert(volume)
-        return volume
-
-
-def _abandon_filling(tx: Transaction) -> None:
-    for volume in tx.volumes.all("json_extract(body, '$.filling') != ''"):
-        tx.volumes.delete(volume.id)
+        return await self.get((await self._store.write(rename)).id)

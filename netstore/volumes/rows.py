@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 
 from netstore.errors import AlreadyExists
-from netstore.model import Kind, Volume, VolumeSpec
+from netstore.model import Kind, Volume, VolumeSpec, new_id
 from netstore.store import Transaction
+from netstore.volumes.drivers.base import VolumeDriver
 
-__all__ = ["HOLDERS", "USES", "by_name", "changed", "forget_stage", "refuse_difference", "used"]
+__all__ = [
+    "ANONYMOUS_LABEL",
+    "HOLDERS",
+    "USES",
+    "by_name",
+    "changed",
+    "forget_stage",
+    "insert",
+    "refuse_difference",
+    "rename_uses",
+    "used",
+]
 
 # Containers, and the namespaces that are none's.
 USES = (
@@ -20,8 +33,36 @@ USES = (
 HOLDERS = "SELECT holder FROM volume_stages WHERE volume_id = ?"
 
 
-def changed(tx: Transaction, volume: Volume) -> Volume:
-    volume = replace(volume, revision=tx.event(Kind.VOLUME, "update", volume.id, volume.name))
+ANONYMOUS_LABEL = "com.docker.volume.anonymous"
+
+
+def insert(
+    tx: Transaction, driver: VolumeDriver, name: str, spec: VolumeSpec, labels: Mapping[str, str], *, filling: str = ""
+) -> Volume:
+    volume_id = new_id()
+    labels = dict(labels) if name else {ANONYMOUS_LABEL: "", **labels}
+    volume = Volume(
+        id=volume_id, name=name or volume_id, spec=spec, labels=labels, anonymous=not name, filling=filling,
+        create_time=time.time(),
+    )  # fmt: skip
+    revision = tx.event(Kind.VOLUME, "fill" if filling else "create", volume_id, volume.name, driver=spec.driver)
+    volume = replace(volume, mountpoint=str(driver.mountpoint(volume)), revision=revision)
+    tx.volumes.insert(volume)
+    return volume
+
+
+def rename_uses(tx: Transaction, volume_id: str, name: str) -> None:
+    """Let the containers that mount a volume know it by another name."""
+    for container in tx.containers.all("id IN (SELECT container_id FROM volume_uses WHERE volume_id = ?)", volume_id):
+        mounts = tuple(
+            replace(each, volume=name, spec=replace(each.spec, source=name)) if each.volume_id == volume_id else each
+            for each in container.mounts
+        )
+        tx.containers.update(replace(container, mounts=mounts))
+
+
+def changed(tx: Transaction, volume: Volume, action: str = "update") -> Volume:
+    volume = replace(volume, revision=tx.event(Kind.VOLUME, action, volume.id, volume.name))
     tx.volumes.update(volume)
     return volume
 
@@ -45,11 +86,14 @@ def refuse_difference(present: Volume, spec: VolumeSpec, labels: Mapping[str, st
         "options": dict(spec.options),
         "size_bytes": spec.size_bytes,
         "block": spec.block,
+        "snapshot_schedule": spec.snapshot_schedule,
+        "snapshot_keep": spec.snapshot_keep,
         "labels": dict(labels),
     }
     there = {
         "driver": present.spec.driver, "options": dict(present.spec.options), "size_bytes": present.spec.size_bytes,
-        "block": present.spec.block, "labels": dict(present.labels),
+        "block": present.spec.block, "snapshot_schedule": present.spec.snapshot_schedule,
+        "snapshot_keep": present.spec.snapshot_keep, "labels": dict(present.labels),
     }  # fmt: skip
     difference = ", ".join(
         f"{key} is {there[key]!r}, asked for {asked[key]!r}" for key in asked if there[key] != asked[key]

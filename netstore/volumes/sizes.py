@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 
 from netstore.drivers.options import size_bytes
-from netstore.errors import InvalidArgument, Unsupported
-from netstore.model import VolumeSpec
+from netstore.errors import FailedPrecondition, Immutable, InUse, InvalidArgument, Unsupported
+from netstore.model import Volume, VolumeSpec
 from netstore.volumes.drivers.base import Capability, VolumeDriver
+from netstore.volumes.schedules import ACCEPTED, Schedule
 
-__all__ = ["check_resize", "settled"]
+__all__ = ["changed_spec", "driver_named", "hidden", "prepared", "settled"]
 
+_SECRET = re.compile(r"((?:^|,)(?:password|pass|password2)=)[^,]*")
+_MOUNTING = {"local": frozenset({"o", "timeout"})}
+"""Options that count when a volume is mounted, and so may change while it is not."""
 _HOLDERS = ("local", "btrfs", "image")
 """Who is asked for a size, in this order: a directory is cheapest, an image always holds."""
 
@@ -47,12 +52,86 @@ def settled(spec: VolumeSpec, drivers: Mapping[str, VolumeDriver]) -> VolumeSpec
     raise Unsupported(f"spec.size_bytes: nothing holds a size here ({'; '.join(reasons)})", reason="NO_SIZE")
 
 
+def prepared(spec: VolumeSpec, drivers: Mapping[str, VolumeDriver]) -> VolumeSpec:
+    """Return a spec that a volume can be made by. Does not block.
+
+    Raises:
+        InvalidArgument, Unsupported: naming the field.
+        FailedPrecondition: its driver makes no volumes here.
+    """
+    check_schedule(spec)
+    spec = settled(spec, drivers)
+    driver = driver_named(drivers, spec.driver)
+    driver.validate(spec)
+    reason = driver.available or (spec.size_bytes and driver.cannot_hold_size())
+    if reason:
+        raise FailedPrecondition(f"the driver {driver.name}: {reason}", reason="DRIVER_UNAVAILABLE")
+    return spec
+
+
+def changed_spec(driver: VolumeDriver, volume: Volume, changes: Mapping[str, object], *, used: bool) -> VolumeSpec:
+    """Return a volume's spec with changes: fields of it by name. Does not block.
+
+    Raises:
+        InvalidArgument, Unsupported: the size, or the schedule, cannot be so.
+        Immutable: another option than those of mounting.
+        InUse: such an option, and the volume is used.
+    """
+    spec = replace(volume.spec, **changes)  # type: ignore[arg-type]
+    old = volume.spec.options  # whoever sends back what was shown changes nothing
+    options = {k: old[k] if k in old and v == hidden(old[k]) else v for k, v in spec.options.items()}
+    spec = replace(spec, options=options)
+    check_schedule(spec)
+    if spec.size_bytes != volume.spec.size_bytes:
+        _check_resize(driver, volume.spec, spec.size_bytes)
+    different = {key for key, _ in set(spec.options.items()) ^ set(volume.spec.options.items())}
+    mutable = _MOUNTING.get(driver.name, frozenset())
+    if fixed := different - mutable:
+        raise Immutable(f"spec.options[{min(fixed)}]", ", ".join(sorted(mutable)) or "none")
+    if different and used:
+        raise InUse(f"volume {volume.name} is mounted with these options", hint="stop what uses it, then change them")
+    driver.validate(spec)
+    return spec
+
+
+def hidden(value: str) -> str:
+    """Return an option's value with asterisks for passwords."""
+    return _SECRET.sub(r"\1*****", value)
+
+
+def check_schedule(spec: VolumeSpec) -> None:
+    """Check when snapshots are made.
+
+    Raises:
+        InvalidArgument: naming the field.
+    """
+    if not 0 <= spec.snapshot_keep <= 10_000:
+        raise InvalidArgument("spec.snapshot_keep", spec.snapshot_keep, "0 (means 24) to 10000")
+    if spec.snapshot_schedule:
+        try:
+            Schedule.parse(spec.snapshot_schedule)
+        except (ValueError, OverflowError) as error:
+            raise InvalidArgument("spec.snapshot_schedule", spec.snapshot_schedule, f"{error}: {ACCEPTED}") from error
+
+
+def driver_named(drivers: Mapping[str, VolumeDriver], name: str) -> VolumeDriver:
+    """Return a driver.
+
+    Raises:
+        InvalidArgument: there is none.
+    """
+    if name not in drivers:
+        known = ", ".join(sorted(drivers))
+        raise InvalidArgument("spec.driver", name, f"one of {known}", reason="UNKNOWN_DRIVER")
+    return drivers[name]
+
+
 def _strange(driver: VolumeDriver, spec: VolumeSpec) -> str:
     unknown = set(spec.options) - {option.key for option in driver.options}
     return f"has no option {', '.join(sorted(unknown))}" if unknown else ""
 
 
-def check_resize(driver: VolumeDriver, spec: VolumeSpec, size: int) -> None:
+def _check_resize(driver: VolumeDriver, spec: VolumeSpec, size: int) -> None:
     """Refuse a change of size that the driver cannot make.
 
     Raises:

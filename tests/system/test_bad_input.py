@@ -252,6 +252,24 @@ VOLUMES = [
     ("DeleteVolume", volume_pb2.DeleteVolumeRequest(volume="nosuch"), MISSING, "nosuch"),
     ("PruneVolumes", volume_pb2.PruneVolumesRequest(filter=["until=1h"]), INVALID, "filter"),
 ]  # fmt: skip
+VOLUMES += [
+    ("CreateVolume", volume_pb2.CreateVolumeRequest(volume={"name": "v", "spec": {"snapshot_schedule": "@often"}}), INVALID, "spec.snapshot_schedule"),
+    ("CreateVolume", volume_pb2.CreateVolumeRequest(volume={"name": "v", "spec": {"snapshot_keep": -1}}), INVALID, "spec.snapshot_keep"),
+    ("UpdateVolume", volume_pb2.UpdateVolumeRequest(volume={"spec": {"size_bytes": -1}}, update_mask=mask("spec.size_bytes")), INVALID, "spec.size_bytes"),
+    ("UpdateVolume", volume_pb2.UpdateVolumeRequest(volume={"name": "nosuch"}, update_mask=mask("spec.driver")), PRECONDITION, "spec.driver"),
+    ("DeleteVolume", volume_pb2.DeleteVolumeRequest(volume="nosuch", trash_period={"seconds": -1}), INVALID, "trash_period"),
+    ("DeleteVolume", volume_pb2.DeleteVolumeRequest(volume="nosuch", trash_period={"seconds": 10**10}), INVALID, "trash_period"),
+    ("PruneVolumes", volume_pb2.PruneVolumesRequest(trash_period={"seconds": -1}), INVALID, "trash_period"),
+    ("RenameVolume", volume_pb2.RenameVolumeRequest(volume="nosuch", name="n"), MISSING, "nosuch"),
+    ("RenameVolume", volume_pb2.RenameVolumeRequest(volume="nosuch", name="a/b"), INVALID, "name"),
+    ("RenameVolume", volume_pb2.RenameVolumeRequest(volume="nosuch"), INVALID, "name"),
+    ("ListTrashedVolumes", volume_pb2.ListTrashedVolumesRequest(page_token="@"), INVALID, "page_token"),
+    ("ListTrashedVolumes", volume_pb2.ListTrashedVolumesRequest(page_size=-1), INVALID, "page_size"),
+    ("RestoreTrashedVolume", volume_pb2.RestoreTrashedVolumeRequest(), INVALID, "volume"),
+    ("RestoreTrashedVolume", volume_pb2.RestoreTrashedVolumeRequest(volume="nosuch"), MISSING, "nosuch"),
+    ("RestoreTrashedVolume", volume_pb2.RestoreTrashedVolumeRequest(volume="nosuch", name="a/b"), INVALID, "name"),
+    ("EmptyTrash", volume_pb2.EmptyTrashRequest(volumes=["nosuch"]), MISSING, "nosuch"),
+]  # fmt: skip
 SNAPSHOTS = [
     ("CreateSnapshot", snapshot_pb2.CreateSnapshotRequest(), INVALID, "volume"),
     ("CreateSnapshot", snapshot_pb2.CreateSnapshotRequest(snapshot={"spec": {"volume": "nosuch"}}), MISSING, "nosuch"),

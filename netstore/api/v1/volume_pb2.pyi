@@ -5,6 +5,7 @@ Volumes: named storage that outlives containers."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
@@ -143,12 +144,20 @@ class VolumeSpec(_message.Message):
     OPTIONS_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_SCHEDULE_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_KEEP_FIELD_NUMBER: _builtins.int
     driver: _builtins.str
     """OPTIONAL on create. Empty means local; with a size, the first of local, btrfs and image that holds it on this node."""
     size_bytes: _builtins.int
     """OPTIONAL, mutable. A size that the volume cannot exceed, bytes; 0 means no limit."""
     mode: Global___VolumeMode.ValueType
     """OPTIONAL. How it is published; unspecified means a filesystem."""
+    snapshot_schedule: _builtins.str
+    """OPTIONAL, mutable. When snapshots are made by themselves: "@hourly", "@daily", "@weekly", "@monthly", "@every 15m", or
+    five fields of cron, in UTC. What was missed is made once. Empty means never.
+    """
+    snapshot_keep: _builtins.int
+    """OPTIONAL, mutable. How many snapshots of the schedule are kept, at most 10000; 0 means 24."""
     @_builtins.property
     def options(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """OPTIONAL. Driver options; see the driver's reference page. An unknown key is refused; size=10G is taken as
@@ -162,10 +171,12 @@ class VolumeSpec(_message.Message):
         options: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         size_bytes: _builtins.int = ...,
         mode: Global___VolumeMode.ValueType = ...,
+        snapshot_schedule: _builtins.str = ...,
+        snapshot_keep: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["driver", b"driver", "mode", b"mode", "options", b"options", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["driver", b"driver", "mode", b"mode", "options", b"options", "size_bytes", b"size_bytes", "snapshot_keep", b"snapshot_keep", "snapshot_schedule", b"snapshot_schedule"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -222,11 +233,11 @@ class VolumeStatus(_message.Message):
     staged: _builtins.bool
     """OUTPUT_ONLY. The filesystem is on the node, at `mountpoint`. A driver that mounts nothing is always staged."""
     used_bytes: _builtins.int
-    """OUTPUT_ONLY, GetVolume only. What it holds; absent where that is not known without a walk through its directories."""
+    """OUTPUT_ONLY. What it holds; absent where that is not known without a walk through its directories. Get and List only."""
     used_inodes: _builtins.int
-    """OUTPUT_ONLY, GetVolume only. Files and directories; absent as `used_bytes`."""
+    """OUTPUT_ONLY. Files and directories; absent as `used_bytes`. Get and List only."""
     capacity_bytes: _builtins.int
-    """OUTPUT_ONLY, GetVolume only. What its filesystem can hold, bytes; 0 means no limit of its own."""
+    """OUTPUT_ONLY. What its filesystem can hold, bytes; 0 means no limit of its own. Get and List only."""
     @_builtins.property
     def containers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """OUTPUT_ONLY. Names of the containers that mount it, running or not."""
@@ -770,19 +781,25 @@ class DeleteVolumeRequest(_message.Message):
 
     VOLUME_FIELD_NUMBER: _builtins.int
     ALLOW_MISSING_FIELD_NUMBER: _builtins.int
+    TRASH_PERIOD_FIELD_NUMBER: _builtins.int
     volume: _builtins.str
     """REQUIRED. Name, id or unique id prefix."""
     allow_missing: _builtins.bool
     """OPTIONAL. A volume that does not exist is a success."""
+    @_builtins.property
+    def trash_period(self) -> _duration_pb2.Duration:
+        """OPTIONAL. Keep it in the trash so long; absent means as netstored is configured, 0 removes it for good."""
+
     def __init__(
         self,
         *,
         volume: _builtins.str = ...,
         allow_missing: _builtins.bool = ...,
+        trash_period: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["trash_period", b"trash_period"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_missing", b"allow_missing", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_missing", b"allow_missing", "trash_period", b"trash_period", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -814,6 +831,8 @@ class PruneVolumesRequest(_message.Message):
     FILTER_FIELD_NUMBER: _builtins.int
     ALL_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
+    VOLUME_IDS_FIELD_NUMBER: _builtins.int
+    TRASH_PERIOD_FIELD_NUMBER: _builtins.int
     all: _builtins.bool
     """OPTIONAL. Named volumes too, not only anonymous ones."""
     dry_run: _builtins.bool
@@ -822,20 +841,60 @@ class PruneVolumesRequest(_message.Message):
     def filter(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """OPTIONAL. Terms "label=k[=v]", "label!=k[=v]"."""
 
+    @_builtins.property
+    def volume_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """OPTIONAL. Ids: only these, such as those that a dry run gave. Empty means all that the rest allows."""
+
+    @_builtins.property
+    def trash_period(self) -> _duration_pb2.Duration:
+        """OPTIONAL. As in DeleteVolumeRequest."""
+
     def __init__(
         self,
         *,
         filter: _abc.Iterable[_builtins.str] | None = ...,
         all: _builtins.bool = ...,
         dry_run: _builtins.bool = ...,
+        volume_ids: _abc.Iterable[_builtins.str] | None = ...,
+        trash_period: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["trash_period", b"trash_period"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "dry_run", b"dry_run", "filter", b"filter"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "dry_run", b"dry_run", "filter", b"filter", "trash_period", b"trash_period", "volume_ids", b"volume_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PruneVolumesRequest: _TypeAlias = PruneVolumesRequest  # noqa: Y015
+
+@_typing.final
+class PrunedVolume(_message.Message):
+    """PrunedVolume is a volume that a prune removes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Its id."""
+    name: _builtins.str
+    """Its name."""
+    size_bytes: _builtins.int
+    """What it takes, bytes."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "name", b"name", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrunedVolume: _TypeAlias = PrunedVolume  # noqa: Y015
 
 @_typing.final
 class PruneVolumesResponse(_message.Message):
@@ -845,22 +904,266 @@ class PruneVolumesResponse(_message.Message):
 
     VOLUMES_FIELD_NUMBER: _builtins.int
     RECLAIMED_BYTES_FIELD_NUMBER: _builtins.int
+    PRUNED_FIELD_NUMBER: _builtins.int
     reclaimed_bytes: _builtins.int
     """Storage given back, bytes."""
     @_builtins.property
     def volumes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the volumes removed (or, in a dry run, to be removed)."""
 
+    @_builtins.property
+    def pruned(self) -> _containers.RepeatedCompositeFieldContainer[Global___PrunedVolume]:
+        """The same volumes, with what each takes."""
+
     def __init__(
         self,
         *,
         volumes: _abc.Iterable[_builtins.str] | None = ...,
         reclaimed_bytes: _builtins.int = ...,
+        pruned: _abc.Iterable[Global___PrunedVolume] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reclaimed_bytes", b"reclaimed_bytes", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pruned", b"pruned", "reclaimed_bytes", b"reclaimed_bytes", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PruneVolumesResponse: _TypeAlias = PruneVolumesResponse  # noqa: Y015
+
+@_typing.final
+class RenameVolumeRequest(_message.Message):
+    """RenameVolumeRequest asks for another name."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    volume: _builtins.str
+    """REQUIRED. Name, id or unique id prefix."""
+    name: _builtins.str
+    """REQUIRED. The new name."""
+    def __init__(
+        self,
+        *,
+        volume: _builtins.str = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenameVolumeRequest: _TypeAlias = RenameVolumeRequest  # noqa: Y015
+
+@_typing.final
+class RenameVolumeResponse(_message.Message):
+    """RenameVolumeResponse carries the volume."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def volume(self) -> Global___Volume:
+        """The volume."""
+
+    def __init__(
+        self,
+        *,
+        volume: Global___Volume | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["volume", b"volume"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenameVolumeResponse: _TypeAlias = RenameVolumeResponse  # noqa: Y015
+
+@_typing.final
+class TrashedVolume(_message.Message):
+    """TrashedVolume is a volume that was removed and can come back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_FIELD_NUMBER: _builtins.int
+    REMOVE_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def volume(self) -> Global___Volume:
+        """The volume as it was."""
+
+    @_builtins.property
+    def remove_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was removed."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When it goes for good."""
+
+    def __init__(
+        self,
+        *,
+        volume: Global___Volume | None = ...,
+        remove_time: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "remove_time", b"remove_time", "volume", b"volume"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "remove_time", b"remove_time", "volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrashedVolume: _TypeAlias = TrashedVolume  # noqa: Y015
+
+@_typing.final
+class ListTrashedVolumesRequest(_message.Message):
+    """ListTrashedVolumesRequest asks for the trash."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """OPTIONAL. At most this many; 0 means 50, the limit is 1000."""
+    page_token: _builtins.str
+    """OPTIONAL. `next_page_token` of the page before."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTrashedVolumesRequest: _TypeAlias = ListTrashedVolumesRequest  # noqa: Y015
+
+@_typing.final
+class ListTrashedVolumesResponse(_message.Message):
+    """ListTrashedVolumesResponse is one page."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUMES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Asks for the next page; empty on the last."""
+    @_builtins.property
+    def volumes(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrashedVolume]:
+        """What is in the trash, the oldest removal first."""
+
+    def __init__(
+        self,
+        *,
+        volumes: _abc.Iterable[Global___TrashedVolume] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "volumes", b"volumes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTrashedVolumesResponse: _TypeAlias = ListTrashedVolumesResponse  # noqa: Y015
+
+@_typing.final
+class RestoreTrashedVolumeRequest(_message.Message):
+    """RestoreTrashedVolumeRequest asks for a volume back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    volume: _builtins.str
+    """REQUIRED. Its name (the last one removed of that name), id or unique id prefix."""
+    name: _builtins.str
+    """OPTIONAL. Another name for it."""
+    def __init__(
+        self,
+        *,
+        volume: _builtins.str = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreTrashedVolumeRequest: _TypeAlias = RestoreTrashedVolumeRequest  # noqa: Y015
+
+@_typing.final
+class RestoreTrashedVolumeResponse(_message.Message):
+    """RestoreTrashedVolumeResponse carries the volume."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def volume(self) -> Global___Volume:
+        """The volume."""
+
+    def __init__(
+        self,
+        *,
+        volume: Global___Volume | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["volume", b"volume"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreTrashedVolumeResponse: _TypeAlias = RestoreTrashedVolumeResponse  # noqa: Y015
+
+@_typing.final
+class EmptyTrashRequest(_message.Message):
+    """EmptyTrashRequest asks to remove for good."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUMES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def volumes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """OPTIONAL. Names, ids or unique id prefixes; empty means all."""
+
+    def __init__(
+        self,
+        *,
+        volumes: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["volumes", b"volumes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmptyTrashRequest: _TypeAlias = EmptyTrashRequest  # noqa: Y015
+
+@_typing.final
+class EmptyTrashResponse(_message.Message):
+    """EmptyTrashResponse says what went."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUMES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def volumes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Their names."""
+
+    def __init__(
+        self,
+        *,
+        volumes: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["volumes", b"volumes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmptyTrashResponse: _TypeAlias = EmptyTrashResponse  # noqa: Y015

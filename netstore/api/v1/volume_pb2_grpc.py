@@ -65,6 +65,26 @@ class VolumeServiceStub:
                 request_serializer=netstore_dot_v1_dot_volume__pb2.PruneVolumesRequest.SerializeToString,
                 response_deserializer=netstore_dot_v1_dot_volume__pb2.PruneVolumesResponse.FromString,
                 _registered_method=True)
+        self.RenameVolume = channel.unary_unary(
+                '/netstore.v1.VolumeService/RenameVolume',
+                request_serializer=netstore_dot_v1_dot_volume__pb2.RenameVolumeRequest.SerializeToString,
+                response_deserializer=netstore_dot_v1_dot_volume__pb2.RenameVolumeResponse.FromString,
+                _registered_method=True)
+        self.ListTrashedVolumes = channel.unary_unary(
+                '/netstore.v1.VolumeService/ListTrashedVolumes',
+                request_serializer=netstore_dot_v1_dot_volume__pb2.ListTrashedVolumesRequest.SerializeToString,
+                response_deserializer=netstore_dot_v1_dot_volume__pb2.ListTrashedVolumesResponse.FromString,
+                _registered_method=True)
+        self.RestoreTrashedVolume = channel.unary_unary(
+                '/netstore.v1.VolumeService/RestoreTrashedVolume',
+                request_serializer=netstore_dot_v1_dot_volume__pb2.RestoreTrashedVolumeRequest.SerializeToString,
+                response_deserializer=netstore_dot_v1_dot_volume__pb2.RestoreTrashedVolumeResponse.FromString,
+                _registered_method=True)
+        self.EmptyTrash = channel.unary_unary(
+                '/netstore.v1.VolumeService/EmptyTrash',
+                request_serializer=netstore_dot_v1_dot_volume__pb2.EmptyTrashRequest.SerializeToString,
+                response_deserializer=netstore_dot_v1_dot_volume__pb2.EmptyTrashResponse.FromString,
+                _registered_method=True)
         self.ListVolumeDrivers = channel.unary_unary(
                 '/netstore.v1.VolumeService/ListVolumeDrivers',
                 request_serializer=netstore_dot_v1_dot_volume__pb2.ListVolumeDriversRequest.SerializeToString,
@@ -115,7 +135,8 @@ class VolumeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateVolume(self, request, context):
-        """UpdateVolume changes the fields that the mask names. Mutable: "labels", "spec.size_bytes" (used or not).
+        """UpdateVolume changes the fields that the mask names. Mutable: "labels", "spec.size_bytes" (used or not),
+        "spec.snapshot_schedule", "spec.snapshot_keep", "spec.options" (those of mounting, while nobody uses it).
 
         the driver cannot change the size so | INVALID_ARGUMENT or UNIMPLEMENTED | the error says what it can
         no room on the node | RESOURCE_EXHAUSTED | free some; the volume is as it was
@@ -142,6 +163,43 @@ class VolumeServiceServicer:
         """PruneVolumes removes volumes that no container mounts: anonymous ones, or with `all` the named ones too.
 
         unknown filter | INVALID_ARGUMENT | use label, label!
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenameVolume(self, request, context):
+        """RenameVolume gives a volume another name, used or not; what is mounted stays so.
+
+        the name is taken | ALREADY_EXISTS | choose another
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTrashedVolumes(self, request, context):
+        """ListTrashedVolumes returns what was removed and can come back.
+
+        unknown page token | INVALID_ARGUMENT | begin again
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreTrashedVolume(self, request, context):
+        """RestoreTrashedVolume brings a volume back, with its snapshots.
+
+        none in the trash goes by that name | NOT_FOUND | list the trash
+        the name is taken again | ALREADY_EXISTS | give another
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EmptyTrash(self, request, context):
+        """EmptyTrash removes volumes in the trash for good.
+
+        none in the trash goes by that name | NOT_FOUND | list the trash
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -205,6 +263,26 @@ def add_VolumeServiceServicer_to_server(servicer, server):
                     servicer.PruneVolumes,
                     request_deserializer=netstore_dot_v1_dot_volume__pb2.PruneVolumesRequest.FromString,
                     response_serializer=netstore_dot_v1_dot_volume__pb2.PruneVolumesResponse.SerializeToString,
+            ),
+            'RenameVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenameVolume,
+                    request_deserializer=netstore_dot_v1_dot_volume__pb2.RenameVolumeRequest.FromString,
+                    response_serializer=netstore_dot_v1_dot_volume__pb2.RenameVolumeResponse.SerializeToString,
+            ),
+            'ListTrashedVolumes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTrashedVolumes,
+                    request_deserializer=netstore_dot_v1_dot_volume__pb2.ListTrashedVolumesRequest.FromString,
+                    response_serializer=netstore_dot_v1_dot_volume__pb2.ListTrashedVolumesResponse.SerializeToString,
+            ),
+            'RestoreTrashedVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreTrashedVolume,
+                    request_deserializer=netstore_dot_v1_dot_volume__pb2.RestoreTrashedVolumeRequest.FromString,
+                    response_serializer=netstore_dot_v1_dot_volume__pb2.RestoreTrashedVolumeResponse.SerializeToString,
+            ),
+            'EmptyTrash': grpc.unary_unary_rpc_method_handler(
+                    servicer.EmptyTrash,
+                    request_deserializer=netstore_dot_v1_dot_volume__pb2.EmptyTrashRequest.FromString,
+                    response_serializer=netstore_dot_v1_dot_volume__pb2.EmptyTrashResponse.SerializeToString,
             ),
             'ListVolumeDrivers': grpc.unary_unary_rpc_method_handler(
                     servicer.ListVolumeDrivers,
@@ -385,6 +463,114 @@ class VolumeService:
             '/netstore.v1.VolumeService/PruneVolumes',
             netstore_dot_v1_dot_volume__pb2.PruneVolumesRequest.SerializeToString,
             netstore_dot_v1_dot_volume__pb2.PruneVolumesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenameVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netstore.v1.VolumeService/RenameVolume',
+            netstore_dot_v1_dot_volume__pb2.RenameVolumeRequest.SerializeToString,
+            netstore_dot_v1_dot_volume__pb2.RenameVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTrashedVolumes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netstore.v1.VolumeService/ListTrashedVolumes',
+            netstore_dot_v1_dot_volume__pb2.ListTrashedVolumesRequest.SerializeToString,
+            netstore_dot_v1_dot_volume__pb2.ListTrashedVolumesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreTrashedVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netstore.v1.VolumeService/RestoreTrashedVolume',
+            netstore_dot_v1_dot_volume__pb2.RestoreTrashedVolumeRequest.SerializeToString,
+            netstore_dot_v1_dot_volume__pb2.RestoreTrashedVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EmptyTrash(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netstore.v1.VolumeService/EmptyTrash',
+            netstore_dot_v1_dot_volume__pb2.EmptyTrashRequest.SerializeToString,
+            netstore_dot_v1_dot_volume__pb2.EmptyTrashResponse.FromString,
             options,
             channel_credentials,
             insecure,

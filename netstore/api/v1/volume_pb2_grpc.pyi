@@ -50,7 +50,8 @@ class VolumeServiceStub:
     unknown driver or option | INVALID_ARGUMENT | the error lists what is accepted
     """
     UpdateVolume: _grpc.UnaryUnaryMultiCallable[_volume_pb2.UpdateVolumeRequest, _volume_pb2.UpdateVolumeResponse]
-    """UpdateVolume changes the fields that the mask names. Mutable: "labels", "spec.size_bytes" (used or not).
+    """UpdateVolume changes the fields that the mask names. Mutable: "labels", "spec.size_bytes" (used or not),
+    "spec.snapshot_schedule", "spec.snapshot_keep", "spec.options" (those of mounting, while nobody uses it).
 
     the driver cannot change the size so | INVALID_ARGUMENT or UNIMPLEMENTED | the error says what it can
     no room on the node | RESOURCE_EXHAUSTED | free some; the volume is as it was
@@ -69,6 +70,27 @@ class VolumeServiceStub:
     """PruneVolumes removes volumes that no container mounts: anonymous ones, or with `all` the named ones too.
 
     unknown filter | INVALID_ARGUMENT | use label, label!
+    """
+    RenameVolume: _grpc.UnaryUnaryMultiCallable[_volume_pb2.RenameVolumeRequest, _volume_pb2.RenameVolumeResponse]
+    """RenameVolume gives a volume another name, used or not; what is mounted stays so.
+
+    the name is taken | ALREADY_EXISTS | choose another
+    """
+    ListTrashedVolumes: _grpc.UnaryUnaryMultiCallable[_volume_pb2.ListTrashedVolumesRequest, _volume_pb2.ListTrashedVolumesResponse]
+    """ListTrashedVolumes returns what was removed and can come back.
+
+    unknown page token | INVALID_ARGUMENT | begin again
+    """
+    RestoreTrashedVolume: _grpc.UnaryUnaryMultiCallable[_volume_pb2.RestoreTrashedVolumeRequest, _volume_pb2.RestoreTrashedVolumeResponse]
+    """RestoreTrashedVolume brings a volume back, with its snapshots.
+
+    none in the trash goes by that name | NOT_FOUND | list the trash
+    the name is taken again | ALREADY_EXISTS | give another
+    """
+    EmptyTrash: _grpc.UnaryUnaryMultiCallable[_volume_pb2.EmptyTrashRequest, _volume_pb2.EmptyTrashResponse]
+    """EmptyTrash removes volumes in the trash for good.
+
+    none in the trash goes by that name | NOT_FOUND | list the trash
     """
     ListVolumeDrivers: _grpc.UnaryUnaryMultiCallable[_volume_pb2.ListVolumeDriversRequest, _volume_pb2.ListVolumeDriversResponse]
     """ListVolumeDrivers says what the drivers can on this node (CSI: the Get*Capabilities calls)."""
@@ -106,7 +128,8 @@ class VolumeServiceAsyncStub(VolumeServiceStub):
     unknown driver or option | INVALID_ARGUMENT | the error lists what is accepted
     """
     UpdateVolume: _aio.UnaryUnaryMultiCallable[_volume_pb2.UpdateVolumeRequest, _volume_pb2.UpdateVolumeResponse]  # type: ignore[assignment]
-    """UpdateVolume changes the fields that the mask names. Mutable: "labels", "spec.size_bytes" (used or not).
+    """UpdateVolume changes the fields that the mask names. Mutable: "labels", "spec.size_bytes" (used or not),
+    "spec.snapshot_schedule", "spec.snapshot_keep", "spec.options" (those of mounting, while nobody uses it).
 
     the driver cannot change the size so | INVALID_ARGUMENT or UNIMPLEMENTED | the error says what it can
     no room on the node | RESOURCE_EXHAUSTED | free some; the volume is as it was
@@ -125,6 +148,27 @@ class VolumeServiceAsyncStub(VolumeServiceStub):
     """PruneVolumes removes volumes that no container mounts: anonymous ones, or with `all` the named ones too.
 
     unknown filter | INVALID_ARGUMENT | use label, label!
+    """
+    RenameVolume: _aio.UnaryUnaryMultiCallable[_volume_pb2.RenameVolumeRequest, _volume_pb2.RenameVolumeResponse]  # type: ignore[assignment]
+    """RenameVolume gives a volume another name, used or not; what is mounted stays so.
+
+    the name is taken | ALREADY_EXISTS | choose another
+    """
+    ListTrashedVolumes: _aio.UnaryUnaryMultiCallable[_volume_pb2.ListTrashedVolumesRequest, _volume_pb2.ListTrashedVolumesResponse]  # type: ignore[assignment]
+    """ListTrashedVolumes returns what was removed and can come back.
+
+    unknown page token | INVALID_ARGUMENT | begin again
+    """
+    RestoreTrashedVolume: _aio.UnaryUnaryMultiCallable[_volume_pb2.RestoreTrashedVolumeRequest, _volume_pb2.RestoreTrashedVolumeResponse]  # type: ignore[assignment]
+    """RestoreTrashedVolume brings a volume back, with its snapshots.
+
+    none in the trash goes by that name | NOT_FOUND | list the trash
+    the name is taken again | ALREADY_EXISTS | give another
+    """
+    EmptyTrash: _aio.UnaryUnaryMultiCallable[_volume_pb2.EmptyTrashRequest, _volume_pb2.EmptyTrashResponse]  # type: ignore[assignment]
+    """EmptyTrash removes volumes in the trash for good.
+
+    none in the trash goes by that name | NOT_FOUND | list the trash
     """
     ListVolumeDrivers: _aio.UnaryUnaryMultiCallable[_volume_pb2.ListVolumeDriversRequest, _volume_pb2.ListVolumeDriversResponse]  # type: ignore[assignment]
     """ListVolumeDrivers says what the drivers can on this node (CSI: the Get*Capabilities calls)."""
@@ -183,7 +227,8 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _volume_pb2.UpdateVolumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_volume_pb2.UpdateVolumeResponse, _abc.Awaitable[_volume_pb2.UpdateVolumeResponse]]:
-        """UpdateVolume changes the fields that the mask names. Mutable: "labels", "spec.size_bytes" (used or not).
+        """UpdateVolume changes the fields that the mask names. Mutable: "labels", "spec.size_bytes" (used or not),
+        "spec.snapshot_schedule", "spec.snapshot_keep", "spec.options" (those of mounting, while nobody uses it).
 
         the driver cannot change the size so | INVALID_ARGUMENT or UNIMPLEMENTED | the error says what it can
         no room on the node | RESOURCE_EXHAUSTED | free some; the volume is as it was
@@ -214,6 +259,51 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
         """PruneVolumes removes volumes that no container mounts: anonymous ones, or with `all` the named ones too.
 
         unknown filter | INVALID_ARGUMENT | use label, label!
+        """
+
+    @_abc_1.abstractmethod
+    def RenameVolume(
+        self,
+        request: _volume_pb2.RenameVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volume_pb2.RenameVolumeResponse, _abc.Awaitable[_volume_pb2.RenameVolumeResponse]]:
+        """RenameVolume gives a volume another name, used or not; what is mounted stays so.
+
+        the name is taken | ALREADY_EXISTS | choose another
+        """
+
+    @_abc_1.abstractmethod
+    def ListTrashedVolumes(
+        self,
+        request: _volume_pb2.ListTrashedVolumesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volume_pb2.ListTrashedVolumesResponse, _abc.Awaitable[_volume_pb2.ListTrashedVolumesResponse]]:
+        """ListTrashedVolumes returns what was removed and can come back.
+
+        unknown page token | INVALID_ARGUMENT | begin again
+        """
+
+    @_abc_1.abstractmethod
+    def RestoreTrashedVolume(
+        self,
+        request: _volume_pb2.RestoreTrashedVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volume_pb2.RestoreTrashedVolumeResponse, _abc.Awaitable[_volume_pb2.RestoreTrashedVolumeResponse]]:
+        """RestoreTrashedVolume brings a volume back, with its snapshots.
+
+        none in the trash goes by that name | NOT_FOUND | list the trash
+        the name is taken again | ALREADY_EXISTS | give another
+        """
+
+    @_abc_1.abstractmethod
+    def EmptyTrash(
+        self,
+        request: _volume_pb2.EmptyTrashRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volume_pb2.EmptyTrashResponse, _abc.Awaitable[_volume_pb2.EmptyTrashResponse]]:
+        """EmptyTrash removes volumes in the trash for good.
+
+        none in the trash goes by that name | NOT_FOUND | list the trash
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,75 @@
+"""netstore volume trash: ls, restore, empty."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import click
+from google.protobuf.duration_pb2 import Duration
+
+from netstore.api.v1 import volume_pb2
+from netstore.cli.client import Client, pages, pass_client
+from netstore.cli.format import age, duration, listing, shapes, short_id
+
+__all__ = ["group", "period"]
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+class _Period(click.ParamType[Any]):
+    name = "duration"
+
+    def convert(self, value: Any, param: Any, context: Any) -> Duration:
+        if isinstance(value, Duration):
+            return value
+        if value != "0" and not re.fullmatch(r"([0-9]{1,9}[smhdw])+", value):
+            self.fail(f"{value!r} is no duration such as 24h, 7d or 0", param, context)
+        return Duration(
+            seconds=sum(int(count) * _UNITS[unit] for count, unit in re.findall(r"([0-9]+)([smhdw])", value))
+        )
+
+
+def period(command: Any) -> Any:
+    """Add --trash to a command that removes volumes."""
+    text = "Keep them in the trash so long, such as 24h; 0 removes for good [default: netstored's configuration]."
+    return click.option("--trash", "period", type=_Period(), help=text)(command)
+
+
+@click.group("trash")
+def group() -> None:
+    """Volumes that were removed and can come back."""
+
+
+@group.command("ls")
+@shapes
+@pass_client
+def ls(client: Client, template: str | None, quiet: bool, no_trunc: bool) -> None:
+    """List what is in the trash, the oldest removal first."""
+    found = pages(client.volumes.ListTrashedVolumes, volume_pb2.ListTrashedVolumesRequest(), "volumes")
+    rows = [
+        (each.volume.name, short_id(each.volume.id, full=no_trunc), each.volume.spec.driver, age(each.remove_time),
+         duration((each.expire_time.ToNanoseconds() - each.remove_time.ToNanoseconds()) / 1e9))
+        for each in found
+    ]  # fmt: skip
+    ids = [short_id(each.volume.id, full=no_trunc) for each in found]
+    listing(found, ("VOLUME NAME", "ID", "DRIVER", "REMOVED", "KEPT FOR"), rows, template, quiet=quiet, ids=ids)
+
+
+@group.command()
+@click.argument("volume")
+@click.argument("name", required=False, default="")
+@pass_client
+def restore(client: Client, volume: str, name: str) -> None:
+    """Bring a volume back, with its snapshots; under another NAME if its own is taken."""
+    request = volume_pb2.RestoreTrashedVolumeRequest(volume=volume, name=name)
+    click.echo(client.volumes.RestoreTrashedVolume(request).volume.name)
+
+
+@group.command()
+@click.argument("volumes", nargs=-1)
+@pass_client
+def empty(client: Client, volumes: tuple[str, ...]) -> None:
+    """Remove volumes in the trash for good; without names, all."""
+    for name in client.volumes.EmptyTrash(volume_pb2.EmptyTrashRequest(volumes=volumes)).volumes:
+        click.echo(name)
