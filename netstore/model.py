@@ -195,6 +195,8 @@ class NetworkSpec:
     options: Mapping[str, str] = field(default_factory=dict)
     policy_ingress: PolicyAction = PolicyAction.ALLOW
     policy_egress: PolicyAction = PolicyAction.ALLOW
+    config_only: bool = False
+    config_from: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,6 +262,7 @@ class EndpointSpec:
     options: Mapping[str, str] = field(default_factory=dict)
     ports: tuple[PortMapping, ...] = ()
     gateway_priority: int = 0
+    link_local_addresses: tuple[str, ...] = ()
     links: tuple[str, ...] = ()
 
 
@@ -286,6 +289,7 @@ class Endpoint:
     name: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     addresses: tuple[Address, ...] = ()
+    link_local_addresses: tuple[Address, ...] = ()
     mac_address: str = ""
     interface_name: str = ""
     ports: tuple[PortMapping, ...] = ()
@@ -293,6 +297,11 @@ class Endpoint:
     attached: bool = True
     create_time: float = 0.0
     revision: int = 0
+
+    @property
+    def every_address(self) -> tuple[Address, ...]:
+        """Its addresses, also those that no name resolves to."""
+        return (*self.addresses, *self.link_local_addresses)
 
     @property
     def host_interface(self) -> str:
@@ -544,6 +553,7 @@ class Attachment:
     interface_name: str = ""
     options: Mapping[str, str] = field(default_factory=dict)
     gateway_priority: int = 0
+    link_local_addresses: tuple[str, ...] = ()
     links: tuple[str, ...] = ()
 
 

@@ -14,6 +14,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from netstore.api.v1 import container_pb2
 from netstore.cli.client import Client, details, fail, pages, pass_client, tolerant
+from netstore.cli.commands import Group
 from netstore.cli.completion import names
 from netstore.cli.format import age, duration, listing, one_line, shapes, short_id, show_objects
 from netstore.cli.port import show, shown
@@ -24,7 +25,7 @@ __all__ = ["group"]
 _CONTAINER = names("container")
 
 
-@click.group("container")
+@click.group("container", cls=Group)
 def group() -> None:
     """Containers."""
 

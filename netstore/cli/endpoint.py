@@ -7,13 +7,14 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from netstore.api.v1 import endpoint_pb2
 from netstore.cli.client import Client, pages, pass_client
+from netstore.cli.commands import Group
 from netstore.cli.format import listing, shapes, short_id, show_objects
 from netstore.cli.grammar import bandwidth, key_values, parse_port
 
 __all__ = ["group"]
 
 
-@click.group("endpoint")
+@click.group("endpoint", cls=Group)
 def group() -> None:
     """Attachments of sandboxes to networks."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -59,15 +59,17 @@ def listing(
         _table(headers, rows)
 
 
-def show_objects(messages: Sequence[Any], template: str) -> None:
-    """Show each message by a template, or all as a JSON array for `json`."""
+def show_objects(
+    messages: Sequence[Any], template: str, *, more: Callable[[Any], dict[str, Any]] | None = None
+) -> None:
+    """Show each message by a template, or all as a JSON array for `json`; with the further fields that `more` gives."""
+    documents = [to_dict(message) | (more(message) if more else {}) for message in messages]
     if template == "json":
-        click.echo(json.dumps([to_dict(message) for message in messages], indent=2))
+        click.echo(json.dumps(documents, indent=2))
         return
     if not _FIELD.search(template):
         raise click.UsageError(f"--format: {template!r} is neither json nor a template with {{{{.Field}}}}")
-    for message in messages:
-        document = to_dict(message)
+    for document in documents:
         click.echo(_FIELD.sub(lambda match, d=document: _pick(d, match), template.replace("\\t", "\t")))  # type: ignore[misc]
 
 

@@ -175,6 +175,8 @@ def parse_network(text: str) -> container_pb2.NetworkAttachment:
             setattr(attachment, fields[key], value)
         elif key == "alias":
             attachment.aliases.append(value)
+        elif key == "link-local-ip":
+            attachment.link_local_addresses.append(value)
         elif key == "driver-opt":
             name, _, text_ = value.partition("=")
             attachment.options[name] = text_
@@ -182,7 +184,8 @@ def parse_network(text: str) -> container_pb2.NetworkAttachment:
             attachment.gateway_priority = int(value)
         else:
             raise click.UsageError(
-                f"--network: {part!r}: keys are name, alias, ip, ip6, mac-address, ifname, driver-opt, gw-priority"
+                f"--network: {part!r}: keys are name, alias, ip, ip6, mac-address, ifname, link-local-ip, driver-opt, "
+                "gw-priority"
             )
     if not attachment.network:
         raise click.UsageError(f"--network: {text!r} names no network: add name=…")

@@ -16,6 +16,7 @@ import click
 
 from netstore.api.v1 import image_pb2
 from netstore.cli.client import Client, pages, pass_client, tolerant
+from netstore.cli.commands import Group
 from netstore.cli.completion import names
 from netstore.cli.format import age, listing, shapes, short_id, show_objects, size
 from netstore.cli.grammar import key_values
@@ -26,7 +27,7 @@ _CHUNK = 512 * 1024
 _IMAGE = names("image")
 
 
-@click.group("image")
+@click.group("image", cls=Group)
 def group() -> None:
     """Images."""
 

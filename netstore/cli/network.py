@@ -5,15 +5,18 @@ from __future__ import annotations
 import ipaddress
 import uuid
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import click
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from netstore.api.v1 import endpoint_pb2, network_pb2
 from netstore.cli.client import Client, pages, pass_client, tolerant
+from netstore.cli.commands import Group
 from netstore.cli.completion import names
-from netstore.cli.format import listing, shapes, short_id, show_objects
-from netstore.cli.grammar import bandwidth, key_values, parse_port, truth
+from netstore.cli.format import listing, shapes, short_id, show_objects, to_dict
+from netstore.cli.grammar import bandwidth, key_values, parse_port
 
 __all__ = ["group"]
 
@@ -24,37 +27,48 @@ _ACTIONS = {"allow": network_pb2.POLICY_ACTION_ALLOW, "deny": network_pb2.POLICY
 _DEFAULT = "What happens to traffic that no policy describes: allow, deny, or ingress=…,egress=…."
 
 
-@click.group("network")
+@click.group("network", cls=Group)
 def group() -> None:
     """Networks."""
 
 
 @group.command()
 @click.argument("name")
-@click.option("-d", "--driver", default="bridge", show_default=True, help="Driver.")
+@click.option("-d", "--driver", default="", help="Driver [default: bridge].")
 @click.option("--subnet", multiple=True, help="Subnet (CIDR).")
 @click.option("--gateway", multiple=True, help="Gateway inside one of the subnets.")
 @click.option("--ip-range", multiple=True, help="Dynamic addresses come from this part of a subnet (CIDR).")
 @click.option("--aux-address", multiple=True, help="NAME=ADDRESS that no endpoint gets.")
+@click.option("--ipam-opt", multiple=True, help="Option KEY=VALUE of the address management.")
+@click.option("--config-only", is_flag=True, help="Only hold a configuration, for --config-from of others.")
+@click.option("--config-from", default="", help="Take everything but the driver from a network of --config-only.")
+@click.option("--scope", default="local", show_default=True, help="local: of this node.")
+@click.option("--ingress", is_flag=True, help="Refused: there is no routing mesh.")
 @click.option("--internal", is_flag=True, help="No way to other networks or the outside.")
-@click.option("--ipv4", default="true", show_default=True, help="Give IPv4 addresses (true or false).")
+@click.option("--ipv4", is_flag=True, flag_value=True, default=True, help="Give IPv4 addresses; --ipv4=false does not.")
 @click.option("--ipv6", is_flag=True, help="Give IPv6 addresses too.")
 @click.option("--strict", is_flag=True, help="Refuse a subnet that overlaps one of the host's routes.")
 @click.option("--attachable", is_flag=True, help="Every network is: no effect.")
-@click.option("--ipam-driver", default="default", show_default=True, help="Address management.")
+@click.option("--ipam-driver", default="", help="Address management: default or null.")
 @click.option("--route", multiple=True, help="A further route of its endpoints: DESTINATION,GATEWAY.")
 @click.option("--dns", multiple=True, help="Name server of its endpoints: [DOMAIN=]ADDRESS[:PORT].")
 @click.option("--policy-default", multiple=True, help=_DEFAULT)
 @click.option("--label", multiple=True, help="KEY=VALUE.")
 @click.option("-o", "--opt", multiple=True, help="Driver option KEY=VALUE.")
 @pass_client
-def create(client: Client, name: str, driver: str, internal: bool, ipv4: str, ipv6: bool, strict: bool,
+def create(client: Client, name: str, driver: str, internal: bool, ipv4: bool, ipv6: bool, strict: bool,
+           ipam_opt: tuple[str, ...], config_only: bool, config_from: str, scope: str, ingress: bool,
            attachable: bool, ipam_driver: str, route: tuple[str, ...], dns: tuple[str, ...], label: tuple[str, ...],
            opt: tuple[str, ...], subnet: tuple[str, ...], gateway: tuple[str, ...], ip_range: tuple[str, ...],
            aux_address: tuple[str, ...], policy_default: tuple[str, ...]) -> None:  # fmt: skip
     """Create a network."""
+    if ingress or scope != "local":
+        wanted = "--ingress" if ingress else f"--scope: {scope!r}"
+        raise click.UsageError(f"{wanted} is not accepted: networks are the node's own; publish ports instead (-p)")
     spec = network_pb2.NetworkSpec(
-        driver=driver, internal=internal, enable_ipv4=truth(ipv4, "--ipv4"), enable_ipv6=ipv6, ipam_driver=ipam_driver,
+        driver=driver, internal=internal, enable_ipv4=None if ipv4 else False, enable_ipv6=ipv6,
+        ipam_driver=ipam_driver, ipam_options=key_values(ipam_opt, "--ipam-opt"),
+        config_only=config_only, config_from=config_from,
         options=key_values(opt, "--opt"), ipam=_pools(subnet, gateway, ip_range, aux_address),
         dns_servers=dns, routes=[_route(text) for text in route],
     )  # fmt: skip
@@ -112,7 +126,7 @@ def _holder(pools: list[network_pb2.IpamConfig], value: str, flag: str) -> netwo
 
 
 @group.command("ls")
-@click.option("-f", "--filter", "filters", multiple=True, help="driver=, id=, name=, label=, type=, dangling=.")
+@click.option("-f", "--filter", "filters", multiple=True, help="driver=, id=, name=, label=, type=, scope=, dangling=.")
 @shapes
 @pass_client
 def ls(client: Client, filters: tuple[str, ...], template: str | None, quiet: bool, no_trunc: bool) -> None:
@@ -127,15 +141,22 @@ def ls(client: Client, filters: tuple[str, ...], template: str | None, quiet: bo
 @group.command()
 @click.argument("networks", nargs=-1, required=True, shell_complete=_NETWORK)
 @click.option("-f", "--format", "template", default="json", help="'json' (default), or a template.")
+@click.option("-v", "--verbose", is_flag=True, help="With what is attached, as .Endpoints.")
 @pass_client
-def inspect(client: Client, networks: tuple[str, ...], template: str) -> None:
+def inspect(client: Client, networks: tuple[str, ...], template: str, verbose: bool) -> None:
     """Show networks in full."""
     with tolerant(client) as attempt:
         found: list[network_pb2.Network] = []
         for name in networks:
             request = network_pb2.GetNetworkRequest(network=name)
             attempt(lambda r=request: found.append(client.networks.GetNetwork(r).network))  # type: ignore[misc]
-        show_objects(found, template)
+        show_objects(found, template, more=partial(_attached, client) if verbose else None)
+
+
+def _attached(client: Client, network: network_pb2.Network) -> dict[str, Any]:
+    """Return the endpoints of a network, as they are shown in full."""
+    request = endpoint_pb2.ListEndpointsRequest(filter=[f"network={network.name}"])
+    return {"endpoints": [to_dict(each) for each in pages(client.endpoints.ListEndpoints, request, "endpoints")]}
 
 
 def _sandbox(container: str | None, netns: str | None, pid: int | None) -> endpoint_pb2.SandboxRef:
@@ -158,6 +179,7 @@ def _sandbox(container: str | None, netns: str | None, pid: int | None) -> endpo
 @click.option("--ip6", help="Static IPv6 address.")
 @click.option("--mac-address", help="MAC address.")
 @click.option("--ifname", help="Name of the interface inside.")
+@click.option("--link-local-ip", multiple=True, help="A further address of 169.254.0.0/16 or fe80::/10.")
 @click.option("--driver-opt", multiple=True, help="KEY=VALUE.")
 @click.option("--label", multiple=True, help="KEY=VALUE; a container's own labels are there already.")
 @click.option("--bandwidth-in", help="Most that it receives, such as 50mbit.")
@@ -168,14 +190,14 @@ def _sandbox(container: str | None, netns: str | None, pid: int | None) -> endpo
 def connect(client: Client, network: str, container: str | None, netns: str | None, pid: int | None,
             name: str | None, alias: tuple[str, ...], link: tuple[str, ...], ip: str | None,
             ip6: str | None, mac_address: str | None, ifname: str | None, driver_opt: tuple[str, ...],
-            bandwidth_in: str | None, bandwidth_out: str | None, gw_priority: int,
+            link_local_ip: tuple[str, ...], bandwidth_in: str | None, bandwidth_out: str | None, gw_priority: int,
             publish: tuple[str, ...], label: tuple[str, ...]) -> None:  # fmt: skip
     """Connect a container, or any network namespace, to a network."""
     spec = endpoint_pb2.EndpointSpec(
         network=network, sandbox=_sandbox(container, netns, pid), name=name or "", aliases=alias, links=link,
         ipv4_address=ip or "", ipv6_address=ip6 or "", mac_address=mac_address or "", interface_name=ifname or "",
         options=key_values(driver_opt, "--driver-opt") | bandwidth(bandwidth_in, bandwidth_out),
-        gateway_priority=gw_priority,
+        gateway_priority=gw_priority, link_local_addresses=link_local_ip,
         ports=[port for each in publish for port in parse_port(each)],
     )  # fmt: skip
     endpoint = endpoint_pb2.Endpoint(spec=spec, labels=key_values(label, "--label"))

@@ -8,6 +8,7 @@ import click
 
 from netstore.api.v1 import common_pb2, endpoint_pb2
 from netstore.cli.client import Client, pages, pass_client
+from netstore.cli.commands import Group
 from netstore.cli.completion import names
 from netstore.cli.format import listing, shapes
 from netstore.cli.grammar import parse_port
@@ -17,7 +18,7 @@ __all__ = ["group", "show", "shown"]
 _CONTAINER = names("container")
 
 
-class _Ports(click.Group):
+class _Ports(Group):
     """`netstore port CONTAINER` is `netstore container port CONTAINER`, as docker's."""
 
     def resolve_command(

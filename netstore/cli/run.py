@@ -51,6 +51,7 @@ def _container_options(command: Any) -> Any:
             "--network", "--net", multiple=True, help="NAME, host, none, container:NAME, or name=…,alias=…,ip=…."
         ),
         click.option("--network-alias", multiple=True, help="A further name on the first network."),
+        click.option("--link-local-ip", multiple=True, help="A further address of 169.254.0.0/16 or fe80::/10."),
         click.option("--link", multiple=True, help="CONTAINER[:ALIAS]: a name of its own for another, there."),
         click.option("--ip", default="", help="Static IPv4 address on the first network."),
         click.option("--ip6", default="", help="Static IPv6 address on the first network."),
@@ -182,7 +183,7 @@ def _add_networks(spec: container_pb2.ContainerSpec, options: dict[str, Any]) ->
     spec.networks.extend(parse_network(each) for each in options["network"])
     flags = {"ipv4_address": options["ip"], "ipv6_address": options["ip6"], "mac_address": options["mac_address"]}
     limits = bandwidth(options["bandwidth_in"], options["bandwidth_out"])
-    if not any((*flags.values(), *options["network_alias"], *options["link"], *limits)):
+    if not any((*flags.values(), *options["network_alias"], *options["link"], *options["link_local_ip"], *limits)):
         return
     if not spec.networks:
         spec.networks.add(network="bridge")
@@ -195,6 +196,7 @@ def _add_networks(spec: container_pb2.ContainerSpec, options: dict[str, Any]) ->
     first.options.update(limits)
     first.aliases.extend(options["network_alias"])
     first.links.extend(options["link"])
+    first.link_local_addresses.extend(options["link_local_ip"])
 
 
 def _attend(client: Client, container_id: str) -> int:

@@ -9,6 +9,7 @@ import click
 
 from netstore.api.v1 import snapshot_pb2, volume_pb2
 from netstore.cli.client import Client, pages, pass_client, tolerant
+from netstore.cli.commands import Group
 from netstore.cli.completion import names
 from netstore.cli.format import age, listing, shapes, show_objects, size
 from netstore.cli.grammar import key_values, parse_bytes
@@ -24,7 +25,7 @@ _SAID = {
 }
 
 
-@click.group("snapshot")
+@click.group("snapshot", cls=Group)
 def group() -> None:
     """Snapshots of volumes."""
 

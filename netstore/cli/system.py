@@ -11,12 +11,13 @@ import click
 
 from netstore.api.v1 import common_pb2, system_pb2
 from netstore.cli.client import Client, pass_client
+from netstore.cli.commands import Group
 from netstore.cli.format import listing, name_of, pairs, show_objects, size, to_dict
 
 __all__ = ["group"]
 
 
-@click.group("system")
+@click.group("system", cls=Group)
 def group() -> None:
     """The node."""
 

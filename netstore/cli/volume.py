@@ -13,6 +13,7 @@ from netstore.api.v1 import volume_pb2
 from netstore.cli import archive, snapshot, trash
 from netstore.cli.attach import attach, detach, mounts
 from netstore.cli.client import Client, pages, pass_client, tolerant
+from netstore.cli.commands import Group
 from netstore.cli.completion import names
 from netstore.cli.format import listing, shapes, show_objects, size
 from netstore.cli.grammar import key_values, parse_bytes
@@ -22,7 +23,7 @@ __all__ = ["group"]
 _VOLUME = names("volume")
 
 
-@click.group("volume")
+@click.group("volume", cls=Group)
 def group() -> None:
     """Volumes."""
 

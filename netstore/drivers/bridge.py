@@ -197,7 +197,7 @@ class BridgeDriver(Driver):
     def remove_endpoint(self, network: Network, endpoint: Endpoint, namespace: int | None = None) -> None:
         """Unpublish its ports, then delete the pair."""
         self.host.firewall.remove(self._endpoint_elements(network, endpoint))
-        self.forget_neighbours(network, [each.address for each in endpoint.addresses])
+        self.forget_neighbours(network, [each.address for each in endpoint.every_address])
         self.host.deletions.delete(endpoint.host_interface)
         for each in endpoint.addresses:
             forget_address(each.address)
@@ -272,8 +272,8 @@ class BridgeDriver(Driver):
     def _endpoint_elements(self, network: Network, endpoint: Endpoint) -> list[Element]:
         """Return what lets an endpoint send as itself alone, or as anybody where it is not guarded; and its ports."""
         senders: list[str] = []
-        if parse(self.options, network.spec.options)[GUARD] and endpoint.addresses:
-            senders = [each.address for each in endpoint.addresses]
+        if parse(self.options, network.spec.options)[GUARD] and endpoint.every_address:
+            senders = [each.address for each in endpoint.every_address]
             senders += [link_local(endpoint.mac_address)] if has_ipv6(network) else []
         guard = guard_elements(endpoint.host_interface, endpoint.mac_address, senders)
         policed = self.host.firewall.policing.endpoint_elements(network, endpoint)
@@ -327,7 +327,7 @@ class BridgeDriver(Driver):
             ),
             _port(network, endpoint, isolated=not parse(self.options, network.spec.options)[ICC]),
             netlink.link_up(endpoint.host_interface),
-            *(netlink.neighbour_set(master, each.address, endpoint.mac_address) for each in endpoint.addresses),
+            *(netlink.neighbour_set(master, each.address, endpoint.mac_address) for each in endpoint.every_address),
         ]
         try:
             route.run(requests)

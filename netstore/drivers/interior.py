@@ -74,7 +74,7 @@ def configure(network: Network, endpoint: Endpoint, namespace: int, *, gateways:
         if index is None:
             raise KernelError(errno.ENODEV, "configuring", endpoint.interface_name)
         sysctls = parse(ENDPOINT_OPTIONS, endpoint.spec.options)[SYSCTLS]
-        addresses = [(each.address, each.prefix) for each in endpoint.addresses]
+        addresses = [(each.address, each.prefix) for each in endpoint.every_address]
         if has_ipv6(network):
             addresses.append((link_local(endpoint.mac_address), 64))
             with inside(namespace):

@@ -15,14 +15,18 @@ __all__ = [
     "BANDWIDTH_IN",
     "BANDWIDTH_OUT",
     "ENDPOINT_OPTIONS",
+    "INTERFACE",
+    "MAC_ADDRESS",
     "SYSCTLS",
     "Option",
     "boolean",
     "choice",
+    "inner_interface",
     "interface",
     "interfaces",
     "ipv4",
     "ipv6",
+    "mac",
     "mode",
     "number",
     "parse",
@@ -34,6 +38,7 @@ __all__ = [
 
 _INTERFACE = re.compile(r"[a-zA-Z0-9_.-]{1,15}")
 _SIZE = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,9})?)\s*([kmgtp]?)i?b?")
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([kmg]?)(?:bit)?")
 _SYSCTL = re.compile(r"(net\.(?:ipv4|ipv6|mpls)\.[a-z_]+\.IFNAME\.[a-z0-9_]+)=(-?[0-9]+)")
 
@@ -130,6 +135,20 @@ def interface(text: str) -> str:
     return text
 
 
+def inner_interface(text: str) -> str:
+    """Parse the name of an interface in a sandbox."""
+    if text in ("lo", "all", "default"):  # these have another meaning in /proc/sys/net
+        raise ValueError("a name other than lo, all, default")
+    return interface(text)
+
+
+def mac(text: str) -> str:
+    """Parse a unicast MAC address."""
+    if not _MAC.fullmatch(text) or int(text[:2], 16) & 1 or text == "00:00:00:00:00:00":
+        raise ValueError("a unicast MAC address such as 02:42:ac:11:00:02")
+    return text
+
+
 def ipv4(text: str) -> str:
     """Parse an IPv4 address; the unspecified one becomes ""."""
     try:
@@ -186,6 +205,7 @@ def rate(text: str) -> int:
 
 
 BANDWIDTH_IN, BANDWIDTH_OUT = "netstore.endpoint.bandwidth_in", "netstore.endpoint.bandwidth_out"
+INTERFACE, MAC_ADDRESS = "com.docker.network.endpoint.ifname", "com.docker.network.endpoint.macaddress"
 SYSCTLS = "com.docker.network.endpoint.sysctls"
 BANDWIDTHS = (
     Option(BANDWIDTH_IN, rate, 0, "most that it receives, such as 50mbit; 0 is no limit", live=True),
@@ -193,6 +213,8 @@ BANDWIDTHS = (
 )
 ENDPOINT_OPTIONS: Sequence[Option] = (
     Option(SYSCTLS, sysctls, (), "settings of the interface in the container; IFNAME stands for its name"),
+    Option(INTERFACE, inner_interface, "", "name of the interface in the container; the same as its own field"),
+    Option(MAC_ADDRESS, mac, "", "its MAC address; the same as its own field"),
     *BANDWIDTHS,
 )
 """Options of an endpoint, on every driver that makes interfaces."""

@@ -127,7 +127,7 @@ def reserve_container(
             aliases=attachment.aliases, ipv4_address=attachment.ipv4_address, ipv6_address=attachment.ipv6_address,
             mac_address=attachment.mac_address, options=attachment.options,
             interface_name=attachment.interface_name, gateway_priority=attachment.gateway_priority,
-            links=attachment.links,
+            links=attachment.links, link_local_addresses=attachment.link_local_addresses,
         )  # fmt: skip
         place = Place(sandbox=sandbox, others=tx.endpoints.all("sandbox_id = ?", sandbox.id))
         reserve(tx, network, place, spec, name=container.name, labels=container.labels, attached=False)
@@ -187,7 +187,8 @@ def _check_networks(networks: tuple[tuple[Network, Attachment], ...]) -> None:
         if not network.predefined:
             continue
         for field in ("aliases", "ipv4_address", "ipv6_address") if network.interface else (
-            "aliases", "ipv4_address", "ipv6_address", "mac_address", "interface_name", "links"
+            "aliases", "ipv4_address", "ipv6_address", "mac_address", "interface_name", "links",
+            "link_local_addresses",
         ):  # fmt: skip
             value = getattr(attachment, field)
             if value:

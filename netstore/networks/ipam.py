@@ -26,6 +26,8 @@ __all__ = [
     "HostRoute",
     "allocate",
     "choose_subnet",
+    "hold_link_local",
+    "is_chosen",
     "overlapping_route",
     "release_pool",
     "reserve_pool",
@@ -77,9 +79,13 @@ def validate_pool(pool: Pool, index: int, *, gateway: bool = True) -> Pool:
                 raise InvalidArgument(f"{field}.{name}", value, "nothing, as long as no subnet is given")
         return pool
     subnet = _network(f"{field}.subnet", pool.subnet)
+    if subnet.network_address.is_unspecified and (pool.gateway or pool.ip_range or pool.aux_addresses):
+        raise InvalidArgument(f"{field}.subnet", pool.subnet, "a subnet, where addresses in it are named")
     low, high = _LEAST_SPECIFIC[subnet.version], _MOST_SPECIFIC[subnet.version]
     if not low <= subnet.prefixlen <= high or subnet.is_multicast or subnet.is_loopback or subnet.is_link_local:
         raise InvalidArgument(f"{field}.subnet", pool.subnet, f"a unicast IPv{subnet.version} subnet /{low} to /{high}")
+    if subnet.network_address.is_unspecified:
+        return replace(pool, subnet=str(subnet))
     router = _member(f"{field}.gateway", pool.gateway, subnet) if pool.gateway else subnet[1] if gateway else ""
     if pool.ip_range:
         within = _network(f"{field}.ip_range", pool.ip_range)
@@ -139,21 +145,37 @@ def resolve_pools(
 ) -> tuple[Pool, ...]:  # fmt: skip
     """Return what a network gets: the pools asked for, and one from the defaults for each family that has none.
 
+    One of which only the size was asked for (0.0.0.0/24) comes from the defaults too.
+
     Raises:
         Exhausted: no default pool is free.
     """
-    given = [pool for pool in asked if pool.subnet]
+    given = [pool for pool in asked if is_chosen(pool)]
+    sized = [ipaddress.ip_network(pool.subnet) for pool in asked if pool.subnet and pool not in given]
     families = [version for version, wanted in ((4, spec.enable_ipv4), (6, spec.enable_ipv6)) if wanted]
-    missing = [v for v in families if not any(ipaddress.ip_network(pool.subnet).version == v for pool in given)]
-    subnets = [choose_subnet(tx, routes, pools, version=version) for version in missing]
-    chosen = [validate_pool(Pool(subnet=subnet), 0, gateway=gateway) for subnet in subnets]
-    return tuple(sorted([*chosen, *given], key=lambda pool: ":" in pool.subnet))
+    wanted: list[tuple[int, int]] = [(network.version, network.prefixlen) for network in sized]
+    named = {ipaddress.ip_network(pool.subnet).version for pool in asked if pool.subnet}
+    wanted += [(version, 0) for version in families if version not in named]
+    found = list(given)
+    for version, prefix in wanted:
+        mine = [HostRoute(ipaddress.ip_network(pool.subnet), "") for pool in found]
+        subnet = choose_subnet(tx, [*routes, *mine], pools, version=version, prefix=prefix)
+        found.append(validate_pool(Pool(subnet=subnet), 0, gateway=gateway))
+    return tuple(sorted(found, key=lambda pool: ":" in pool.subnet))
+
+
+def is_chosen(pool: Pool) -> bool:
+    """Say whether a pool names its subnet: not none, and not only a size (0.0.0.0/24, as Docker's)."""
+    return bool(pool.subnet) and not ipaddress.ip_network(pool.subnet).network_address.is_unspecified
 
 
 def choose_subnet(
-    tx: Transaction, routes: Sequence[HostRoute], pools: Sequence[AddressPool] = DEFAULT_POOLS, *, version: int = 4
-) -> str:
+    tx: Transaction, routes: Sequence[HostRoute], pools: Sequence[AddressPool] = DEFAULT_POOLS, *, version: int = 4,
+    prefix: int = 0,
+) -> str:  # fmt: skip
     """Return the first default subnet of a family that no network and no route of the host overlaps.
+
+    `prefix` is the length that it is to have, 0 that of its pool.
 
     Raises:
         Exhausted: none is left.
@@ -164,12 +186,16 @@ def choose_subnet(
     counted = [route for route in routes if _matters(route) and route.destination.version == version]
     taken += [(_first(route.destination), _last(route.destination)) for route in counted]
     merged = _merged(taken)
-    for base, prefix in pools:
-        if base.version == version and (found := _first_free(base, prefix, merged)) is not None:
+    for base, size in pools:
+        length = prefix or size
+        if base.version != version or base.prefixlen > length:
+            continue
+        if (found := _first_free(base, length, merged)) is not None:
             packed = found.to_bytes(width, "big")
-            return str(IPv4Network((packed, prefix)) if version == 4 else IPv6Network((packed, prefix)))
+            return str(IPv4Network((packed, length)) if version == 4 else IPv6Network((packed, length)))
     raise Exhausted(
-        f"no default IPv{version} address pool is free: every one overlaps a network or a route of the host",
+        f"no default IPv{version} address pool is free{f' for a /{prefix}' if prefix else ''}: every one overlaps a"
+        " network or a route of the host",
         hint="give --subnet, remove unused networks (`netstore network prune`), or configure [[address-pool]]",
         reason="POOLS_EXHAUSTED",
         routes=", ".join(f"{route.destination} ({route.interface})" for route in counted),
@@ -272,6 +298,24 @@ def allocate(tx: Transaction, network: Network, endpoint_id: str, spec: Endpoint
     return tuple(found)
 
 
+def hold_link_local(tx: Transaction, network: Network, endpoint_id: str, spec: EndpointSpec) -> tuple[Address, ...]:
+    """Take the link-local addresses that an endpoint asks for.
+
+    Raises:
+        InvalidArgument: one is of IPv6, and the network has none.
+        AddressTaken: one has a holder on the network.
+    """
+    found = []
+    for index, text in enumerate(spec.link_local_addresses):
+        field = f"spec.link_local_addresses[{index}]"
+        address = ipaddress.ip_address(text)
+        if address.version == 6 and not any(":" in pool.subnet for pool in network.pools):
+            raise InvalidArgument(field, text, f"nothing: network {network.name} has no IPv6")
+        _hold(tx, network, address, endpoint_id, field)
+        found.append(Address(address=text, prefix=16 if address.version == 4 else 64))
+    return tuple(found)
+
+
 def _allocate_next(tx: Transaction, network: Network, pools: Sequence[Pool], endpoint_id: str) -> Address:
     for pool in pools:
         row = tx.row("SELECT cursor FROM subnets WHERE network_id = ? AND subnet = ?", network.id, pool.subnet)
@@ -302,15 +346,24 @@ def _allocate_static(
     if pool is None:
         raise InvalidArgument(field, text, f"an address inside {subnets} (network {network.name})")
     _member(field, text, _subnet(pool.subnet))
+    _hold(tx, network, address, endpoint_id, field)
+    return _address(pool, address)
+
+
+def _hold(tx: Transaction, network: Network, address: IPAddress, endpoint_id: str, field: str) -> None:
+    """Take one address for an endpoint.
+
+    Raises:
+        AddressTaken: naming the holder.
+    """
     try:
         tx.execute("INSERT INTO addresses VALUES (?, ?, ?)", network.id, address.packed, endpoint_id)
     except sqlite3.IntegrityError as error:
         holder = _holder(tx, network, address)
         raise AddressTaken(
-            f"{field}: {text} of network {network.name} is taken by {holder}",
+            f"{field}: {address} of network {network.name} is taken by {holder}",
             hint="choose another address, or none to take a free one", network=network.name, holder=holder,
         ) from error  # fmt: skip
-    return _address(pool, address)
 
 
 def _holder(tx: Transaction, network: Network, address: IPAddress) -> str:

@@ -88,8 +88,12 @@ class Networks:
             Exhausted: no default pool is free.
             InvalidArgument: naming the field.
         """
+        labels = dict(labels or {})
+        if spec.config_from:
+            config = await self._store.read(lambda tx: _configuration(tx, spec.config_from))
+            spec, labels = _configured(spec, config), {**config.labels, **labels}
         driver = self._context.driver(spec.driver)
-        if driver.predefined_only and not predefined:
+        if driver.predefined_only and not predefined and not spec.config_only:
             raise InvalidArgument("spec.driver", spec.driver, "bridge: host and none exist once, ready-made")
         _check_families(spec)
         pools = tuple(
@@ -100,11 +104,12 @@ class Networks:
         if strict and warned:
             raise FailedPrecondition(warned[0], hint="choose another subnet, or leave --strict out")
         network = Network(
-            id=new_id(), name=name, spec=spec, labels=dict(labels or {}), mtu=uplink.mtu or DEFAULT_MTU,
+            id=new_id(), name=name, spec=spec, labels=labels, mtu=uplink.mtu or DEFAULT_MTU,
             predefined=predefined, pools=pools, create_time=time.time(), overlaps=tuple(warned),
         )  # fmt: skip
-        network = driver.validate(network if driver.has_interfaces else replace(network, mtu=0))
-        if _denies(spec):
+        if not spec.config_only:
+            network = driver.validate(network if driver.has_interfaces else replace(network, mtu=0))
+        if _denies(spec) and not spec.config_only:
             refuse_unpoliced(network, driver)
         async with self._context.locks.hold(network.id):
             network, made = await self._store.write(lambda tx: self._insert(tx, network, uplink.routes, request_id))
@@ -127,11 +132,12 @@ class Networks:
             )
             network = driver.validate(replace(network, pools=resolved))
         driver.check_beside(network, tx.networks.all())
-        _check_routes(network)
+        if not spec.config_only:
+            _check_routes(network)
         revision = tx.event(Kind.NETWORK, "create", network.id, network.name, driver=spec.driver)
         network = replace(network, revision=revision)
         tx.networks.insert(network)
-        for pool in network.pools:
+        for pool in () if spec.config_only else network.pools:
             ipam.reserve_pool(tx, network, pool)
         tx.answer(request_id, "CreateNetwork", [network.id])
         return network, True
@@ -245,6 +251,7 @@ class Networks:
                     f"network {network.name} is predefined and stays", hint="remove only networks that you created"
                 )
             _refuse_in_use(tx, network)
+            _refuse_referred(tx, network)
             _delete(tx, network)
             return network, [each for each in tx.networks.all() if network.interface == each.interface != ""]
 
@@ -258,7 +265,10 @@ class Networks:
 
     async def prune(self, wanted: Callable[[Network], bool], *, dry_run: bool) -> list[str]:
         """Remove every network that has no endpoints, is not predefined, and is wanted; returns their names."""
-        unused = [n for n, endpoints in await self.all() if not endpoints and not n.predefined and wanted(n)]
+        unused = [
+            n for n, endpoints in await self.all()
+            if not endpoints and not n.predefined and not n.spec.config_only and wanted(n)
+        ]  # fmt: skip
         removed: list[str] = []
         for network in unused:
             if not dry_run:
@@ -329,6 +339,9 @@ def _add_pools(tx: Transaction, driver: Driver, network: Network, asked: Sequenc
         Immutable: one that it has is missing, or differs.
     """
     wanted = [ipam.validate_pool(pool, i, gateway=driver.chooses_gateway) for i, pool in enumerate(asked)]
+    for index, pool in enumerate(wanted):
+        if not ipam.is_chosen(pool):
+            raise InvalidArgument(f"spec.ipam[{index}].subnet", pool.subnet, "a subnet that is named in full")
     for pool in network.pools:
         if pool not in wanted:
             raise Immutable(f"spec.ipam: subnet {pool.subnet}", "further subnets")
@@ -349,6 +362,35 @@ def _restore(tx: Transaction, network: Network) -> None:
         if pool.subnet not in kept:
             ipam.release_pool(tx, network, pool)
     tx.networks.update(network)
+
+
+def _configuration(tx: Transaction, name: str) -> Network:
+    """Return the network of a configuration that another is to be made from."""
+    row = tx.row("SELECT id FROM networks WHERE name = ?", name)
+    found = tx.networks.require(row[0]) if row else None
+    if found is None or not found.spec.config_only:
+        raise InvalidArgument("spec.config_from", name, "the name of a network that was made with config_only")
+    return found
+
+
+def _configured(asked: NetworkSpec, config: Network) -> NetworkSpec:
+    """Return a spec that has everything but the driver of a configuration."""
+    merged = replace(config.spec, driver=asked.driver, config_only=False, config_from=asked.config_from)
+    for name in asked.__dataclass_fields__:
+        given, default = getattr(asked, name), getattr(NetworkSpec(), name)
+        if name not in ("driver", "config_from") and given != default:
+            raise InvalidArgument(f"spec.{name}", given, f"nothing beside config_from: it is that of {config.name}")
+    return merged
+
+
+def _refuse_referred(tx: Transaction, network: Network) -> None:
+    """Refuse to remove a configuration that networks were made from."""
+    found = tx.networks.all("json_extract(body, '$.spec.config_from') = ?", network.name)
+    if network.spec.config_only and found:
+        names = ", ".join(each.name for each in found[:10])
+        raise InUse(
+            f"network {network.name} is the configuration of {names}", hint="remove those first", networks=names
+        )
 
 
 def _check_families(spec: NetworkSpec) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from netstore.drivers.options import INTERFACE, MAC_ADDRESS
 from netstore.errors import AddressTaken, AlreadyExists, FailedPrecondition, InvalidArgument, NetstoreError, NotFound
 from netstore.kernel.sandboxes import interface_names
 from netstore.model import (
@@ -169,6 +170,11 @@ def reserve(
     Raises:
         AddressTaken, Exhausted, InvalidArgument: see the contract.
     """
+    if network.spec.config_only:
+        raise FailedPrecondition(
+            f"network {network.name} only holds a configuration",
+            hint=f"create a network from it (`netstore network create --config-from {network.name} NAME`)",
+        )
     sandbox, endpoint_id, name = place.sandbox, new_id(), spec.name or name
     if network.predefined and spec.aliases:
         accepted = f"nothing on network {network.name}: names are answered on networks that you created"
@@ -187,9 +193,12 @@ def reserve(
         identity = f"{network.id} {addresses[0].address}" if addresses else endpoint_id
         endpoint = replace(
             endpoint,
-            mac_address=spec.mac_address or stable_mac(identity),
-            interface_name=spec.interface_name or _free_interface(place, _interface_prefix(network)),
+            mac_address=spec.mac_address or spec.options.get(MAC_ADDRESS) or stable_mac(identity),
+            interface_name=spec.interface_name
+            or spec.options.get(INTERFACE)
+            or _free_interface(place, _interface_prefix(network)),
             addresses=addresses,
+            link_local_addresses=ipam.hold_link_local(tx, network, endpoint_id, spec),
         )
         if attached and spec.ports:
             claimed = ports.claim(tx, endpoint_id, _publishable(network, endpoint, spec.ports))

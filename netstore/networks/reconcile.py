@@ -113,7 +113,7 @@ class Reconciler:
                 finding = Finding(kind=Kind.NETWORK, resource_id=network.id, name=network.name,
                                   detail=f"interface {network.interface} is missing")  # fmt: skip
                 findings.append(await _repaired(finding, partial(self._apply_network, network), repair=repair))
-            held = {each.address for endpoint in desired.attached(network) for each in endpoint.addresses}
+            held = {each.address for endpoint in desired.attached(network) for each in endpoint.every_address}
             if unknown := sorted(observed.neighbours - held):
                 finding = Finding(kind=Kind.NETWORK, resource_id=network.id, name=network.name,
                                   detail=f"neighbours that no endpoint is: {', '.join(unknown[:5])}")  # fmt: skip

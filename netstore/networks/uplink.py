@@ -60,7 +60,7 @@ def warnings(pools: Iterable[Pool], routes: Sequence[HostRoute]) -> list[str]:
     """Return a warning for each pool that overlaps a route of the host."""
     found = []
     for pool in pools:
-        route = ipam.overlapping_route(ip_network(pool.subnet), routes) if pool.subnet else None
+        route = ipam.overlapping_route(ip_network(pool.subnet), routes) if ipam.is_chosen(pool) else None
         if route:
             found.append(
                 f"subnet {pool.subnet} overlaps the host's route {route.destination} on {route.interface}: "
@@ -79,6 +79,7 @@ def overlaps(networks: Sequence[Network], routes: Sequence[HostRoute]) -> list[t
     return [
         (network, text)
         for network in networks
+        if not network.spec.config_only
         for text in warnings(network.pools, foreign)
         if text not in network.overlaps
     ]

@@ -21,10 +21,12 @@ from netstore.rpc.endpoints import (
     check_aliases,
     check_endpoint_options,
     check_interface,
+    check_link_local,
     check_links,
     check_mac,
     check_ports,
     check_static,
+    check_twins,
 )
 from netstore.rpc.fields import (
     Filters,
@@ -188,6 +190,7 @@ def _to_spec(spec: pb.ContainerSpec) -> ContainerSpec:
 def _to_attachment(attachment: pb.NetworkAttachment, field: str) -> Attachment:
     if not attachment.network:
         raise InvalidArgument(f"{field}.network", "", "the name or id of a network")
+    check_twins(attachment.options, field, interface_name=attachment.interface_name, mac_address=attachment.mac_address)
     return Attachment(
         network=attachment.network,
         aliases=check_aliases(attachment.aliases, f"{field}.aliases"),
@@ -197,6 +200,7 @@ def _to_attachment(attachment: pb.NetworkAttachment, field: str) -> Attachment:
         interface_name=check_interface(attachment.interface_name, f"{field}.interface_name"),
         gateway_priority=attachment.gateway_priority,
         links=check_links(attachment.links, f"{field}.links"),
+        link_local_addresses=check_link_local(attachment.link_local_addresses, f"{field}.link_local_addresses"),
     )
 
 
@@ -327,6 +331,7 @@ def _to_spec_message(spec: ContainerSpec) -> pb.ContainerSpec:
                 interface_name=each.interface_name,
                 gateway_priority=each.gateway_priority,
                 links=each.links,
+                link_local_addresses=each.link_local_addresses,
             )
             for each in spec.networks
         ],

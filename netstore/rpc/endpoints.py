@@ -9,7 +9,7 @@ from typing import Any
 
 from netstore.api.v1 import common_pb2, endpoint_pb2_grpc
 from netstore.api.v1 import endpoint_pb2 as pb
-from netstore.drivers.options import ENDPOINT_OPTIONS, parse
+from netstore.drivers.options import ENDPOINT_OPTIONS, INTERFACE, MAC_ADDRESS, parse
 from netstore.drivers.reach import reach
 from netstore.errors import InvalidArgument
 from netstore.model import Endpoint, EndpointSpec, Network, PortMapping, Protocol, Reach, Sandbox, SandboxRef
@@ -31,9 +31,11 @@ __all__ = [
     "check_address",
     "check_endpoint_options",
     "check_interface",
+    "check_link_local",
     "check_links",
     "check_mac",
     "check_static",
+    "check_twins",
     "published",
     "to_message",
     "to_port",
@@ -187,10 +189,28 @@ def check_static(ipv4: str, ipv6: str, field: str) -> dict[str, str]:
     }
 
 
+def check_link_local(addresses: Sequence[str], field: str) -> tuple[str, ...]:
+    """Return at most 16 link-local addresses."""
+    if len(addresses) > 16:
+        raise InvalidArgument(field, f"{len(addresses)} addresses", "at most 16")
+    checked = tuple(check_address(text, f"{field}[{index}]") for index, text in enumerate(addresses))
+    for index, text in enumerate(checked):
+        if not ip_address(text).is_link_local:
+            raise InvalidArgument(f"{field}[{index}]", text, "an address of 169.254.0.0/16 or fe80::/10")
+    return checked
+
+
 def check_endpoint_options(options: Mapping[str, str], field: str) -> dict[str, str]:
     """Return the options of an endpoint, checked."""
     parse(ENDPOINT_OPTIONS, options, field=field)
     return dict(options)
+
+
+def check_twins(options: Mapping[str, str], field: str, **own: str) -> None:
+    """Refuse an option beside a field that says the same otherwise."""
+    for name, key in (("interface_name", INTERFACE), ("mac_address", MAC_ADDRESS)):
+        if own[name] and options.get(key, own[name]) != own[name]:
+            raise InvalidArgument(f"{field}.options[{key}]", options[key], f"{own[name]}, as {name}; or one of the two")
 
 
 def check_mac(text: str, field: str) -> str:
@@ -231,6 +251,7 @@ def _to_attach(endpoint: pb.Endpoint, prefix: str = "") -> AttachRequest:
     spec = endpoint.spec
     if not spec.network:
         raise InvalidArgument(f"{prefix}spec.network", "", "the name or id of a network")
+    check_twins(spec.options, f"{prefix}spec", interface_name=spec.interface_name, mac_address=spec.mac_address)
     return AttachRequest(
         network=spec.network,
         sandbox=_to_sandbox(spec.sandbox, f"{prefix}spec.sandbox"),
@@ -244,6 +265,7 @@ def _to_attach(endpoint: pb.Endpoint, prefix: str = "") -> AttachRequest:
             interface_name=check_interface(spec.interface_name, f"{prefix}spec.interface_name"),
             ports=tuple(check_ports(spec.ports, f"{prefix}spec.ports")) if spec.ports else (),
             gateway_priority=spec.gateway_priority,
+            link_local_addresses=check_link_local(spec.link_local_addresses, f"{prefix}spec.link_local_addresses"),
             links=check_links(spec.links, f"{prefix}spec.links"),
         ),
     )
@@ -315,10 +337,11 @@ def to_message(endpoint: Endpoint, network: Network, sandbox: Sandbox) -> pb.End
             ports=[to_port_message(port) for port in spec.ports],
             gateway_priority=spec.gateway_priority,
             links=spec.links,
+            link_local_addresses=spec.link_local_addresses,
         ),
         status=pb.EndpointStatus(
             state=state,
-            addresses=[f"{each.address}/{each.prefix}" for each in endpoint.addresses],
+            addresses=[f"{each.address}/{each.prefix}" for each in endpoint.every_address],
             gateway="" if network.spec.internal else next((each.gateway for each in endpoint.addresses), ""),
             mac_address=endpoint.mac_address,
             interface_name=endpoint.interface_name,

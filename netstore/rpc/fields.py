@@ -26,6 +26,7 @@ __all__ = [
     "check_servers",
     "label_matches",
     "missing_allowed",
+    "name_matches",
     "page",
     "timestamp",
 ]
@@ -171,6 +172,16 @@ def label_matches(labels: Mapping[str, str], wanted: str) -> bool:
     """Say whether labels hold `key` or `key=value`."""
     key, separator, value = wanted.partition("=")
     return key in labels and (not separator or labels[key] == value)
+
+
+def name_matches(wanted: str, name: str) -> bool:
+    """Say whether a name has a part; "^" and "$" tie it to begin and end, of Docker's patterns what scripts use."""
+    part = wanted.removeprefix("^").removesuffix("$")
+    if wanted.startswith("^") and wanted.endswith("$"):
+        return name == part
+    if wanted.startswith("^"):
+        return name.startswith(part)
+    return name.endswith(part) if wanted.endswith("$") else part in name
 
 
 class _Created(Protocol):

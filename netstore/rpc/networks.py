@@ -11,6 +11,7 @@ from typing import Any
 
 from netstore.api.v1 import network_pb2 as pb
 from netstore.api.v1 import network_pb2_grpc
+from netstore.drivers.options import boolean
 from netstore.errors import InvalidArgument
 from netstore.model import Network, NetworkSpec, PolicyAction, Pool, Route
 from netstore.networks.manager import NetworkManager
@@ -24,13 +25,15 @@ from netstore.rpc.fields import (
     check_request_id,
     check_servers,
     missing_allowed,
+    name_matches,
     page,
     timestamp,
 )
 
 __all__ = ["NetworkServicer", "to_action", "to_action_message"]
 
-_FILTERS = ("driver", "id", "name", "label", "type", "dangling")
+_FILTERS = ("driver", "id", "name", "label", "type", "scope", "dangling")
+_FAMILIES = ("com.docker.network.enable_ipv4", "com.docker.network.enable_ipv6")
 _ACTIONS: dict[int, PolicyAction] = {
     pb.POLICY_ACTION_UNSPECIFIED: PolicyAction.ALLOW,
     pb.POLICY_ACTION_ALLOW: PolicyAction.ALLOW,
@@ -110,20 +113,29 @@ def to_spec(spec: pb.NetworkSpec) -> NetworkSpec:
     """Translate a spec."""
     if spec.ipam_driver not in ("", "default", "null"):
         raise InvalidArgument("spec.ipam_driver", spec.ipam_driver, "default or null")
+    for key in spec.ipam_options:
+        raise InvalidArgument("spec.ipam_options", key, f"nothing: {spec.ipam_driver or 'default'} has no options")
+    if spec.config_only and (spec.driver or spec.config_from):
+        field = "driver" if spec.driver else "config_from"
+        raise InvalidArgument(f"spec.{field}", getattr(spec, field), "nothing beside config_only")
     if len(spec.ipam) > 16:
         raise InvalidArgument("spec.ipam", f"{len(spec.ipam)} pools", "at most 16")
     pools = tuple(
         Pool(subnet=each.subnet, gateway=each.gateway, ip_range=each.ip_range, aux_addresses=dict(each.aux_addresses))
         for each in spec.ipam
     )
+    options = dict(spec.options)
+    ipv4, ipv6 = (_family(options.pop(key, ""), f"spec.options[{key}]") for key in _FAMILIES)
     return NetworkSpec(
-        driver=spec.driver or "bridge",
+        driver="null" if spec.config_only else spec.driver or "bridge",
+        config_only=spec.config_only,
+        config_from=spec.config_from,
         internal=spec.internal,
-        enable_ipv4=spec.enable_ipv4 if spec.HasField("enable_ipv4") else True,
-        enable_ipv6=spec.enable_ipv6,
+        enable_ipv4=spec.enable_ipv4 if spec.HasField("enable_ipv4") else ipv4 is not False,
+        enable_ipv6=spec.enable_ipv6 or ipv6 is True,
         ipam_driver=spec.ipam_driver or "default",
         pools=pools,
-        options=dict(spec.options),
+        options=options,
         routes=_routes(spec.routes),
         dns_servers=check_servers(spec.dns_servers, "spec.dns_servers", domains=True),
         policy_ingress=to_action(spec.policy_ingress, "spec.policy_ingress"),
@@ -141,6 +153,14 @@ def to_action(action: int, field: str) -> PolicyAction:
 def to_action_message(action: PolicyAction) -> pb.PolicyAction.ValueType:
     """Translate an action."""
     return pb.POLICY_ACTION_DENY if action is PolicyAction.DENY else pb.POLICY_ACTION_ALLOW
+
+
+def _family(text: str, field: str) -> bool | None:
+    """Return the value of an option that is the same as Docker's flag --ipv4 or --ipv6, None where it is not given."""
+    try:
+        return boolean(text) if text else None
+    except ValueError as error:
+        raise InvalidArgument(field, text, str(error)) from error
 
 
 def _routes(routes: Sequence[pb.Route]) -> tuple[Route, ...]:
@@ -181,6 +201,8 @@ def to_message(network: Network, endpoint_count: int) -> pb.Network:
             routes=[pb.Route(destination=each.destination, gateway=each.gateway) for each in spec.routes],
             policy_ingress=to_action_message(spec.policy_ingress),
             policy_egress=to_action_message(spec.policy_egress),
+            config_only=spec.config_only,
+            config_from=spec.config_from,
         ),
         status=pb.NetworkStatus(
             state=pb.NETWORK_STATE_ACTIVE,
@@ -205,10 +227,11 @@ def _matches(filters: Filters, dangling: bool | None, network: Network, count: i
     return (
         filters.any("driver", lambda value: value == network.spec.driver)
         and filters.any("id", network.id.startswith)
-        and filters.any("name", lambda value: value in network.name)
+        and filters.any("name", lambda value: name_matches(value, network.name))
+        and filters.any("scope", lambda value: value == "local")
         and filters.any("type", lambda value: value == kind)
         and filters.labels(network.labels)
-        and dangling in (None, count == 0 and not network.predefined)
+        and dangling in (None, count == 0 and not network.predefined and not network.spec.config_only)
     )
 
 

@@ -29,6 +29,7 @@ from netstore.cli.client import Client
 
 INVALID, MISSING = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
 PRECONDITION, EXISTS = grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.ALREADY_EXISTS
+EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 UNIMPLEMENTED, ABORTED = grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.ABORTED
 
 
@@ -111,6 +112,19 @@ NETWORKS = [
     ("CreateNetwork", network(pool={"subnet": "172.17.9.0/24"}), PRECONDITION, "overlaps"),
     ("CreateNetwork", network("bridge", internal=True), EXISTS, "internal"),
     ("CreateNetwork", network_pb2.CreateNetworkRequest(network=network("n").network, request_id="1"), INVALID, "request_id"),
+    ("CreateNetwork", network(config_only=True, driver="bridge"), INVALID, "spec.driver"),
+    ("CreateNetwork", network(config_only=True, config_from="x"), INVALID, "spec.config_from"),
+    ("CreateNetwork", network(config_from="nosuch"), INVALID, "spec.config_from"),
+    ("CreateNetwork", network(config_from="bridge"), INVALID, "spec.config_from"),
+    ("CreateNetwork", network(ipam_options={"a": "b"}), INVALID, "spec.ipam_options"),
+    ("CreateNetwork", network(options={"com.docker.network.enable_ipv6": "perhaps"}), INVALID, "enable_ipv6"),
+    ("CreateNetwork", network(options={"com.docker.network.enable_ipv4": "false"}), INVALID, "spec.enable_ipv4"),
+    ("CreateNetwork", network(pool={"subnet": "0.0.0.0/24", "gateway": "10.0.0.1"}), INVALID, "spec.ipam[0].subnet"),
+    ("CreateNetwork", network(pool={"subnet": "0.0.0.0/3"}), INVALID, "spec.ipam[0].subnet"),
+    ("CreateNetwork", network(pool={"subnet": "0.0.0.0/8"}), EXHAUSTED, "/8"),
+    ("CreateNetwork", network(options={"netstore.endpoint.bandwidth_in": "fast"}), INVALID, "bandwidth_in"),
+    ("CreateNetwork", network(routes=[{"destination": "x", "gateway": "10.0.0.1"}]), INVALID, "spec.routes[0].destination"),
+    ("UpdateNetwork", network_pb2.UpdateNetworkRequest(network={"name": "bridge", "spec": {"ipam": [{"subnet": ""}]}}, update_mask=mask("spec.ipam")), INVALID, "spec.ipam[0].subnet"),
     ("GetNetwork", network_pb2.GetNetworkRequest(), INVALID, "network"),
     ("GetNetwork", network_pb2.GetNetworkRequest(network="nosuch"), MISSING, "nosuch"),
     ("ListNetworks", network_pb2.ListNetworksRequest(page_size=-1), INVALID, "page_size"),
@@ -158,6 +172,13 @@ ENDPOINTS = [
     ("AttachEndpoint", attach(interface_name="lo"), INVALID, "spec.interface_name"),
     ("AttachEndpoint", attach(interface_name="x" * 16), INVALID, "spec.interface_name"),
     ("AttachEndpoint", attach(options={"a": "b"}), INVALID, "spec.options"),
+    ("AttachEndpoint", attach(link_local_addresses=["10.0.0.1"]), INVALID, "spec.link_local_addresses[0]"),
+    ("AttachEndpoint", attach(link_local_addresses=["fe80::1"]), INVALID, "spec.link_local_addresses[0]"),
+    ("AttachEndpoint", attach(link_local_addresses=["169.254.0.1"] * 2), PRECONDITION, "spec.link_local_addresses[1]"),
+    ("AttachEndpoint", attach(link_local_addresses=["169.254.0.1"] * 17), INVALID, "at most 16"),
+    ("AttachEndpoint", attach(options={"com.docker.network.endpoint.ifname": "lo"}), INVALID, "endpoint.ifname"),
+    ("AttachEndpoint", attach(options={"com.docker.network.endpoint.ifname": "x"}, interface_name="y"), INVALID, "endpoint.ifname"),
+    ("AttachEndpoint", attach(options={"com.docker.network.endpoint.macaddress": "01:00:00:00:00:01"}), INVALID, "endpoint.macaddress"),
     ("AttachEndpoint", attach(ports=port(container_port=0)), INVALID, "spec.ports[0].container_port"),
     ("AttachEndpoint", attach(ports=port(host_port=65536)), INVALID, "spec.ports[0].host_port"),
     ("AttachEndpoint", attach(ports=port(host_ip="x")), INVALID, "spec.ports[0].host_ip"),
@@ -323,6 +344,7 @@ CONTAINERS = [
     ("CreateContainer", container(sandbox_container="nosuch"), MISSING, "nosuch"),
     ("CreateContainer", container(ports=port(container_port=0)), INVALID, "spec.ports[0]"),
     ("CreateContainer", joining(network="nosuch"), MISSING, "nosuch"),
+    ("CreateContainer", joining(link_local_addresses=["::1"]), INVALID, "spec.networks[0].link_local_addresses[0]"),
     ("CreateContainer", joining(aliases=["x"]), INVALID, "spec.networks[0].aliases"),
     ("CreateContainer", joining(ipv4_address="172.17.0.9"), INVALID, "spec.networks[0].ipv4_address"),
     ("CreateContainer", joining(ipv6_address="172.17.0.9"), INVALID, "spec.networks[0].ipv6_address"),

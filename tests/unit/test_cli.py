@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from netstore.api.v1 import mount_pb2, network_pb2
 from netstore.cli import grammar, mounts
+from netstore.cli.commands import Command
 from netstore.cli.format import duration, show_objects, size
 from netstore.cli.main import cli
 
@@ -117,3 +118,29 @@ def test_every_command_has_help() -> None:
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_scripts(shell: str) -> None:
     assert "_NETSTORE_COMPLETE" in CliRunner().invoke(cli, ["completion", shell]).output
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["--force"], (True, [], ())),
+        (["--force=true"], (True, [], ())),
+        (["--force=false"], (False, [], ())),
+        (["-f", "--force=false"], (False, [], ())),
+        (["-ev", "a=b", "--force=1"], (True, ["v"], ("a=b",))),
+        (["-fe", "v", "--force=f"], (False, ["v"], ())),
+        (["-e", "--force=false"], (False, ["--force=false"], ())),
+        (["-e", "v", "x", "--force=true"], (True, ["v"], ("x",))),
+        (["--", "--force=true"], (False, [], ("--force=true",))),
+    ],
+)
+def test_flags_may_carry_a_value(args: list[str], expected: tuple) -> None:
+    @click.command(cls=Command)
+    @click.option("-f", "--force", is_flag=True)
+    @click.option("-e", "--env", multiple=True)
+    @click.argument("rest", nargs=-1)
+    def command(force: bool, env: tuple[str, ...], rest: tuple[str, ...]) -> None:
+        click.echo(repr((force, list(env), rest)))
+
+    assert CliRunner().invoke(command, args).output.strip() == repr(expected)
+    assert CliRunner().invoke(command, ["--force=perhaps"]).exit_code == 2

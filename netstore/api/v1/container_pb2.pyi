@@ -111,6 +111,7 @@ class NetworkAttachment(_message.Message):
     IPV6_ADDRESS_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     LINKS_FIELD_NUMBER: _builtins.int
+    LINK_LOCAL_ADDRESSES_FIELD_NUMBER: _builtins.int
     network: _builtins.str
     """REQUIRED. Name, id or unique id prefix. "host" and "none" go with no other."""
     ipv4_address: _builtins.str
@@ -135,6 +136,10 @@ class NetworkAttachment(_message.Message):
     def links(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """OPTIONAL. As EndpointSpec.links. Not on host, none."""
 
+    @_builtins.property
+    def link_local_addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """OPTIONAL. Further link-local addresses, as an endpoint's. At most 16."""
+
     def __init__(
         self,
         *,
@@ -147,10 +152,11 @@ class NetworkAttachment(_message.Message):
         ipv6_address: _builtins.str = ...,
         options: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         links: _abc.Iterable[_builtins.str] | None = ...,
+        link_local_addresses: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "gateway_priority", b"gateway_priority", "interface_name", b"interface_name", "ipv4_address", b"ipv4_address", "ipv6_address", b"ipv6_address", "links", b"links", "mac_address", b"mac_address", "network", b"network", "options", b"options"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "gateway_priority", b"gateway_priority", "interface_name", b"interface_name", "ipv4_address", b"ipv4_address", "ipv6_address", b"ipv6_address", "link_local_addresses", b"link_local_addresses", "links", b"links", "mac_address", b"mac_address", "network", b"network", "options", b"options"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

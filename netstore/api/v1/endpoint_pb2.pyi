@@ -120,6 +120,7 @@ class EndpointSpec(_message.Message):
     OPTIONS_FIELD_NUMBER: _builtins.int
     GATEWAY_PRIORITY_FIELD_NUMBER: _builtins.int
     LINKS_FIELD_NUMBER: _builtins.int
+    LINK_LOCAL_ADDRESSES_FIELD_NUMBER: _builtins.int
     network: _builtins.str
     """REQUIRED. The network: name, id or unique id prefix."""
     name: _builtins.str
@@ -159,6 +160,12 @@ class EndpointSpec(_message.Message):
         network the container must exist, and is written into /etc/hosts when the linking one starts.
         """
 
+    @_builtins.property
+    def link_local_addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """OPTIONAL. Further addresses of 169.254.0.0/16 or fe80::/10, unique on the network; no name resolves to them. At most
+        16.
+        """
+
     def __init__(
         self,
         *,
@@ -174,10 +181,11 @@ class EndpointSpec(_message.Message):
         options: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         gateway_priority: _builtins.int = ...,
         links: _abc.Iterable[_builtins.str] | None = ...,
+        link_local_addresses: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sandbox", b"sandbox"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "gateway_priority", b"gateway_priority", "interface_name", b"interface_name", "ipv4_address", b"ipv4_address", "ipv6_address", b"ipv6_address", "links", b"links", "mac_address", b"mac_address", "name", b"name", "network", b"network", "options", b"options", "ports", b"ports", "sandbox", b"sandbox"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "gateway_priority", b"gateway_priority", "interface_name", b"interface_name", "ipv4_address", b"ipv4_address", "ipv6_address", b"ipv6_address", "link_local_addresses", b"link_local_addresses", "links", b"links", "mac_address", b"mac_address", "name", b"name", "network", b"network", "options", b"options", "ports", b"ports", "sandbox", b"sandbox"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

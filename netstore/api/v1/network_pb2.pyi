@@ -101,7 +101,9 @@ class IpamConfig(_message.Message):
     IP_RANGE_FIELD_NUMBER: _builtins.int
     AUX_ADDRESSES_FIELD_NUMBER: _builtins.int
     subnet: _builtins.str
-    """OPTIONAL. CIDR, such as "10.1.0.0/24"; empty takes the next free default pool."""
+    """OPTIONAL. CIDR, such as "10.1.0.0/24"; empty takes the next free default pool, "0.0.0.0/24" or "::/64" a free
+    subnet of that size out of them.
+    """
     gateway: _builtins.str
     """OPTIONAL. An address inside the subnet; empty takes the first usable one."""
     ip_range: _builtins.str
@@ -178,6 +180,26 @@ class NetworkSpec(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class IpamOptionsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     DRIVER_FIELD_NUMBER: _builtins.int
     INTERNAL_FIELD_NUMBER: _builtins.int
     ENABLE_IPV4_FIELD_NUMBER: _builtins.int
@@ -189,6 +211,9 @@ class NetworkSpec(_message.Message):
     ROUTES_FIELD_NUMBER: _builtins.int
     POLICY_INGRESS_FIELD_NUMBER: _builtins.int
     POLICY_EGRESS_FIELD_NUMBER: _builtins.int
+    CONFIG_ONLY_FIELD_NUMBER: _builtins.int
+    CONFIG_FROM_FIELD_NUMBER: _builtins.int
+    IPAM_OPTIONS_FIELD_NUMBER: _builtins.int
     driver: _builtins.str
     """OPTIONAL. "bridge" (default), or another driver; "host" and "null" exist as predefined networks only."""
     internal: _builtins.bool
@@ -203,6 +228,14 @@ class NetworkSpec(_message.Message):
     """OPTIONAL. What happens to traffic to endpoints that no policy describes; unspecified means allow."""
     policy_egress: Global___PolicyAction.ValueType
     """OPTIONAL. The same for traffic from endpoints, to the node itself too."""
+    config_only: _builtins.bool
+    """OPTIONAL. Only holds a configuration that other networks take by `config_from`; nothing can be attached to it. Names
+    no driver; its options are checked when they are taken.
+    """
+    config_from: _builtins.str
+    """OPTIONAL. Name of a network of `config_only`: everything but the driver is taken from it when this one is created,
+    and must not be given here; labels are taken too, and may be added to.
+    """
     @_builtins.property
     def ipam(self) -> _containers.RepeatedCompositeFieldContainer[Global___IpamConfig]:
         """OPTIONAL. Address pools; a family without one gets one from the defaults. At most 16."""
@@ -221,6 +254,10 @@ class NetworkSpec(_message.Message):
     def routes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Route]:
         """OPTIONAL. Further routes in every sandbox. At most 64, one a destination."""
 
+    @_builtins.property
+    def ipam_options(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """OPTIONAL. Options of the IPAM driver; "default" and "null" have none."""
+
     def __init__(
         self,
         *,
@@ -235,10 +272,13 @@ class NetworkSpec(_message.Message):
         routes: _abc.Iterable[Global___Route] | None = ...,
         policy_ingress: Global___PolicyAction.ValueType = ...,
         policy_egress: Global___PolicyAction.ValueType = ...,
+        config_only: _builtins.bool = ...,
+        config_from: _builtins.str = ...,
+        ipam_options: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_enable_ipv4", b"_enable_ipv4", "enable_ipv4", b"enable_ipv4"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enable_ipv4", b"_enable_ipv4", "dns_servers", b"dns_servers", "driver", b"driver", "enable_ipv4", b"enable_ipv4", "enable_ipv6", b"enable_ipv6", "internal", b"internal", "ipam", b"ipam", "ipam_driver", b"ipam_driver", "options", b"options", "policy_egress", b"policy_egress", "policy_ingress", b"policy_ingress", "routes", b"routes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enable_ipv4", b"_enable_ipv4", "config_from", b"config_from", "config_only", b"config_only", "dns_servers", b"dns_servers", "driver", b"driver", "enable_ipv4", b"enable_ipv4", "enable_ipv6", b"enable_ipv6", "internal", b"internal", "ipam", b"ipam", "ipam_driver", b"ipam_driver", "ipam_options", b"ipam_options", "options", b"options", "policy_egress", b"policy_egress", "policy_ingress", b"policy_ingress", "routes", b"routes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__enable_ipv4: _TypeAlias = _typing.Literal["enable_ipv4"]  # noqa: Y015
     _WhichOneofArgType__enable_ipv4: _TypeAlias = _typing.Literal["_enable_ipv4", b"_enable_ipv4"]  # noqa: Y015
@@ -467,8 +507,8 @@ class ListNetworksRequest(_message.Message):
     """OPTIONAL. `next_page_token` of the page before."""
     @_builtins.property
     def filter(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """OPTIONAL. Terms "key=value": driver, id (prefix), name (substring), label (k or k=v), type (custom, builtin),
-        dangling (true, false). Different keys must all hold; of one key, one value must, but every label must.
+        """OPTIONAL. Terms "key=value": driver, id (prefix), name (part; "^" and "$" tie it to begin and end), label (k or k=v), type (custom, builtin),
+        scope (local), dangling (true, false). Different keys must all hold; of one key, one value must, but every label must.
         """
 
     def __init__(

@@ -116,7 +116,7 @@ class NetworkServiceServicer:
     def DeleteNetwork(self, request, context):
         """DeleteNetwork removes a network that has no endpoints.
 
-        it has endpoints | FAILED_PRECONDITION (metadata: endpoints) | detach them first
+        it has endpoints, or networks are made from it | FAILED_PRECONDITION (metadata) | detach or remove those first
         it is predefined | FAILED_PRECONDITION | leave it
         no such network | NOT_FOUND unless allow_missing | nothing to do
         """

@@ -62,7 +62,7 @@ class NetworkServiceStub:
     DeleteNetwork: _grpc.UnaryUnaryMultiCallable[_network_pb2.DeleteNetworkRequest, _network_pb2.DeleteNetworkResponse]
     """DeleteNetwork removes a network that has no endpoints.
 
-    it has endpoints | FAILED_PRECONDITION (metadata: endpoints) | detach them first
+    it has endpoints, or networks are made from it | FAILED_PRECONDITION (metadata) | detach or remove those first
     it is predefined | FAILED_PRECONDITION | leave it
     no such network | NOT_FOUND unless allow_missing | nothing to do
     """
@@ -106,7 +106,7 @@ class NetworkServiceAsyncStub(NetworkServiceStub):
     DeleteNetwork: _aio.UnaryUnaryMultiCallable[_network_pb2.DeleteNetworkRequest, _network_pb2.DeleteNetworkResponse]  # type: ignore[assignment]
     """DeleteNetwork removes a network that has no endpoints.
 
-    it has endpoints | FAILED_PRECONDITION (metadata: endpoints) | detach them first
+    it has endpoints, or networks are made from it | FAILED_PRECONDITION (metadata) | detach or remove those first
     it is predefined | FAILED_PRECONDITION | leave it
     no such network | NOT_FOUND unless allow_missing | nothing to do
     """
@@ -177,7 +177,7 @@ class NetworkServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_network_pb2.DeleteNetworkResponse, _abc.Awaitable[_network_pb2.DeleteNetworkResponse]]:
         """DeleteNetwork removes a network that has no endpoints.
 
-        it has endpoints | FAILED_PRECONDITION (metadata: endpoints) | detach them first
+        it has endpoints, or networks are made from it | FAILED_PRECONDITION (metadata) | detach or remove those first
         it is predefined | FAILED_PRECONDITION | leave it
         no such network | NOT_FOUND unless allow_missing | nothing to do
         """
