@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -27,6 +30,9 @@ from netstore.networks.uplink import overlaps, read_uplink
 from netstore.store import Transaction
 
 __all__ = ["Reconciler"]
+
+_GRACE_SECONDS = 10.0
+"""A namespace without an owner is garbage after this; at the start of netstored at once, because nobody makes one."""
 
 log = structlog.get_logger(__name__)
 
@@ -57,6 +63,7 @@ class Reconciler:
         self._endpoints = endpoints
         self._sandboxes = sandboxes
         self._lock = asyncio.Lock()
+        self._grace = 0.0
 
     async def check(self, *, repair: bool) -> list[Finding]:
         """Compare kernel and store, and repair what differs when `repair` is set."""
@@ -150,10 +157,15 @@ class Reconciler:
             await self._context.apply(driver.apply_network, network)
 
     async def _apply_endpoint(self, network: Network, endpoint: Endpoint, sandbox: Sandbox) -> None:
+        """Make an endpoint anew, if it is still missing once whoever attaches or detaches it is done."""
         driver = self._context.driver(network.spec.driver)
-        async with self._sandboxes.reopen(sandbox) as opened:
-            await self._context.remove(driver.remove_endpoint, network, replace(endpoint, ports=()), opened.namespace)
-            await self._context.apply(driver.apply_endpoint, network, endpoint, opened.namespace)
+        async with self._context.locks.hold(f"sandbox {sandbox.inode}"), self._sandboxes.reopen(sandbox) as opened:
+            now = await self._context.store.read(lambda tx: tx.endpoints.get(endpoint.id))
+            observed = await self._context.apply(driver.observe, network)
+            if now is None or not now.attached or endpoint.host_interface in observed.endpoints:
+                return
+            await self._context.remove(driver.remove_endpoint, network, replace(now, ports=()), opened.namespace)
+            await self._context.apply(driver.apply_endpoint, network, now, opened.namespace)
 
     async def _elements(self, desired: _Desired, *, repair: bool) -> list[Finding]:
         findings = []
@@ -246,24 +258,44 @@ class Reconciler:
         return findings
 
     async def _garbage(self, desired: _Desired, *, repair: bool) -> list[Finding]:
-        """Find what carries our mark and has no row."""
-        known = {network.id for network in desired.networks} | {endpoint.id for endpoint in desired.endpoints}
+        """Find what carries our mark and has no row. What there is is read first: rows come before what they name."""
+        links = await self._context.apply(_marked_links)
+        namespaces = await self._context.apply(_settled, self._context.netns_dir, self._grace)
+        held = self._context.resolver.held()
+        known, pinned = await self._context.store.read(_owners)
         findings = []
-        for name, owner in await self._context.apply(_marked_links):
+        for name, owner in links:
             if owner not in known:
                 finding = Finding(name=name, detail="an interface that nothing owns")
                 delete = next(iter(self._context.drivers.values())).host.deletions.delete
                 work = partial(self._context.remove, delete, name)
                 findings.append(await _repaired(finding, work, repair=repair))
-        pinned = {sandbox.path for sandbox in desired.sandboxes}
-        for path in sorted(self._context.netns_dir.glob("*")):
+        for path in namespaces:
             if str(path) not in pinned:
                 finding = Finding(name=str(path), detail="a namespace that nothing owns")
                 work = partial(self._context.remove, remove, path)
                 findings.append(await _repaired(finding, work, repair=repair))
-        for orphan in self._context.resolver.held() - {sandbox.id for sandbox in desired.sandboxes}:
+        for orphan in held - known:
             await self._context.resolver.remove(orphan)
+        self._grace = _GRACE_SECONDS
         return findings
+
+
+def _owners(tx: Transaction) -> tuple[set[str], set[str]]:
+    """Return the ids of all that may own something in the kernel, and where namespaces are pinned."""
+    sandboxes = tx.sandboxes.all()
+    rows = tx.rows("SELECT id FROM networks UNION ALL SELECT id FROM endpoints")
+    return {row[0] for row in rows} | {each.id for each in sandboxes}, {each.path for each in sandboxes}
+
+
+def _settled(place: Path, grace: float) -> list[Path]:
+    """Return where namespaces are pinned, without those so young that their container's row may still come."""
+    found = []
+    for path in sorted(place.glob("*")):
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime >= grace:
+                found.append(path)
+    return found
 
 
 def _record(tx: Transaction, findings: list[Finding]) -> None:

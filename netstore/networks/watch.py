@@ -14,7 +14,7 @@ from types import TracebackType
 import structlog
 
 from netstore.errors import NetstoreError
-from netstore.kernel.attributes import NETLINK_NETFILTER, messages
+from netstore.kernel.attributes import NETLINK_NETFILTER, attributes, messages
 from netstore.networks.manager import NetworkManager
 
 __all__ = ["Drift"]
@@ -23,6 +23,7 @@ NETLINK_ROUTE = 0
 RTMGRP_LINK, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE = 0x1, 0x40, 0x400
 NFNLGRP_NFTABLES = 7
 RTM_NEWLINK, RTM_DELLINK, RTM_NEWROUTE, RTM_DELROUTE = 16, 17, 24, 25
+IFLA_NEW_IFINDEX = 49
 NFNL_SUBSYS_NFTABLES = 10
 NFT_MSG_DELTABLE, NFT_MSG_DELCHAIN, NFT_MSG_DELRULE, NFT_MSG_DELSET = 2, 5, 8, 11
 SO_ATTACH_FILTER = 26
@@ -128,7 +129,7 @@ class Drift:
 
     def _link_went(self, kind: int, message: bytes) -> bool:
         """Say whether a network's interface was deleted; an endpoint's, as our own detachments too, is looked up."""
-        if match := _ENDPOINT.search(message):
+        if (match := _ENDPOINT.search(message)) and IFLA_NEW_IFINDEX not in attributes(message, 32):
             self._ended.add(match[1].decode())
             self._look.ask()
         return b"netstore network " in message

@@ -90,11 +90,10 @@ def test_a_thousand_endpoints_and_the_limit(node: Node, client: Client) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             attach(client, "app", made.paths[1023:1024])
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    # Their holder ended: what was attached is found, and collected.
+    # Their holder ended: what was attached is found, and collected; by the minute's round, if that comes first.
     begun = time.monotonic()
     found = node.cli("system", "check", check=False)
-    assert found.returncode == 1
-    assert found.stdout.count("its network namespace is gone") == 1023
+    assert found.stdout.count("its network namespace is gone") == (1023 if found.returncode else 0)
     node.cli("system", "check", "--repair")
     print(f"collected: {time.monotonic() - begun:.1f} s")
     assert node.out("endpoint", "ls", "-q") == ""
