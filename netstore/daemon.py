@@ -70,6 +70,7 @@ from netstore.rpc.volumes import VolumeServicer
 from netstore.store import Store, Transaction
 from netstore.volumes.archives import Archives
 from netstore.volumes.manager import VolumeManager
+from netstore.volumes.watch import DiskWatch
 
 __all__ = ["Daemon", "main"]
 
@@ -133,6 +134,7 @@ class Daemon:
             await self._volumes.settle()
             await stack.enter_async_context(self._volumes.chores.running())
             stack.enter_context(Drift(self._networks))
+            stack.enter_context(DiskWatch(self._volumes))
             server, checks = self._build()
             await self._listen(server)
             await server.start()

@@ -16,19 +16,26 @@ from pathlib import Path
 from netstore.errors import KernelError
 from netstore.kernel.paths import closing
 
-__all__ = ["attached", "find", "refresh_size"]
+__all__ = ["attached", "detach", "find", "refresh_size"]
 
-LOOP_SET_CAPACITY, LOOP_GET_STATUS64, LOOP_CONFIGURE, LOOP_CTL_GET_FREE = 0x4C07, 0x4C05, 0x4C0A, 0x4C82
+LOOP_CLR_FD, LOOP_GET_STATUS64, LOOP_SET_CAPACITY, LOOP_CONFIGURE, LOOP_CTL_GET_FREE = (
+    0x4C01,
+    0x4C05,
+    0x4C07,
+    0x4C0A,
+    0x4C82,
+)
 LO_FLAGS_READ_ONLY, LO_FLAGS_AUTOCLEAR, LO_FLAGS_DIRECT_IO = 1, 4, 16
 _INFO = struct.Struct("=QQQQQIIII64s64s32s2Q")  # struct loop_info64
 _RETRIES = 64
 
 
 @contextmanager
-def attached(backing: Path, *, read_only: bool = False) -> Iterator[str]:
+def attached(backing: Path, *, read_only: bool = False, lasting: bool = False) -> Iterator[str]:
     """Attach a file to a loop device, or find the one that has it; yields its path.
 
-    Only what uses the device inside (a mount) keeps it. Direct I/O, so that nothing is cached twice.
+    Only what uses the device inside (a mount) keeps it, unless it is `lasting`, until `detach`. Direct I/O, so that
+    nothing is cached twice.
 
     Raises:
         KernelError: the kernel refused.
@@ -37,7 +44,7 @@ def attached(backing: Path, *, read_only: bool = False) -> Iterator[str]:
         for _ in range(_RETRIES):
             descriptor, path = _take(file, str(backing))
             if descriptor < 0:
-                descriptor = _configure(file, path, str(backing), read_only=read_only)
+                descriptor = _configure(file, path, str(backing), read_only=read_only, lasting=lasting)
             if descriptor >= 0:
                 break
         else:
@@ -56,6 +63,16 @@ def find(backing: Path) -> str:
         return ""
     os.close(descriptor)
     return path
+
+
+def detach(device: str) -> None:
+    """Let a device go; while somebody has it open it ends with the last of them. One that is free is a success."""
+    try:
+        with closing(os.open(device, os.O_RDONLY | os.O_CLOEXEC)) as descriptor:
+            fcntl.ioctl(descriptor, LOOP_CLR_FD)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise KernelError(error.errno or errno.EIO, "detaching", device) from error
 
 
 def refresh_size(device: str) -> None:
@@ -112,9 +129,9 @@ def _has(device: str, wanted: os.stat_result) -> int:
     return -1
 
 
-def _configure(file: int, device: str, backing: str, *, read_only: bool) -> int:
+def _configure(file: int, device: str, backing: str, *, read_only: bool, lasting: bool) -> int:
     """Give the file to a free device and return it open; -1 when somebody else took it."""
-    flags = LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO | (LO_FLAGS_READ_ONLY if read_only else 0)
+    flags = LO_FLAGS_DIRECT_IO | (0 if lasting else LO_FLAGS_AUTOCLEAR) | (LO_FLAGS_READ_ONLY if read_only else 0)
     name = os.fsencode(backing)[-63:]
     info = _INFO.pack(0, 0, 0, 0, 0, 0, 0, 0, flags, name, b"", b"", 0, 0)
     try:

@@ -7,7 +7,8 @@ import json
 import os
 import platform
 import resource
-from collections.abc import Iterable, Mapping, Sequence
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ def specification(bundle: Bundle) -> dict[str, Any]:
         "maskedPaths": _MASKED,
         "readonlyPaths": _READ_ONLY,
         "cgroupsPath": f"/netstore/{bundle.container_id}",
-        "resources": {"devices": _device_rules()},
+        "resources": {"devices": [*_device_rules(), *_published_devices(bundle.mounts)]},
     }
     if spread := root_propagation(mount for mount, _ in bundle.mounts):
         linux["rootfsPropagation"] = spread
@@ -167,6 +168,18 @@ def _files(bundle: Bundle) -> list[dict[str, Any]]:
 def _ordered(mounts: Sequence[tuple[Mount, Path | None]]) -> list[tuple[Mount, Path | None]]:
     """Parents before children, so that none hides another."""
     return sorted(mounts, key=lambda pair: pair[0].spec.target.rstrip("/").count("/"))
+
+
+def _published_devices(mounts: Sequence[tuple[Mount, Path | None]]) -> Iterator[dict[str, Any]]:
+    """Yield what lets a container use the devices among its mounts: volumes of mode BLOCK, whose nodes are ours.
+
+    Never a node that is in a volume: containers can make those.
+    """
+    for mount, staged in mounts:
+        status = staged.stat() if mount.volume_id and staged and not mount.spec.subpath else None
+        if status and stat.S_ISBLK(status.st_mode):
+            device = {"type": "b", "major": os.major(status.st_rdev), "minor": os.minor(status.st_rdev)}
+            yield {"allow": True, **device, "access": "r" if mount.spec.read_only else "rw"}
 
 
 def _mount(mount: Mount, staged: Path | None) -> dict[str, Any]:

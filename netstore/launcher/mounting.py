@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import stat
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -89,6 +90,8 @@ class Mounting:
     async def _copy_up(self, container: Container, image: Image, mount: Mount) -> None:
         """Copy under the volume's lock: who else fills it, or is about to mount it, waits."""
         volume, users = await self._volumes.get(mount.volume_id)
+        if volume.spec.block:
+            return
 
         def work() -> None:
             with closing(self._directories.overlay(container.id, image.layers)) as rootfs:
@@ -106,6 +109,8 @@ class Mounting:
         """Give what a mount shows to the container's user."""
 
         def work(root: int | None) -> None:
+            if root is not None and stat.S_ISBLK(os.fstat(root).st_mode):
+                return  # the node is the host's
             with closing(self._directories.open_root(container.id, image.layers)) as rootfs:
                 user = resolve(rootfs, container.spec.user or image.config.user)
             with closing(open_source(mount, root)) as source:

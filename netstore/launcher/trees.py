@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -46,6 +47,10 @@ def open_source(mount: Mount, root: int | None) -> int:
     Raises:
         FailedPrecondition: it is not there.
     """
+    if root is not None and stat.S_ISBLK(os.fstat(root).st_mode):
+        if mount.spec.subpath:
+            raise FailedPrecondition(f"volume {mount.volume} is a device: it has no subpath {mount.spec.subpath}")
+        return os.dup(root)
     if root is not None:
         return _open_subpath(root, mount.spec.subpath or ".", f"volume {mount.volume}")
     try:

@@ -17,7 +17,7 @@ from netstore.errors import NetstoreError
 from netstore.kernel.attributes import NETLINK_NETFILTER, attributes, messages
 from netstore.networks.manager import NetworkManager
 
-__all__ = ["Drift"]
+__all__ = ["Drift", "Soon"]
 
 NETLINK_ROUTE = 0
 RTMGRP_LINK, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE = 0x1, 0x40, 0x400
@@ -41,7 +41,7 @@ _REPAIR_SECONDS = 0.05  # in the gap, published ports are not served: as short a
 log = structlog.get_logger(__name__)
 
 
-class _Soon:
+class Soon:
     """Runs some work soon after it was asked for; several requests at once are one run."""
 
     def __init__(self, name: str, work: Callable[[], Awaitable[object]], settle: float = _SETTLE_SECONDS) -> None:
@@ -52,11 +52,13 @@ class _Soon:
         self._again = False
 
     def ask(self) -> None:
+        """Ask for a run."""
         self._again = True
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(), name=self._name)
 
     def cancel(self) -> None:
+        """End what runs."""
         if self._task:
             self._task.cancel()
 
@@ -77,9 +79,9 @@ class Drift:
 
     def __init__(self, manager: NetworkManager) -> None:
         self._manager = manager
-        self._repair = _Soon("repair drift", partial(manager.check, repair=True), _REPAIR_SECONDS)
-        self._follow = _Soon("follow uplink", self._follow_uplink)
-        self._look = _Soon("look for lost endpoints", self._look_for_lost)
+        self._repair = Soon("repair drift", partial(manager.check, repair=True), _REPAIR_SECONDS)
+        self._follow = Soon("follow uplink", self._follow_uplink)
+        self._look = Soon("look for lost endpoints", self._look_for_lost)
         self._ended: set[str] = set()
         self._parents: frozenset[int] | None = None
         self._round: asyncio.Task[None] | None = None
@@ -116,7 +118,7 @@ class Drift:
             if work:
                 work.cancel()
 
-    def _read(self, source: socket.socket, relevant: Callable[[int, bytes], bool], work: _Soon) -> None:
+    def _read(self, source: socket.socket, relevant: Callable[[int, bytes], bool], work: Soon) -> None:
         try:
             data = source.recv(65536)
         except BlockingIOError:

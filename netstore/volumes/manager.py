@@ -59,6 +59,7 @@ class VolumeManager:
         self._store = store
         self._drivers = load_drivers(Node(state_dir, settings or {}))
         self.staging = Staging(self._drivers)
+        self._there: dict[str, bool] = {}  # whether a volume's device was there at the last look
         self.snapshots = Snapshots(store, self._drivers, self.staging)
         self.filling = Filling(store, self._drivers, self.staging, self.snapshots)
         self.removal = Removal(store, self._drivers, self.staging, keep_seconds=trash_seconds)
@@ -106,6 +107,20 @@ class VolumeManager:
             *await self.snapshots.check(volumes, repair=repair),
             *await self.staging.check(volumes, staged, repair=repair),
         ]
+
+    async def look_at_devices(self) -> None:
+        """See which volumes' devices came or went since the last look: mount them again, let go, and record it."""
+        for volume in await self._volumes():
+            driver = self._drivers.get(volume.spec.driver)
+            if driver is None or not driver.devices:
+                continue
+            there = await asyncio.to_thread(driver.is_there, volume)
+            before = self._there.get(volume.id, True)
+            self._there[volume.id] = there
+            if there != before:
+                action = "device-appear" if there else "device-vanish"
+                await self._store.write(partial(rows.note, volume=volume, action=action))
+                await self.staging.follow(volume, there=there)
 
     async def _volumes(self) -> list[Volume]:
         """Return every volume that has storage: those in the trash too."""
@@ -199,7 +214,8 @@ class VolumeManager:
                 continue
 
     async def open_root(self, volume_id: str) -> int:
-        """Return an O_PATH descriptor of the directory that holds a volume's data; the caller closes it.
+        """Return an O_PATH descriptor of the directory that holds a volume's data, or of its device node; the caller
+        closes it.
 
         Raises:
             NotFound: there is no such volume.
@@ -208,7 +224,7 @@ class VolumeManager:
         volume = await self._store.read(lambda tx: tx.volumes.require(volume_id))
         try:
             async with self.staging.alone(volume):  # a copy-up may put another directory there
-                return os.open(volume.mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                return os.open(volume.mountpoint, os.O_PATH | os.O_CLOEXEC)
         except OSError as error:
             raise KernelError(error.errno or errno.EIO, "opening the data of volume", volume.name) from error
 

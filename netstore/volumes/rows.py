@@ -19,6 +19,7 @@ __all__ = [
     "changed",
     "forget_stage",
     "insert",
+    "note",
     "refuse_difference",
     "rename_uses",
     "used",
@@ -65,6 +66,11 @@ def changed(tx: Transaction, volume: Volume, action: str = "update") -> Volume:
     volume = replace(volume, revision=tx.event(Kind.VOLUME, action, volume.id, volume.name))
     tx.volumes.update(volume)
     return volume
+
+
+def note(tx: Transaction, volume: Volume, action: str) -> None:
+    """Record what happened to a volume from outside."""
+    tx.event(Kind.VOLUME, action, volume.id, volume.name)
 
 
 def forget_stage(tx: Transaction, *, volume_id: str, holder: str) -> None:

@@ -102,6 +102,13 @@ class Staging:
             for volume in taken:
                 await self.release(volume, holder)
 
+    async def follow(self, volume: Volume, *, there: bool) -> None:
+        """Mount a volume that is held and whose device came back; let go of one whose device went."""
+        driver = self._drivers[volume.spec.driver]
+        async with self._locks.hold(volume.id):
+            work = driver.stage if there and self._holders.get(volume.id) else driver.unstage
+            await asyncio.to_thread(work, volume)
+
     async def check(self, volumes: Iterable[Volume], staged: frozenset[str], *, repair: bool) -> list[Finding]:
         """Stage what is held and is not there, unstage what nobody holds."""
         findings = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from conftest import Node
+from conftest import Node, wait_until
 
 
 def mountpoint(node: Node, name: str) -> Path:
@@ -190,3 +190,58 @@ def test_drivers_and_passwords(node: Node) -> None:
     assert "hidden" not in inspected
     assert "password=*****" in inspected
     assert "hidden" not in node.log()
+
+
+def disk(node: Node, name: str) -> str:
+    node.host.sh(f"truncate -s 32M {node.place}/{name}")
+    return node.host.sh(f"losetup --show -f {node.place}/{name}").strip()
+
+
+def test_disks_come_and_go(node: Node, image: str) -> None:
+    device = disk(node, "disk")
+    try:
+        refused = node.cli("volume", "create", "-d", "block", "-o", f"path={device}", "raw", check=False)
+        assert f"{device} holds no filesystem" in refused.stderr
+        assert "--format ext4" in refused.stderr
+        node.cli("volume", "create", "-d", "block", "-o", f"path={device}", "--format", "ext4", "data")
+        node.cli("run", "--rm", "-v", "data:/data", image, "sh", "-c", "echo kept > /data/mine")
+        node.cli("volume", "stage", "data", "engine")
+        place = mountpoint(node, "data")
+        assert mounted(node, place)
+        node.host.sh(f"umount {place}; losetup -d {device}")  # the disk is pulled: no medium
+        wait_until(lambda: "device-vanish" in events(node), what="the disk to go")
+        wait_until(lambda: not mounted(node, place), what="the mount to go")
+        assert f"no device with path {device}" in node.out("volume", "inspect", "data")
+        node.host.sh(f"losetup {device} {node.place}/disk")
+        wait_until(lambda: "device-appear" in events(node), what="the disk to come")
+        wait_until(lambda: mounted(node, place), what="the mount to come")
+        assert (node.out("volume", "inspect", "-f", "{{.Status.State}}", "data")) == "VOLUME_STATE_ACTIVE"
+        node.cli("volume", "unstage", "data", "engine")
+        assert node.out("run", "--rm", "-v", "data:/data", image, "cat", "/data/mine") == "kept"
+        node.cli("volume", "rm", "data")
+    finally:
+        node.host.sh(f"losetup -d {device}", check=False)
+
+
+def events(node: Node) -> str:
+    return node.out("system", "events", "--since", "0", "--until-now")
+
+
+def test_a_container_gets_a_device(node: Node, image: str) -> None:
+    node.cli("volume", "create", "-d", "image", "--size", "8M", "--type", "block", "raw")
+    busybox = "/bin/busybox"
+    write = f"{busybox} dd if=/dev/zero of=/dev/raw bs=1M count=1 conv=notrunc && echo done"
+    assert "done" in node.out("run", "--rm", "-v", "raw:/dev/raw", image, "sh", "-c", write)
+    refused = node.cli("run", "--rm", "-v", "raw:/dev/raw:ro", image, "sh", "-c", write, check=False)
+    assert refused.returncode
+    assert node.out("run", "--rm", "-v", "raw:/disk", image, "sh", "-c", f"{busybox} stat -c %F /disk") == (
+        "block special file"
+    )
+    # a node that a container makes in a volume lets nobody in
+    node.cli("volume", "create", "plain")
+    node.cli("run", "--rm", "-v", "plain:/p", image, "sh", "-c", f"{busybox} mknod /p/node b 7 0")
+    stolen = f"{busybox} dd if=/stolen of=/dev/null bs=512 count=1"
+    mount = "type=volume,src=plain,dst=/stolen,volume-subpath=node"
+    assert node.cli("run", "--rm", "--mount", mount, image, "sh", "-c", stolen, check=False).returncode
+    assert not loops(node)
+    node.cli("volume", "rm", "raw", "plain")

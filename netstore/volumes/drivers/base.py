@@ -71,6 +71,8 @@ class VolumeDriver(ABC):
     name: str
     options: Sequence[Option] = ()
     capabilities: frozenset[Capability] = frozenset()
+    devices = False
+    """Its volumes are devices that come and go: `is_there`."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
@@ -163,7 +165,7 @@ class VolumeDriver(ABC):
 
     def usage(self, volume: Volume) -> Usage:
         """Return what the volume holds, without walking through it."""
-        if not is_mount_point(self.mountpoint(volume)):
+        if volume.spec.block or not is_mount_point(self.mountpoint(volume)):
             return Usage(size_bytes=volume.spec.size_bytes)
         found = space(self.mountpoint(volume))
         return Usage(found.used_bytes, found.inodes_used, found.size_bytes)
@@ -186,6 +188,10 @@ class VolumeDriver(ABC):
             Unsupported: the driver or the kernel cannot.
         """
         raise self._cannot("changes no size")
+
+    def is_there(self, volume: Volume) -> bool:
+        """Say whether the volume's device is connected."""
+        return True
 
     def fits(self, volume: Volume) -> bool:
         """Say whether the volume has the size that its spec says; not so after a crash in the middle of `resize`."""

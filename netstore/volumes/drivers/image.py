@@ -35,12 +35,14 @@ class ImageDriver(VolumeDriver):
         Option("fs", choice("ext4", "xfs", "btrfs"), "ext4", "filesystem: ext4, xfs or btrfs"),
         Option("sparse", boolean, False, "take space of the host only as it is used; a full host then stops writes"),
     )
-    capabilities = frozenset({Capability.SIZE, Capability.GROW})
+    capabilities = frozenset({Capability.SIZE, Capability.GROW, Capability.BLOCK})
 
     def validate(self, spec: VolumeSpec) -> None:
         """Check a spec: the size is required, and at least what the filesystem needs."""
         super().validate(spec)
         kind = self.parsed(spec)["fs"]
+        if spec.block and "fs" in spec.options:
+            raise InvalidArgument("spec.options[fs]", kind, "nothing: a device of mode BLOCK has no filesystem of ours")
         least = MAKERS[kind][2]
         if not least <= spec.size_bytes <= _LARGEST:
             raise InvalidArgument(
@@ -49,6 +51,8 @@ class ImageDriver(VolumeDriver):
 
     def enforcement(self, volume: Volume) -> str:
         """Name the filesystem."""
+        if volume.spec.block:
+            return "a device of an image file"
         return f"{self.parsed(volume.spec)['fs']} in an image file"
 
     def image(self, volume: Volume) -> Path:
@@ -65,7 +69,8 @@ class ImageDriver(VolumeDriver):
             directory.mkdir(parents=True, exist_ok=True, mode=0o711)
             draft.unlink(missing_ok=True)
             _allocate(draft, volume.spec.size_bytes, sparse=values["sparse"])
-            make_filesystem(values["fs"], str(draft))
+            if not volume.spec.block:
+                make_filesystem(values["fs"], str(draft))
             draft.rename(image)
             descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             os.fsync(descriptor)
@@ -91,6 +96,11 @@ class ImageDriver(VolumeDriver):
         if values["sparse"]:
             options = "discard"
         try:
+            if volume.spec.block:
+                target.touch(mode=0o600)
+                with loop.attached(self.image(volume), lasting=True) as device:
+                    mount(device, target, "", "bind")
+                return
             target.mkdir(exist_ok=True, mode=0o755)
             with loop.attached(self.image(volume)) as device:
                 mount(device, target, values["fs"], options)
@@ -98,18 +108,25 @@ class ImageDriver(VolumeDriver):
             raise _said(error, "mounting", volume) from error
         except BaseException:
             if not is_mount_point(target):
-                target.rmdir()
+                self._clear(volume)
             raise
         lost = target / "lost+found"
         if values["fs"] == "ext4" and lost.is_dir() and not any(lost.iterdir()):
             lost.rmdir()
 
     def unstage(self, volume: Volume) -> None:
-        """Unmount; the loop device ends by itself."""
+        """Unmount; the loop device ends by itself, and that of mode BLOCK here."""
+        unmount_all(self.mountpoint(volume), lazy=True)
+        self._clear(volume)
+
+    def _clear(self, volume: Volume) -> None:
         target = self.mountpoint(volume)
-        unmount_all(target, lazy=True)
         if target.is_dir():
             target.rmdir()
+        elif target.exists():  # a file: what a device was bound to
+            if device := loop.find(self.image(volume)):
+                loop.detach(device)
+            target.unlink()
 
     def _is_whole(self, directory: Path) -> bool:
         return (directory / "image").exists()
@@ -124,7 +141,7 @@ class ImageDriver(VolumeDriver):
     def health(self, volume: Volume) -> str:
         """Say whether the kernel stopped writing after an error."""
         wrong = super().health(volume)
-        if not wrong and self.staged(volume) and space(self.mountpoint(volume)).read_only:
+        if not wrong and not volume.spec.block and self.staged(volume) and space(self.mountpoint(volume)).read_only:
             wrong = "it is read-only after an error: see the kernel's log"
         if not wrong and not self.parsed(volume.spec)["sparse"] and self.measure(volume) < volume.spec.size_bytes:
             wrong = "its image is no longer allocated in full: something trimmed it"
@@ -140,7 +157,10 @@ class ImageDriver(VolumeDriver):
         try:
             growing.touch()  # stays when we are killed: `fits` then says that it is not done
             _allocate(image, size_bytes, sparse=values["sparse"])
-            if self.staged(volume):
+            if volume.spec.block:
+                if device := loop.find(image):
+                    loop.refresh_size(device)
+            elif self.staged(volume):
                 self._grow_mounted(volume, values["fs"])
             else:
                 self._grow_unmounted(volume, values["fs"])
