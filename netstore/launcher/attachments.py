@@ -11,7 +11,9 @@ import asyncio
 import errno
 import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
 from netstore.errors import (
     AlreadyExists,
@@ -27,11 +29,12 @@ from netstore.kernel.mountns import MountNamespace, Target
 from netstore.kernel.paths import closing
 from netstore.launcher.images.catalogue import find_image
 from netstore.launcher.mounting import Mounting
-from netstore.model import Finding, Kind, Mount, MountSpec, MountType
+from netstore.model import Finding, ForeignMount, Kind, Mount, MountSpec, MountType, Volume
 from netstore.store import Store, Transaction
 from netstore.volumes.manager import VolumeManager
+from netstore.volumes.snapshots import refuse_filling
 
-__all__ = ["Attachments", "Place", "save_uses"]
+__all__ = ["Attachments", "Place", "Wanted", "resolve_mount", "save_uses"]
 
 _BAD_TARGET = {
     errno.ENOENT: "something on the way is not there", errno.ELOOP: "a link on the way leads out",
@@ -44,20 +47,29 @@ _BAD_TARGET = {
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Whose mounts are changed, with its lock held. `namespace` is None where nothing runs yet; `holder` is who holds
-    its volumes; `save` replaces one mount by another in the store, either None.
+    """Whose mounts are changed, with its lock held. `open` gives its namespace, None where nothing runs yet; `holder`
+    is who holds its volumes; `save` replaces one mount by another in the store, either None.
     """
 
     name: str
     holder: str
-    namespace: MountNamespace | None
+    open: Callable[[], AbstractContextManager[MountNamespace]] | None
     mounts: Sequence[Mount]
-    save: Callable[[Transaction, Mount | None, Mount | None], None]
+    save: Callable[[Transaction, Mount | None, Mount | None], ForeignMount]
     give: Callable[[Mount], Awaitable[None]] | None = None
 
     def at(self, target: str) -> Mount | None:
         """Return the mount at a target."""
         return next((each for each in self.mounts if _same_path(each.spec.target, target)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A mount that is asked for, and what it needs: its volume, or its image's layers."""
+
+    mount: Mount
+    volume: Volume | None = None
+    layers: tuple[str, ...] = ()
 
 
 class Attachments:
@@ -68,72 +80,69 @@ class Attachments:
         self._volumes = volumes
         self._mounting = mounting
 
-    async def mount(self, place: Place, spec: MountSpec, *, exchange: bool) -> Mount:
-        """Make a mount, change its mode, or put it in another's place; what is as asked for is left alone.
+    async def mount(self, place: Place, wanted: Wanted, *, exchange: bool) -> ForeignMount | None:
+        """Make a mount, change its mode, or put it in another's place; None says that it was as asked for.
 
         Raises:
-            NotFound: no such volume or image.
             AlreadyExists: something else is mounted there.
             FailedPrecondition, Unsupported, KernelError: see the contract.
         """
-        old = place.at(spec.target)
-        new = await self._store.read(lambda tx: _resolve(tx, spec))
+        new, volume = wanted.mount, wanted.volume
+        old = place.at(new.spec.target)
         if old is not None:
             if _content(old) == _content(new) and old.spec.read_only == new.spec.read_only:
-                return old
+                return None
             if _content(old) != _content(new) and not exchange:
-                raise _taken(place, spec.target, f"{old.volume or old.source or 'a tmpfs'} is mounted there")
+                what = old.volume or old.source or "a tmpfs"
+                raise _taken(place, new.spec.target, f"{what} is mounted there, or is mounted otherwise")
         elif exchange:
             raise FailedPrecondition(
-                f"{spec.target} in {place.name}: nothing of netstore is mounted there", hint="leave out replace",
-                reason="NOT_MOUNTED", target=spec.target,
+                f"{new.spec.target} in {place.name}: nothing of netstore is mounted there", hint="leave out replace",
+                reason="NOT_MOUNTED", target=new.spec.target,
             )  # fmt: skip
         else:
-            _refuse_hiding(place, spec.target)
-        missing = await self._prepare(place, spec.target, known=old is not None)
-        new = replace(new, attached=True, made=old.made if old else missing)
-        await self._store.write(lambda tx: place.save(tx, old, new))
+            _refuse_hiding(place, new.spec.target)
         try:
-            await self._make(place, old, new, missing)
+            if volume and place.open:
+                await self._volumes.staging.hold(volume, place.holder)
+            if new.spec.chown and place.give:
+                await place.give(new)
+            # Under the volume's lock: nobody fills it by another directory between the claim and the mount.
+            async with self._volumes.staging.alone(volume) if volume else nullcontext():
+                made = await asyncio.to_thread(self._carry_out, place, old, wanted)
         except BaseException as error:
-            await self._store.write(lambda tx: place.save(tx, new, old))
-            await self._release(place, new, [old] if old else [])
+            await self._release(place, new, [])
             raise await self._refusal(place, new, error) from error
         if old is not None:
             await self._release(place, old, [new])
-        return new
+        return made
 
-    async def _prepare(self, place: Place, target: str, *, known: bool) -> tuple[str, ...]:
-        """Look at the target and return what has to be made for it."""
-        if place.namespace is None:
-            return ()
-        try:
-            found = await asyncio.to_thread(place.namespace.look, target)
-        except KernelError as error:
-            raise _bad_target(place, target, error) from error
-        if found.path == "/proc" or found.path.startswith("/proc/"):
-            raise _bad_target(place, target, KernelError(errno.EXDEV, "mounting at", target))
-        if found.mount and not known:
-            raise _taken(place, target, "something is mounted there that is not netstore's")
-        return found.missing
+    def _carry_out(self, place: Place, old: Mount | None, wanted: Wanted) -> ForeignMount:
+        """Commit, then make it: in one thread, because each handover costs more than most of the system calls."""
+        if place.open is None:
+            return self._store.write_here(lambda tx: place.save(tx, old, replace(wanted.mount, attached=True)))
+        with place.open() as namespace:
+            missing = _prepare(place, namespace, wanted.mount.spec.target, known=old is not None)
+            new = replace(wanted.mount, attached=True, made=old.made if old else missing)
+            made = self._store.write_here(lambda tx: place.save(tx, old, new))
+            try:
+                self._make(namespace, old, replace(wanted, mount=new), missing)
+            except BaseException:
+                self._store.write_here(lambda tx: place.save(tx, new, old))
+                raise
+            return made
 
-    async def _make(self, place: Place, old: Mount | None, new: Mount, missing: Sequence[str]) -> None:
-        namespace, spec = place.namespace, new.spec
-        if namespace is None:
-            return
+    def _make(self, namespace: MountNamespace, old: Mount | None, wanted: Wanted, missing: Sequence[str]) -> None:
+        new, spec = wanted.mount, wanted.mount.spec
         if old is not None and _content(old) == _content(new):
             recursive = spec.recursive not in ("disabled", "writable")
-            await asyncio.to_thread(namespace.set_read_only, spec.target, read_only=spec.read_only, recursive=recursive)
+            namespace.set_read_only(spec.target, read_only=spec.read_only, recursive=recursive)
             return
-        if new.volume_id:
-            await self._volumes.hold([new.volume_id], place.holder)
-        if spec.chown and place.give:
-            await place.give(new)
-        with closing(await self._mounting.tree(new)) as tree:
+        with closing(self._mounting.tree_of(new, wanted.volume, wanted.layers)) as tree:
             if old is not None:
-                await asyncio.to_thread(namespace.exchange, tree, spec.target)
+                namespace.exchange(tree, spec.target)
             else:
-                await asyncio.to_thread(namespace.attach, tree, spec.target, missing)
+                namespace.attach(tree, spec.target, missing)
 
     async def unmount(self, place: Place, target: str, *, force: bool) -> None:
         """Take a mount away, with what was made for it.
@@ -144,62 +153,69 @@ class Attachments:
         """
         mount = place.at(target)
         if mount is None:
-            raise NotFound("mount", f"{target} in {place.name}", hint="`netstore inspect` shows what is mounted")
+            raise NotFound("mount", f"{target} in {place.name}", hint="`netstore volume mounts` shows what there is")
         _refuse_hiding(place, target)
-        if place.namespace is not None:
-            try:
-                await asyncio.to_thread(_detach, place.namespace, mount, lazy=force)
-            except KernelError as error:
-                raise await self._refusal(place, mount, error) from error
-        await self._store.write(lambda tx: place.save(tx, mount, None))
+        try:
+            await asyncio.to_thread(self._take_away, place, mount, lazy=force)
+        except KernelError as error:
+            raise await self._refusal(place, mount, error) from error
         await self._release(place, mount, [])
+
+    def _take_away(self, place: Place, mount: Mount, *, lazy: bool) -> None:
+        if place.open is not None:
+            with place.open() as namespace:
+                # All that is there: a crash in an exchange can leave two.
+                while namespace.detach(mount.spec.target, made=mount.made, lazy=lazy):
+                    pass
+        self._store.write_here(lambda tx: place.save(tx, mount, None))
 
     async def reconcile(self, place: Place, *, repair: bool) -> list[Finding]:
         """Compare the attached mounts of a namespace with the store, and make it so when `repair` is set."""
         findings = []
-        for mount in place.mounts:
-            if not mount.attached or place.namespace is None:
+        for mount in place.mounts if place.open else ():
+            if not mount.attached:
                 continue
+            finding = Finding(kind=Kind.MOUNT, name=f"{mount.spec.target} in {place.name}", detail="")
             try:
-                detail = await self._difference(place, mount)
+                wanted = await self._store.read(partial(_as_stored, mount=mount))
+                detail = await asyncio.to_thread(self._compare, place, wanted, repair=repair)
                 if not detail:
                     continue
-                finding = Finding(kind=Kind.MOUNT, name=f"{mount.spec.target} in {place.name}", detail=detail)
-                if repair:
-                    await self._remake(place.namespace, mount)
-                    finding = replace(finding, repaired=True)
+                finding = replace(finding, detail=detail, repaired=repair)
             except NetstoreError as error:
-                finding = Finding(
-                    kind=Kind.MOUNT, name=f"{mount.spec.target} in {place.name}", detail="it is not as it should be",
-                    error=str(error),
-                )  # fmt: skip
+                finding = replace(finding, detail="it is not as it should be", error=str(error))
             findings.append(finding)
         return findings
 
-    async def _difference(self, place: Place, mount: Mount) -> str:
-        assert place.namespace is not None
-        found = await asyncio.to_thread(place.namespace.look, mount.spec.target)
-        if not found.mount:
-            return "it is not mounted"
-        if not await self._shows(found, mount):
-            return "something else is mounted there"
-        return "" if found.read_only or not mount.spec.read_only else "it can be written"
-
-    async def _shows(self, found: Target, mount: Mount) -> bool:
-        """Say whether what is mounted is what a volume's mount or a bind shows; of others this cannot be told."""
-        if mount.spec.type not in (MountType.VOLUME, MountType.BIND):
-            return True
-        with closing(await self._mounting.open_source(mount)) as source:
-            status = await asyncio.to_thread(os.fstat, source)
-        return found.identity == (status.st_dev, status.st_ino)
-
-    async def _remake(self, namespace: MountNamespace, mount: Mount) -> None:
-        found = await asyncio.to_thread(namespace.look, mount.spec.target)
-        with closing(await self._mounting.tree(mount)) as tree:
-            if found.mount:
-                await asyncio.to_thread(namespace.exchange, tree, mount.spec.target)
+    def _compare(self, place: Place, wanted: Wanted, *, repair: bool) -> str:
+        """Say what is wrong with a mount, "" when nothing is, and make it as it should be."""
+        assert place.open
+        spec = wanted.mount.spec
+        with place.open() as namespace:
+            found = namespace.look(spec.target)
+            if not found.mount:
+                detail = "it is not mounted"
+            elif not self._shows(found, wanted):
+                detail = "something else is mounted there"
+            elif spec.read_only and not found.read_only:
+                detail = "it can be written"
             else:
-                await asyncio.to_thread(namespace.attach, tree, mount.spec.target, found.missing)
+                return ""
+            if repair:
+                with closing(self._mounting.tree_of(wanted.mount, wanted.volume, wanted.layers)) as tree:
+                    if found.mount:
+                        namespace.exchange(tree, spec.target)
+                    else:
+                        namespace.attach(tree, spec.target, found.missing)
+            return detail
+
+    def _shows(self, found: Target, wanted: Wanted) -> bool:
+        """Say whether what is mounted is what a volume's mount or a bind shows; of others this cannot be told."""
+        if wanted.mount.spec.type not in (MountType.VOLUME, MountType.BIND):
+            return True
+        with closing(self._mounting.source_of(wanted.mount, wanted.volume)) as source:
+            status = os.fstat(source)
+        return found.identity == (status.st_dev, status.st_ino)
 
     async def _release(self, place: Place, mount: Mount, also: Sequence[Mount]) -> None:
         """Give a volume back that no other mount of the place shows."""
@@ -213,8 +229,8 @@ class Attachments:
         if not isinstance(error, KernelError):
             return error
         target = mount.spec.target
-        if error.errno == errno.EBUSY and place.namespace is not None:
-            holders = ", ".join(await asyncio.to_thread(place.namespace.holders, target)) or "a process"
+        if error.errno == errno.EBUSY and place.open is not None:
+            holders = ", ".join(await asyncio.to_thread(_holders, place.open, target)) or "a process"
             return InUse(
                 f"{target} in {place.name} is in use by {holders}", hint="end what uses it, or unmount it with force",
                 holders=holders, target=target,
@@ -237,21 +253,51 @@ def save_uses(tx: Transaction, container_id: str, before: Iterable[Mount], after
         tx.execute("DELETE FROM volume_uses WHERE volume_id = ? AND container_id = ?", volume_id, container_id)
 
 
-def _detach(namespace: MountNamespace, mount: Mount, *, lazy: bool) -> None:
-    """Unmount all that is at the target: a crash in an exchange can leave two."""
-    while namespace.detach(mount.spec.target, made=mount.made, lazy=lazy):
-        pass
+def resolve_mount(tx: Transaction, spec: MountSpec) -> Wanted:
+    """Find what a mount asks for.
 
-
-def _resolve(tx: Transaction, spec: MountSpec) -> Mount:
+    Raises:
+        NotFound: no such volume or image.
+        FailedPrecondition: the volume cannot be mounted.
+    """
     if spec.type is MountType.VOLUME:
         if not spec.source:
             raise InvalidArgument("spec.source", "", "the name or id of a volume: none is made here")
         volume = tx.volumes.find(spec.source)
-        return Mount(spec=spec, source=volume.mountpoint, volume_id=volume.id, volume=volume.name)
+        refuse_filling(volume)
+        if volume.spec.block:
+            raise FailedPrecondition(
+                f"volume {volume.name} is a block device, not a filesystem", hint="mount one that is not of mode block",
+                reason="BLOCK_VOLUME",
+            )  # fmt: skip
+        return Wanted(Mount(spec=spec, source=volume.mountpoint, volume_id=volume.id, volume=volume.name), volume)
     if spec.type is MountType.IMAGE:
-        return Mount(spec=spec, source=find_image(tx, spec.source).id)
-    return Mount(spec=spec, source=spec.source)
+        image = find_image(tx, spec.source)
+        return Wanted(Mount(spec=spec, source=image.id), layers=image.layers)
+    return Wanted(Mount(spec=spec, source=spec.source))
+
+
+def _as_stored(tx: Transaction, mount: Mount) -> Wanted:
+    volume = tx.volumes.require(mount.volume_id) if mount.volume_id else None
+    return Wanted(mount, volume, tx.images.require(mount.source).layers if mount.spec.type is MountType.IMAGE else ())
+
+
+def _prepare(place: Place, namespace: MountNamespace, target: str, *, known: bool) -> tuple[str, ...]:
+    """Look at the target and return what has to be made for it."""
+    try:
+        found = namespace.look(target)
+    except KernelError as error:
+        raise _bad_target(place, target, error) from error
+    if found.path == "/proc" or found.path.startswith("/proc/"):
+        raise _bad_target(place, target, KernelError(errno.EXDEV, "mounting at", target))
+    if found.mount and not known:
+        raise _taken(place, target, "something is mounted there that is not netstore's")
+    return found.missing
+
+
+def _holders(opened: Callable[[], AbstractContextManager[MountNamespace]], target: str) -> list[str]:
+    with opened() as namespace:
+        return namespace.holders(target)
 
 
 def _content(mount: Mount) -> tuple[object, ...]:

@@ -16,10 +16,10 @@ from netstore.launcher.filesystem import Directories
 from netstore.launcher.images.catalogue import Images
 from netstore.launcher.trees import make_tree, open_source
 from netstore.launcher.users import resolve
-from netstore.model import Container, Image, Mount, MountType
+from netstore.model import Container, Image, Mount, MountType, Volume
 from netstore.store import Store
 from netstore.volumes.copyup import copy_up
-from netstore.volumes.manager import VolumeManager
+from netstore.volumes.manager import VolumeManager, open_data
 from netstore.volumes.ownership import give
 
 __all__ = ["Mounting"]
@@ -47,14 +47,24 @@ class Mounting:
         async with self._root(mount) as root:
             return await asyncio.to_thread(make_tree, mount, root=root, layers=layers)
 
-    async def open_source(self, mount: Mount) -> int:
-        """Return an O_PATH descriptor of what a volume's mount or a bind shows; the caller closes it.
+    def tree_of(self, mount: Mount, volume: Volume | None, layers: Sequence[str]) -> int:
+        """Do what `tree` does, in the calling thread; the volume's lock is held."""
+        stack = self._images.layers.stack(layers) if layers else ()
+        if volume is None:
+            return make_tree(mount, layers=stack)
+        with closing(open_data(volume)) as root:
+            return make_tree(mount, root=root)
+
+    def source_of(self, mount: Mount, volume: Volume | None) -> int:
+        """Return an O_PATH descriptor of what a volume's mount or a bind shows; the caller closes it. Blocking.
 
         Raises:
             FailedPrecondition: it is not there.
         """
-        async with self._root(mount) as root:
-            return await asyncio.to_thread(open_source, mount, root)
+        if volume is None:
+            return open_source(mount, None)
+        with closing(open_data(volume)) as root:
+            return open_source(mount, root)
 
     @asynccontextmanager
     async def _root(self, mount: Mount) -> AsyncIterator[int | None]:

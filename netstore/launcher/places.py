@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import structlog
 
-from netstore.errors import FailedPrecondition, InvalidArgument, NetstoreError
+from netstore.errors import Conflict, FailedPrecondition, InvalidArgument, NetstoreError
 from netstore.kernel.mountns import MountNamespace
-from netstore.launcher.attachments import Attachments, Place, save_uses
+from netstore.launcher.attachments import Attachments, Place, resolve_mount, save_uses
 from netstore.launcher.mounting import Mounting
 from netstore.launcher.runtime import is_alive, start_time
 from netstore.model import (
@@ -37,6 +37,8 @@ __all__ = ["Places"]
 
 log = structlog.get_logger(__name__)
 
+_RETRIES = 8
+
 
 class Places:
     """Mounts of containers and of other namespaces. `locks` are those of the containers."""
@@ -55,9 +57,17 @@ class Places:
         Raises:
             NotFound, InvalidArgument, AlreadyExists, FailedPrecondition, Unsupported: see the contract.
         """
-        async with self._open(ref) as place:
-            await self._attachments.mount(place, spec, exchange=exchange)
-        return next(each for each in await self.all(ref) if _same(each.mount, spec.target))
+        for _ in range(_RETRIES):
+            wanted, found = await self._store.read(
+                lambda tx: (resolve_mount(tx, spec), _find(tx, ref.container) if ref.container else None)
+            )
+            try:
+                async with self._open(ref, found) as place:
+                    made = await self._attachments.mount(place, wanted, exchange=exchange)
+                return made or next(each for each in await self.all(ref) if _same(each.mount, spec.target))
+            except _Changed:
+                continue
+        raise Conflict(f"{_name(ref)} changes all the time", hint="try again")
 
     async def unmount(self, ref: MountRef, target: str, *, force: bool) -> None:
         """Take a mount away.
@@ -78,12 +88,7 @@ class Places:
             return await self._store.read(lambda tx: tx.mounts.all())
         if ref.container:
             container = await self._store.read(lambda tx: tx.containers.find(ref.container))
-            named = MountRef(container=container.name)
-            return [
-                ForeignMount(
-                    id=f"{container.id}/{index:04}", ref=named, inode=0, mount=mount, create_time=container.create_time
-                ) for index, mount in enumerate(container.mounts)
-            ]  # fmt: skip
+            return [_of_container(container, index, mount) for index, mount in enumerate(container.mounts)]
         with await asyncio.to_thread(_open_foreign, ref) as namespace:
             return await self._store.read(lambda tx: tx.mounts.all("inode = ?", namespace.inode))
 
@@ -130,9 +135,9 @@ class Places:
         return bool(gone)
 
     @asynccontextmanager
-    async def _open(self, ref: MountRef) -> AsyncIterator[Place]:
+    async def _open(self, ref: MountRef, found: tuple[Container, Image] | None = None) -> AsyncIterator[Place]:
         if ref.container:
-            async with self._open_container(ref.container) as place:
+            async with self._open_container(ref.container, found) as place:
                 yield place
             return
         with await asyncio.to_thread(_open_foreign, ref) as namespace:
@@ -140,32 +145,32 @@ class Places:
             async with self._locks.hold(f"mounts {inode}"):
                 rows = await self._store.read(lambda tx: tx.mounts.all("inode = ?", inode))
                 yield Place(
-                    _name(ref),
-                    _holder(inode),
-                    namespace,
-                    [row.mount for row in rows],
+                    _name(ref), _holder(inode), lambda: nullcontext(namespace), [row.mount for row in rows],
                     partial(_save_foreign, ref, inode),
-                )
+                )  # fmt: skip
 
     @asynccontextmanager
-    async def _open_container(self, reference: str) -> AsyncIterator[Place]:
-        def find(tx: Transaction, reference: str) -> tuple[Container, Image]:
-            found = tx.containers.find(reference)
-            return found, tx.images.require(found.image_id)
+    async def _open_container(self, reference: str, found: tuple[Container, Image] | None) -> AsyncIterator[Place]:
+        """Lock a container. What was `found` just before is not read again: saving refuses when it has changed."""
+        container, image = found if found else await self._store.read(partial(_find, reference=reference))
+        async with self._locks.hold(container.id):
+            if found is None:
+                container, image = await self._store.read(partial(_find, reference=container.id))
+            yield Place(
+                f"container {container.name}", container.id,
+                partial(_open_running, container) if container.state is ContainerState.RUNNING else None,
+                container.mounts, partial(_save, container),
+                lambda mount: self._mounting.give(container, image, mount),
+            )  # fmt: skip
 
-        container_id = (await self._store.read(lambda tx: find(tx, reference)))[0].id
-        async with self._locks.hold(container_id):
-            container, image = await self._store.read(lambda tx: find(tx, container_id))
-            running = container.state is ContainerState.RUNNING
-            namespace = await asyncio.to_thread(_open_running, container) if running else None
-            try:
-                yield Place(
-                    f"container {container.name}", container.id, namespace, container.mounts,
-                    partial(_save, container.id), lambda mount: self._mounting.give(container, image, mount),
-                )  # fmt: skip
-            finally:
-                if namespace:
-                    namespace.close()
+
+class _Changed(Conflict):
+    """What was read before the lock was taken is not so any more."""
+
+
+def _find(tx: Transaction, reference: str) -> tuple[Container, Image]:
+    container = tx.containers.find(reference)
+    return container, tx.images.require(container.image_id)
 
 
 def _open_running(container: Container) -> MountNamespace:
@@ -224,36 +229,50 @@ def _normal(target: str) -> str:
     return "/" + "/".join(part for part in target.split("/") if part not in ("", "."))
 
 
-def _save(container_id: str, tx: Transaction, before: Mount | None, after: Mount | None) -> None:
-    container = tx.containers.require(container_id)
-    kept = [each for each in container.mounts if before is None or not _same(each, before.spec.target)]
-    mounts = (*kept, after) if after else tuple(kept)
-    save_uses(tx, container_id, container.mounts, mounts)
-    revision = _tell(tx, Kind.CONTAINER, container.id, container.name, before, after)
-    tx.containers.update(replace(container, mounts=mounts, revision=revision))
+def _save(container: Container, tx: Transaction, before: Mount | None, after: Mount | None) -> ForeignMount:
+    present = tx.containers.require(container.id)
+    told = after or before
+    assert told
+    at = next((each for each in present.mounts if _same(each, told.spec.target)), None)
+    if (present.state, present.pid, at) != (container.state, container.pid, before):
+        raise _Changed(f"container {container.name} changed meanwhile", hint="try again")
+    mounts = (*(each for each in present.mounts if each is not at), *([after] if after else []))
+    save_uses(tx, present.id, present.mounts, mounts)
+    revision = _tell(tx, Kind.CONTAINER, present.id, present.name, before, after)
+    tx.containers.update(replace(present, mounts=mounts, revision=revision))
+    return _of_container(present, len(mounts) - 1, told)
 
 
-def _save_foreign(ref: MountRef, inode: int, tx: Transaction, before: Mount | None, after: Mount | None) -> None:
-    target = _normal((after or before or Mount(spec=MountSpec(target="/"))).spec.target)
-    row = next(iter(tx.mounts.all("inode = ? AND target = ?", inode, target)), None)
-    if after is None:
-        if row:
-            _tell(tx, Kind.MOUNT, row.id, _name(ref), before, None)
-            tx.mounts.delete(row.id)
-        return
-    if after.volume_id:
-        tx.volumes.require(after.volume_id)
+def _of_container(container: Container, index: int, mount: Mount) -> ForeignMount:
+    return ForeignMount(
+        id=f"{container.id}/{index:04}", ref=MountRef(container=container.name), inode=0, mount=mount,
+        create_time=container.create_time,
+    )  # fmt: skip
+
+
+def _save_foreign(
+    ref: MountRef, inode: int, tx: Transaction, before: Mount | None, after: Mount | None
+) -> ForeignMount:  # fmt: skip
+    told = after or before
+    assert told
+    row = next(iter(tx.mounts.all("inode = ? AND target = ?", inode, _normal(told.spec.target))), None)
     mount_id = row.id if row else new_id()
     revision = _tell(tx, Kind.MOUNT, mount_id, _name(ref), before, after)
-    if row:
-        tx.mounts.update(replace(row, mount=after, revision=revision))
-        return
-    tx.mounts.insert(
-        ForeignMount(
-            id=mount_id, ref=ref, inode=inode, mount=after, start_time=start_time(ref.pid) if ref.pid else 0,
-            create_time=time.time(), revision=revision,
-        )
+    made = row or ForeignMount(
+        id=mount_id, ref=ref, inode=inode, mount=told, start_time=start_time(ref.pid) if ref.pid else 0,
+        create_time=time.time(), revision=revision,
     )  # fmt: skip
+    if after is None:
+        tx.mounts.delete(mount_id)
+        return made
+    if after.volume_id:
+        tx.volumes.require(after.volume_id)
+    made = replace(made, mount=after, revision=revision)
+    if row:
+        tx.mounts.update(made)
+    else:
+        tx.mounts.insert(made)
+    return made
 
 
 def _tell(

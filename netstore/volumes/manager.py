@@ -222,11 +222,8 @@ class VolumeManager:
             KernelError: its storage is missing.
         """
         volume = await self._store.read(lambda tx: tx.volumes.require(volume_id))
-        try:
-            async with self.staging.alone(volume):  # a copy-up may put another directory there
-                return os.open(volume.mountpoint, os.O_PATH | os.O_CLOEXEC)
-        except OSError as error:
-            raise KernelError(error.errno or errno.EIO, "opening the data of volume", volume.name) from error
+        async with self.staging.alone(volume):  # a copy-up may put another directory there
+            return open_data(volume)
 
     async def get(self, reference: str) -> tuple[Volume, list[str]]:
         """Return a volume and the names of the containers that mount it."""
@@ -382,3 +379,15 @@ class VolumeManager:
             return rows.changed(tx, replace(volume, name=name), "rename")
 
         return await self.get((await self._store.write(rename)).id)
+
+
+def open_data(volume: Volume) -> int:
+    """Return an O_PATH descriptor of a volume's data, which is staged: a directory, or a device node.
+
+    Raises:
+        KernelError: it is not there.
+    """
+    try:
+        return os.open(volume.mountpoint, os.O_PATH | os.O_CLOEXEC)
+    except OSError as error:
+        raise KernelError(error.errno or errno.EIO, "opening the data of volume", volume.name) from error

@@ -53,13 +53,16 @@ def insert(
 
 
 def rename_uses(tx: Transaction, volume_id: str, name: str) -> None:
-    """Let the containers that mount a volume know it by another name."""
+    """Let who mounts a volume know it by another name."""
     for container in tx.containers.all("id IN (SELECT container_id FROM volume_uses WHERE volume_id = ?)", volume_id):
         mounts = tuple(
             replace(each, volume=name, spec=replace(each.spec, source=name)) if each.volume_id == volume_id else each
             for each in container.mounts
         )
         tx.containers.update(replace(container, mounts=mounts))
+    for row in tx.mounts.all("volume_id = ?", volume_id):
+        shown = replace(row.mount, volume=name, spec=replace(row.mount.spec, source=name))
+        tx.mounts.update(replace(row, mount=shown))
 
 
 def changed(tx: Transaction, volume: Volume, action: str = "update") -> Volume:

@@ -80,6 +80,43 @@ def importing(**start: object) -> list[archive_pb2.ImportVolumeRequest]:
     return [archive_pb2.ImportVolumeRequest(start=start), archive_pb2.ImportVolumeRequest(end={})]  # type: ignore[arg-type]
 
 
+def hot(target: str = "/t", *, ref=None, replace=False, **spec):
+    spec = mount_pb2.MountSpec(**{"source": "v", "target": target, **spec})
+    return mount_pb2.MountRequest(namespace={"container": "c"} if ref is None else ref, spec=spec, replace=replace)
+
+
+MOUNTS = [
+    ("Mount", hot(ref={}), INVALID, "namespace"),
+    ("Mount", hot(ref={"container": "c", "pid": 1}), INVALID, "namespace"),
+    ("Mount", hot(ref={"container": "nosuch"}, type=TMPFS, source=""), MISSING, "nosuch"),
+    ("Mount", hot(ref={"pid": -1}, type=TMPFS, source=""), INVALID, "namespace.pid"),
+    ("Mount", hot(ref={"pid": 2**31 - 1}, type=TMPFS, source=""), INVALID, "namespace.pid"),
+    ("Mount", hot(ref={"path": "relative"}, type=TMPFS, source=""), INVALID, "namespace.path"),
+    ("Mount", hot(ref={"path": "/dev/zero"}, type=TMPFS, source=""), INVALID, "namespace.path"),
+    ("Mount", hot(ref={"path": "/nosuch"}, type=TMPFS, source=""), INVALID, "namespace.path"),
+    ("Mount", hot(ref={"path": "/proc/self/ns/net"}, type=TMPFS, source=""), INVALID, "namespace.path"),
+    ("Mount", hot(ref={"path": "/proc/self/ns/mnt"}, type=TMPFS, source=""), INVALID, "namespace.path"),
+    ("Mount", hot(ref={"pid": 1}, chown=True), INVALID, "spec.chown"),
+    ("Mount", hot("relative"), INVALID, "spec.target"),
+    ("Mount", hot("/"), INVALID, "spec.target"),
+    ("Mount", hot("/a/../../b"), INVALID, "spec.target"),
+    ("Mount", hot("/proc/sys"), INVALID, "spec.target"),
+    ("Mount", hot(source="nosuch"), MISSING, "nosuch"),
+    ("Mount", hot(source=""), INVALID, "spec.source"),
+    ("Mount", hot(no_copy=True), INVALID, "spec.no_copy"),
+    ("Mount", hot(volume_driver="local"), INVALID, "spec.volume_driver"),
+    ("Mount", hot(volume_options={"a": "b"}), INVALID, "spec.volume_options"),
+    ("Mount", hot(volume_labels={"a": "b"}), INVALID, "spec.volume_labels"),
+    ("Mount", hot(type=BIND, source="/tmp", create_source=True), INVALID, "spec.create_source"),
+    ("Mount", hot(subpath="../x"), INVALID, "spec.subpath"),
+    ("Unmount", mount_pb2.UnmountRequest(target="/t"), INVALID, "namespace"),
+    ("Unmount", mount_pb2.UnmountRequest(namespace={"container": "nosuch"}, target="/t"), MISSING, "nosuch"),
+    ("Unmount", mount_pb2.UnmountRequest(namespace={"container": "c"}, target="t"), INVALID, "target"),
+    ("ListMounts", mount_pb2.ListMountsRequest(namespace={"container": "nosuch"}), MISSING, "nosuch"),
+    ("ListMounts", mount_pb2.ListMountsRequest(namespace={"path": "/dev/null"}), INVALID, "namespace.path"),
+    ("ListMounts", mount_pb2.ListMountsRequest(page_size=-1), INVALID, "page_size"),
+    ("ListMounts", mount_pb2.ListMountsRequest(page_token="x"), INVALID, "page_token"),
+]  # fmt: skip
 NETWORKS = [
     ("CreateNetwork", network(""), INVALID, "name"),
     ("CreateNetwork", network("-x"), INVALID, "name"),
@@ -452,7 +489,7 @@ def state(node: Node) -> str:
 @pytest.mark.parametrize(
     ("service", "table"),
     [("networks", NETWORKS), ("endpoints", ENDPOINTS), ("policies", POLICIES), ("volumes", VOLUMES),
-     ("snapshots", SNAPSHOTS), ("archives", ARCHIVES), ("containers", CONTAINERS),
+     ("snapshots", SNAPSHOTS), ("archives", ARCHIVES), ("mounts", MOUNTS), ("containers", CONTAINERS),
      ("images", IMAGES), ("system", SYSTEM)],
 )  # fmt: skip
 def test_bad_values_are_named_and_change_nothing(
@@ -531,5 +568,5 @@ def test_health_and_reflection(client: Client) -> None:
     names = {service.name for service in answer.list_services_response.service}
     assert {
         f"netstore.v1.{name}Service"
-        for name in ("Network", "Endpoint", "Policy", "Volume", "Container", "Image", "System")
+        for name in ("Network", "Endpoint", "Policy", "Volume", "Mount", "Container", "Image", "System")
     } <= names
