@@ -257,6 +257,7 @@ class Firewall:
         """Make tables, sets, chains and rules as they should be, those of policies too; elements stay as they are."""
         with self.steady:
             dynamic = self.policing.skeleton()
+            self._plain.also(_bodies(dynamic))
             for table, (sets, chains) in _TABLES.items():
                 commands = [f"add table {table}"]
                 commands += [f"add {kind} {table} {name} {{ {body} }}" for name, (kind, body) in sets.items()]
@@ -307,6 +308,7 @@ class Firewall:
             except BaseException:
                 self.policing.restore(network_id, policed)
                 raise
+            self._plain.also(_bodies(self.policing.skeleton()))
 
     def elements(self) -> set[Element] | None:
         """Return every element that does not expire, None when a table or a part of its skeleton is missing."""
@@ -368,6 +370,10 @@ def _add_elements(elements: Iterable[Element]) -> list[str]:
 
 def _delete_elements(elements: Iterable[Element]) -> list[str]:
     return [f"delete element {_table_of(name)} {name} {{ {text.split(' : ')[0]} }}" for name, text in elements]
+
+
+def _bodies(dynamic: dict[str, Skeleton]) -> dict[str, tuple[str, str]]:
+    return {name: (table, body) for table, each in dynamic.items() for name, (_, body) in each.sets.items()}
 
 
 def _add_skeleton(table: str, skeleton: Skeleton, *, whole: bool = True) -> list[str]:
