@@ -1,14 +1,14 @@
 """Who can reach a published port: said from what the firewall does, for `inspect` and `port ls`.
 
-It knows the bind address, the sources that are let in, and the network's gateway modes. What the host's own firewall
-drops besides is not known here.
+It knows the bind address, the sources that are let in, and the network's gateway modes and isolation. What policies or
+the host's own firewall drop besides is not known here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from netstore.drivers.bridge import MODES, TRUSTED
+from netstore.drivers.bridge import ISOLATE, MODES, TRUSTED
 from netstore.model import Endpoint, Network, PortMapping, Protocol, Reach
 
 __all__ = ["reach"]
@@ -33,7 +33,7 @@ def _on_the_host(network: Network, endpoint: Endpoint, port: PortMapping) -> Ite
         if relayed or port.host_ip != "::1":
             yield Reach(address=f"{place}:{port.host_port}{last}", sources=(NODE,))
         return
-    wide = tuple(port.sources) or (NETWORKS, ANYONE)
+    wide = tuple(port.sources) or _all(network)
     if port.host_ip or translated == {4, 6}:
         yield Reach(address=f"{place}:{port.host_port}{last}", sources=(NODE, *wide))
         return
@@ -53,11 +53,16 @@ def _at_its_address(network: Network, endpoint: Endpoint, port: PortMapping) -> 
             continue
         mode = _mode(network, version)
         place = f"[{address}]" if version == 6 else address
-        wide = {"routed": (NETWORKS, ANYONE), "nat-unprotected": (NETWORKS, ANYONE)}.get(mode, trusted)
+        wide = _all(network) if mode in ("routed", "nat-unprotected") else trusted
         if mode in ("routed", "nat-unprotected") and port.sources:
             wide = tuple(source for source in port.sources if (":" in source) == (version == 6))
         if wide:
             yield Reach(address=f"{place}:{port.container_port}{last}", sources=(NODE, *wide))
+
+
+def _all(network: Network) -> tuple[str, ...]:
+    """Return who is answered where nobody is left out."""
+    return (ANYONE,) if network.spec.options.get(ISOLATE) == "strict" else (NETWORKS, ANYONE)
 
 
 def _families(endpoint: Endpoint) -> dict[int, str]:

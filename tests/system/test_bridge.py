@@ -574,6 +574,7 @@ TRUSTED = "com.docker.network.bridge.trusted_host_interfaces"
         ({MODE: "routed"}, "5300:53", "anyone at 10.8.0.2:53"),
         ({MODE: "routed"}, "published=5300,target=53,from=198.51.100.0/24", "this host, 198.51.100.0/24 at 10.8.0.2:53"),
         ({MODE: "nat-unprotected"}, "5300:53", "anyone; anyone at 10.8.0.2:53"),
+        ({"isolate": "strict"}, "5300:53", "anyone"),
         ({TRUSTED: "uplink"}, "127.0.0.1:5300:53", "this host; this host, interface uplink at 10.8.0.2:53"),
     ],
 )  # fmt: skip
