@@ -20,7 +20,7 @@ from netstore.model import Container, Image, Mount, MountType, Volume
 from netstore.store import Store
 from netstore.volumes.copyup import copy_up
 from netstore.volumes.manager import VolumeManager, open_data
-from netstore.volumes.ownership import give
+from netstore.volumes.ownership import begin, give, has_owner
 
 __all__ = ["Mounting"]
 
@@ -110,7 +110,9 @@ class Mounting:
                 except KernelError:  # the image has nothing there
                     return
                 with closing(source):
-                    copy_up(source, Path(mount.source), inside=len(users) > 1)
+                    copied = copy_up(source, Path(mount.source), inside=len(users) > 1)
+            if copied and has_owner(volume.spec):  # what was asked for, not what the image's directory has
+                begin(Path(mount.source), volume.spec, empty=False)
 
         async with self._volumes.staging.alone(volume):
             await asyncio.to_thread(work)

@@ -29,6 +29,7 @@ from netstore.volumes import rows
 from netstore.volumes.chores import Chores, note_schedule
 from netstore.volumes.drivers.base import Node, Usage, VolumeDriver, load_drivers
 from netstore.volumes.filling import Filling
+from netstore.volumes.ownership import begin, has_owner
 from netstore.volumes.reconcile import check_storage
 from netstore.volumes.removal import Removal
 from netstore.volumes.sizes import changed_spec, driver_named, prepared, settled
@@ -183,7 +184,10 @@ class VolumeManager:
         try:
             for volume in volumes:
                 async with self.staging.alone(volume):
-                    await asyncio.to_thread(self._drivers[volume.spec.driver].create, volume)
+                    driver = self._drivers[volume.spec.driver]
+                    await asyncio.to_thread(driver.create, volume)
+                    if has_owner(volume.spec) and not driver.stages(volume):
+                        await asyncio.to_thread(begin, driver.mountpoint(volume), volume.spec)
         except BaseException:
             await self.discard(volumes)
             raise

@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from pathlib import Path
 
 from netstore.errors import KernelError
 from netstore.kernel.paths import closing
+from netstore.model import VolumeSpec
 
-__all__ = ["give"]
+__all__ = ["begin", "give", "has_owner"]
 
+_BESIDES = {"lost+found", ".netstore-copying"}
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -42,3 +45,28 @@ def _give_members(directory: int, uid: int, gid: int, device: int) -> None:
                 _give_members(inner, uid, gid, device)
         if (status.st_uid, status.st_gid) != (uid, gid):
             os.chown(name, uid, gid, dir_fd=directory, follow_symlinks=False)
+
+
+def has_owner(spec: VolumeSpec) -> bool:
+    """Say whether a volume is asked for whose root is not root's, or not 0755 (the options `OWNER` of drivers)."""
+    return not spec.block and bool({"uid", "gid", "mode"} & set(spec.options))
+
+
+def begin(data: Path, spec: VolumeSpec, *, empty: bool = True) -> None:
+    """Give the root of a volume the owner and the mode that it was created with; with `empty`, only while nothing is in
+    it. The same at every start of its use, so that a crash leaves nothing half done.
+
+    Raises:
+        KernelError: the kernel refused.
+    """
+    try:
+        with closing(os.open(data, _DIRECTORY)) as root:
+            if empty and set(os.listdir(root)) - _BESIDES:
+                return
+            owner = [int(spec.options.get(key, -1)) for key in ("uid", "gid")]
+            if owner != [-1, -1]:
+                os.fchown(root, *owner)
+            if "mode" in spec.options:
+                os.fchmod(root, int(spec.options["mode"], 8))
+    except OSError as error:
+        raise KernelError(error.errno or errno.EIO, "changing the owner of", str(data)) from error

@@ -17,6 +17,7 @@ from netstore.errors import NetstoreError
 from netstore.model import Finding, Kind, Volume
 from netstore.networks.context import KeyedLocks
 from netstore.volumes.drivers.base import VolumeDriver
+from netstore.volumes.ownership import begin, has_owner
 
 __all__ = ["Staging"]
 
@@ -52,6 +53,8 @@ class Staging:
         async with self._locks.hold(volume.id):
             if driver.stages(volume):  # a directory needs no thread: the common case
                 await asyncio.to_thread(driver.stage, volume)
+            if has_owner(volume.spec):
+                await asyncio.to_thread(begin, driver.mountpoint(volume), volume.spec)
             self._holders.setdefault(volume.id, set()).add(holder)
             self._claims.setdefault(holder, {})[volume.id] = volume
 

@@ -364,3 +364,18 @@ def test_mounts_of_any_type_through_the_service(node: Node, client: Client, imag
         client.mounts.Unmount(mount_pb2.UnmountRequest(namespace=ref, target=target))
     client.mounts.Unmount(mount_pb2.UnmountRequest(namespace=ref, target="/b", allow_missing=True))
     assert not {"b", "file", "t", "i"} & set(node.out("exec", "c", "ls", "/").split())
+
+
+def test_the_owner_of_a_new_volume(node: Node, image: str) -> None:
+    node.cli("volume", "create", "-o", "uid=1000", "-o", "gid=2000", "-o", "mode=2750", "data")
+    shown = ["stat", "-c", "%u:%g %a", "/data"]
+    assert node.out("run", "--rm", "-v", "data:/data:nocopy", image, *shown) == "1000:2000 2750"
+    assert node.out("run", "--rm", "-v", "data:/data", image, *shown) == "1000:2000 2750"  # over the image's
+    assert node.out("run", "--rm", "-v", "data:/data", image, "cat", "/data/hello") == "from the image"
+    node.cli("volume", "create", "--driver", "image", "--size", "16m", "-o", "uid=1000", "small")
+    assert node.out("run", "--rm", "-v", "small:/empty", image, "stat", "-c", "%u:%g %a", "/empty") == "1000:0 755"
+    new = "source=new,target=/x,volume-opt=uid=1000,volume-opt=mode=700"
+    assert node.out("run", "--rm", "-u", "1000", "--mount", new, image, "touch", "/x/mine") == ""
+    for options, named in ((["uid=x"], "uid"), (["mode=9"], "mode"), (["type=tmpfs", "device=t", "gid=1"], "gid")):
+        flags = [word for option in options for word in ("-o", option)]
+        assert f"spec.options[{named}]" in node.cli("volume", "create", *flags, "bad", check=False).stderr

@@ -15,13 +15,21 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from netstore.drivers.options import Option, parse
+from netstore.drivers.options import Option, mode, number, parse
 from netstore.errors import InvalidArgument, KernelError, NetstoreError, Unsupported
 from netstore.kernel.filesystems import mounts_below, space
 from netstore.kernel.mounts import is_mount_point
 from netstore.model import Volume, VolumeSpec
 
-__all__ = ["Capability", "Node", "Observed", "Usage", "VolumeDriver", "load_drivers"]
+__all__ = ["OWNER", "Capability", "Node", "Observed", "Usage", "VolumeDriver", "load_drivers"]
+
+
+OWNER = (
+    Option("uid", number(0, 2**32 - 2), None, "owner of its root, while it is empty; by default root"),
+    Option("gid", number(0, 2**32 - 2), None, "group of its root, likewise"),
+    Option("mode", mode, None, "mode of its root, octal, likewise; by default 0755"),
+)
+"""For drivers whose volumes begin as an empty directory: `Staging` gives it to its owner."""
 
 
 class Capability(StrEnum):

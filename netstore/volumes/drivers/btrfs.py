@@ -21,7 +21,7 @@ from netstore.kernel.filesystems import MAKERS, make_filesystem, mount, space
 from netstore.kernel.mounts import is_mount_point
 from netstore.kernel.paths import syscall
 from netstore.model import Volume, VolumeSpec, new_id
-from netstore.volumes.drivers.base import Capability, Node, Observed, Usage, VolumeDriver, os_error
+from netstore.volumes.drivers.base import OWNER, Capability, Node, Observed, Usage, VolumeDriver, os_error
 
 __all__ = ["BtrfsDriver"]
 
@@ -32,6 +32,7 @@ class BtrfsDriver(VolumeDriver):
     """`<id>/_data` and `<id>/snapshots/<snapshot id>` are subvolumes of the pool, which stays mounted."""
 
     name = "btrfs"
+    options = OWNER
 
     def __init__(self, node: Node) -> None:
         super().__init__(node)

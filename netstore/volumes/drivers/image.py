@@ -17,7 +17,7 @@ from netstore.kernel.filesystems import MAKERS, grow, make_filesystem, mount, sp
 from netstore.kernel.mounts import is_mount_point
 from netstore.kernel.tools import run_tool
 from netstore.model import Volume, VolumeSpec
-from netstore.volumes.drivers.base import Capability, VolumeDriver, os_error
+from netstore.volumes.drivers.base import OWNER, Capability, VolumeDriver, os_error
 
 __all__ = ["ImageDriver"]
 
@@ -34,6 +34,7 @@ class ImageDriver(VolumeDriver):
     options = (
         Option("fs", choice("ext4", "xfs", "btrfs"), "ext4", "filesystem: ext4, xfs or btrfs"),
         Option("sparse", boolean, False, "take space of the host only as it is used; a full host then stops writes"),
+        *OWNER,
     )
     capabilities = frozenset({Capability.SIZE, Capability.GROW, Capability.BLOCK})
 

@@ -18,7 +18,7 @@ from netstore.kernel.filesystems import mount, space, unmount_all
 from netstore.kernel.mounts import is_mount_point
 from netstore.kernel.tools import run_tool
 from netstore.model import Volume, VolumeSpec
-from netstore.volumes.drivers.base import Capability, Node, Usage, VolumeDriver, os_error
+from netstore.volumes.drivers.base import OWNER, Capability, Node, Usage, VolumeDriver, os_error
 
 __all__ = ["LocalDriver"]
 
@@ -54,6 +54,7 @@ class LocalDriver(VolumeDriver):
         Option("device", _device, "", "what is mounted: a device, a directory, server:/export, //server/share"),
         Option("o", _words, "", "mount options, separated by commas: addr=…, ro, bind, size=100m, uid=1000"),
         Option("timeout", number(1, 600), 30, "seconds after which a server that does not answer is given up"),
+        *OWNER,
     )
 
     def __init__(self, node: Node) -> None:
@@ -88,6 +89,11 @@ class LocalDriver(VolumeDriver):
             for other in needed:
                 if values[key] and not values[other]:
                     raise InvalidArgument(f"spec.options[{other}]", "", f"a value: {key} needs it")
+        for option in OWNER if values["type"] else ():
+            if values[option.key] is not None:
+                raise InvalidArgument(
+                    f"spec.options[{option.key}]", spec.options[option.key], "nothing: what is mounted has its own"
+                )
         binds = {"bind", "rbind"} & set(values["o"].split(","))
         if values["type"] in ("none", "bind") and not binds:
             raise InvalidArgument("spec.options[o]", values["o"], "bind among the options, for type=none")
