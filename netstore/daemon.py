@@ -172,7 +172,7 @@ class Daemon:
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(PolicyServicer(self._networks, self._stopping), server)
         volume_pb2_grpc.add_VolumeServiceServicer_to_server(VolumeServicer(self._volumes, self._node_id), server)
         snapshot_pb2_grpc.add_SnapshotServiceServicer_to_server(SnapshotServicer(self._volumes), server)
-        archives = ArchiveServicer(Archives(self._volumes, self._state_dir))
+        archives = ArchiveServicer(self._volumes, Archives(self._volumes, self._state_dir))
         archive_pb2_grpc.add_ArchiveServiceServicer_to_server(archives, server)
         container_pb2_grpc.add_ContainerServiceServicer_to_server(ContainerServicer(self._containers), server)
         mount_pb2_grpc.add_MountServiceServicer_to_server(MountServicer(self._containers.places), server)

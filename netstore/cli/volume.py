@@ -10,7 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from netstore.api.v1 import volume_pb2
-from netstore.cli import archive, snapshot, trash
+from netstore.cli import archive, copy, look, snapshot, trash
 from netstore.cli.attach import attach, detach, mounts
 from netstore.cli.client import Client, pages, pass_client, tolerant
 from netstore.cli.commands import Group
@@ -31,7 +31,7 @@ def group() -> None:
 group.add_command(snapshot.group)
 group.add_command(snapshot.clone)
 group.add_command(trash.group)
-for each in (archive.export, archive.import_, attach, detach, mounts):
+for each in (archive.export, archive.import_, copy.cp, look.stats, look.verify, attach, detach, mounts):
     group.add_command(each)
 
 

@@ -12,8 +12,11 @@ from netstore.api.v1 import archive_pb2 as pb
 from netstore.api.v1 import archive_pb2_grpc
 from netstore.errors import InvalidArgument
 from netstore.rpc import volumes
-from netstore.rpc.fields import check_labels, check_name, check_request_id
+from netstore.rpc.fields import check_labels, check_name, check_request_id, timestamp
 from netstore.volumes.archives import Archives, Begun, Ended, Wanted
+from netstore.volumes.manager import VolumeManager
+from netstore.volumes.paths import PathInfo, Paths
+from netstore.volumes.verify import verify
 
 __all__ = ["ArchiveServicer"]
 
@@ -25,8 +28,10 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 class ArchiveServicer(archive_pb2_grpc.ArchiveServiceServicer):
     """Implements `netstore.v1.ArchiveService`."""
 
-    def __init__(self, archives: Archives) -> None:
+    def __init__(self, volumes: VolumeManager, archives: Archives) -> None:
+        self._volumes = volumes
         self._archives = archives
+        self._paths = Paths(volumes)
 
     async def ExportVolume(
         self, request: pb.ExportVolumeRequest, context: Any
@@ -72,6 +77,47 @@ class ArchiveServicer(archive_pb2_grpc.ArchiveServiceServicer):
             raise InvalidArgument("upload_id", "", "the upload's UUID")
         return pb.GetUploadResponse(received_bytes=await self._archives.received(request.upload_id))
 
+    async def GetPath(self, request: pb.GetPathRequest, context: Any) -> pb.GetPathResponse:
+        return pb.GetPathResponse(info=_to_info(await self._paths.look(request.volume, _path(request.path))))
+
+    async def ReadPath(self, request: pb.ReadPathRequest, context: Any) -> AsyncGenerator[pb.ReadPathResponse, None]:
+        async with aclosing(self._paths.read(request.volume, _path(request.path))) as parts:
+            async for part in parts:
+                if isinstance(part, bytes):
+                    yield pb.ReadPathResponse(chunk=part)
+                elif isinstance(part, PathInfo):
+                    yield pb.ReadPathResponse(start=_to_info(part))
+                else:
+                    yield pb.ReadPathResponse(end=_to_end(part))
+
+    async def WritePath(self, request: AsyncIterator[pb.WritePathRequest], context: Any) -> pb.WritePathResponse:
+        requests = aiter(request)
+        first = await anext(requests, None)
+        if first is None or first.WhichOneof("request") != "start":
+            raise InvalidArgument("start", "", "a first request that says what comes")
+        start = first.start
+        written = await self._paths.write(
+            start.volume, _path(start.path), _pieces(requests), make=start.make_directory,
+            privileges=start.keep_privileges,
+        )  # fmt: skip
+        return pb.WritePathResponse(count=written.count, size_bytes=written.size_bytes)
+
+    async def VerifyVolume(self, request: pb.VerifyVolumeRequest, context: Any) -> pb.VerifyVolumeResponse:
+        found = await verify(self._volumes, request.volume, request.snapshot)
+        return pb.VerifyVolumeResponse(checks=found.checks, problems=found.problems, read_bytes=found.read_bytes)
+
+
+def _path(path: str) -> str:
+    if not path:
+        raise InvalidArgument("path", "", "a path in the volume; / is its root")
+    return path
+
+
+def _to_info(info: PathInfo) -> pb.PathInfo:
+    return pb.PathInfo(
+        name=info.name, mode=info.mode, size_bytes=info.size_bytes, modify_time=timestamp(info.mtime), link=info.link
+    )
+
 
 def _level(compression: int, level: int) -> int:
     if compression not in pb.Compression.values():
@@ -97,3 +143,14 @@ async def _chunks(requests: AsyncIterator[pb.ImportVolumeRequest]) -> AsyncItera
         if which != "chunk" or len(request.chunk) > _MAX_CHUNK:
             raise InvalidArgument("chunk", f"{len(request.chunk)} bytes", f"1 to {_MAX_CHUNK} bytes of the archive")
         yield request.chunk
+
+
+async def _pieces(requests: AsyncIterator[pb.WritePathRequest]) -> AsyncIterator[bytes]:
+    async for request in requests:
+        which = request.WhichOneof("request")
+        if which == "end":
+            return
+        if which != "chunk" or len(request.chunk) > _MAX_CHUNK:
+            raise InvalidArgument("chunk", f"{len(request.chunk)} bytes", f"1 to {_MAX_CHUNK} bytes of the archive")
+        yield request.chunk
+    raise InvalidArgument("end", "", "a last request that says that the archive is whole")

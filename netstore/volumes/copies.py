@@ -26,7 +26,7 @@ from netstore.model import Consistency, Volume, new_id
 from netstore.volumes.drivers.base import Capability, VolumeDriver
 from netstore.volumes.trees import copy_tree
 
-__all__ = ["Taken", "drop", "fill", "put_back", "reading", "sweep", "take", "taken"]
+__all__ = ["Taken", "drop", "fill", "put_back", "reading", "snapshot_file", "sweep", "take", "taken"]
 
 _DRAFT = "draft"
 _FREEZING = "freezing"
@@ -204,6 +204,12 @@ def reading(driver: VolumeDriver, volume: Volume, snapshot_id: str) -> Iterator[
     finally:
         unmount_all(target, lazy=True)
         target.rmdir()
+
+
+def snapshot_file(driver: VolumeDriver, volume: Volume, snapshot_id: str) -> Path | None:
+    """Return the image that a snapshot is, None where it is a directory."""
+    found = _place(driver, volume) / snapshot_id
+    return found if snapshot_id and found.is_file() else None
 
 
 def sweep(driver: VolumeDriver, volume: Volume, known: set[str], *, repair: bool) -> list[str]:

@@ -46,6 +46,26 @@ class ArchiveServiceStub:
                 request_serializer=netstore_dot_v1_dot_archive__pb2.ImportVolumeRequest.SerializeToString,
                 response_deserializer=netstore_dot_v1_dot_archive__pb2.ImportVolumeResponse.FromString,
                 _registered_method=True)
+        self.GetPath = channel.unary_unary(
+                '/netstore.v1.ArchiveService/GetPath',
+                request_serializer=netstore_dot_v1_dot_archive__pb2.GetPathRequest.SerializeToString,
+                response_deserializer=netstore_dot_v1_dot_archive__pb2.GetPathResponse.FromString,
+                _registered_method=True)
+        self.ReadPath = channel.unary_stream(
+                '/netstore.v1.ArchiveService/ReadPath',
+                request_serializer=netstore_dot_v1_dot_archive__pb2.ReadPathRequest.SerializeToString,
+                response_deserializer=netstore_dot_v1_dot_archive__pb2.ReadPathResponse.FromString,
+                _registered_method=True)
+        self.WritePath = channel.stream_unary(
+                '/netstore.v1.ArchiveService/WritePath',
+                request_serializer=netstore_dot_v1_dot_archive__pb2.WritePathRequest.SerializeToString,
+                response_deserializer=netstore_dot_v1_dot_archive__pb2.WritePathResponse.FromString,
+                _registered_method=True)
+        self.VerifyVolume = channel.unary_unary(
+                '/netstore.v1.ArchiveService/VerifyVolume',
+                request_serializer=netstore_dot_v1_dot_archive__pb2.VerifyVolumeRequest.SerializeToString,
+                response_deserializer=netstore_dot_v1_dot_archive__pb2.VerifyVolumeResponse.FromString,
+                _registered_method=True)
         self.GetUpload = channel.unary_unary(
                 '/netstore.v1.ArchiveService/GetUpload',
                 request_serializer=netstore_dot_v1_dot_archive__pb2.GetUploadRequest.SerializeToString,
@@ -84,6 +104,47 @@ class ArchiveServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetPath(self, request, context):
+        """GetPath looks at one path in a volume; a link is looked at itself. Links in the volume lead nowhere else.
+
+        nothing is there | NOT_FOUND | look at its parent
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadPath(self, request, context):
+        """ReadPath streams what is at a path, used or not, as a plain tar: `start`, chunks, `end`. Members of a directory are
+        named "./…", all else by its own name.
+
+        nothing is there | NOT_FOUND | look at its parent
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WritePath(self, request_iterator, context):
+        """WritePath unpacks a tar, plain, gzip or zstd, into a directory of a volume, used or not: `start`, chunks, `end`.
+        What has the same names is replaced. Not all or nothing: what came before an error stays.
+
+        there is no such directory | NOT_FOUND | make it, or ask for it to be made
+        the archive is damaged, or would leave the directory | INVALID_ARGUMENT | do not trust it
+        no space | RESOURCE_EXHAUSTED | free some
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyVolume(self, request, context):
+        """VerifyVolume checks a volume or its snapshot: the filesystem of an image is checked (of one that is used, by a
+        snapshot of it), a btrfs pool is scrubbed, and every file is read. May take long.
+
+        no such volume or snapshot | NOT_FOUND | list them
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetUpload(self, request, context):
         """GetUpload says how much of an upload is here.
 
@@ -105,6 +166,26 @@ def add_ArchiveServiceServicer_to_server(servicer, server):
                     servicer.ImportVolume,
                     request_deserializer=netstore_dot_v1_dot_archive__pb2.ImportVolumeRequest.FromString,
                     response_serializer=netstore_dot_v1_dot_archive__pb2.ImportVolumeResponse.SerializeToString,
+            ),
+            'GetPath': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPath,
+                    request_deserializer=netstore_dot_v1_dot_archive__pb2.GetPathRequest.FromString,
+                    response_serializer=netstore_dot_v1_dot_archive__pb2.GetPathResponse.SerializeToString,
+            ),
+            'ReadPath': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadPath,
+                    request_deserializer=netstore_dot_v1_dot_archive__pb2.ReadPathRequest.FromString,
+                    response_serializer=netstore_dot_v1_dot_archive__pb2.ReadPathResponse.SerializeToString,
+            ),
+            'WritePath': grpc.stream_unary_rpc_method_handler(
+                    servicer.WritePath,
+                    request_deserializer=netstore_dot_v1_dot_archive__pb2.WritePathRequest.FromString,
+                    response_serializer=netstore_dot_v1_dot_archive__pb2.WritePathResponse.SerializeToString,
+            ),
+            'VerifyVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyVolume,
+                    request_deserializer=netstore_dot_v1_dot_archive__pb2.VerifyVolumeRequest.FromString,
+                    response_serializer=netstore_dot_v1_dot_archive__pb2.VerifyVolumeResponse.SerializeToString,
             ),
             'GetUpload': grpc.unary_unary_rpc_method_handler(
                     servicer.GetUpload,
@@ -168,6 +249,114 @@ class ArchiveService:
             '/netstore.v1.ArchiveService/ImportVolume',
             netstore_dot_v1_dot_archive__pb2.ImportVolumeRequest.SerializeToString,
             netstore_dot_v1_dot_archive__pb2.ImportVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPath(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netstore.v1.ArchiveService/GetPath',
+            netstore_dot_v1_dot_archive__pb2.GetPathRequest.SerializeToString,
+            netstore_dot_v1_dot_archive__pb2.GetPathResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadPath(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/netstore.v1.ArchiveService/ReadPath',
+            netstore_dot_v1_dot_archive__pb2.ReadPathRequest.SerializeToString,
+            netstore_dot_v1_dot_archive__pb2.ReadPathResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WritePath(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/netstore.v1.ArchiveService/WritePath',
+            netstore_dot_v1_dot_archive__pb2.WritePathRequest.SerializeToString,
+            netstore_dot_v1_dot_archive__pb2.WritePathResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netstore.v1.ArchiveService/VerifyVolume',
+            netstore_dot_v1_dot_archive__pb2.VerifyVolumeRequest.SerializeToString,
+            netstore_dot_v1_dot_archive__pb2.VerifyVolumeResponse.FromString,
             options,
             channel_credentials,
             insecure,

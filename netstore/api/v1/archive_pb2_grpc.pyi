@@ -53,6 +53,31 @@ class ArchiveServiceStub:
     the stream ended before `end` | FAILED_PRECONDITION (metadata: offset) | go on from there
     no space | RESOURCE_EXHAUSTED | free some, or ask for a larger volume
     """
+    GetPath: _grpc.UnaryUnaryMultiCallable[_archive_pb2.GetPathRequest, _archive_pb2.GetPathResponse]
+    """GetPath looks at one path in a volume; a link is looked at itself. Links in the volume lead nowhere else.
+
+    nothing is there | NOT_FOUND | look at its parent
+    """
+    ReadPath: _grpc.UnaryStreamMultiCallable[_archive_pb2.ReadPathRequest, _archive_pb2.ReadPathResponse]
+    """ReadPath streams what is at a path, used or not, as a plain tar: `start`, chunks, `end`. Members of a directory are
+    named "./…", all else by its own name.
+
+    nothing is there | NOT_FOUND | look at its parent
+    """
+    WritePath: _grpc.StreamUnaryMultiCallable[_archive_pb2.WritePathRequest, _archive_pb2.WritePathResponse]
+    """WritePath unpacks a tar, plain, gzip or zstd, into a directory of a volume, used or not: `start`, chunks, `end`.
+    What has the same names is replaced. Not all or nothing: what came before an error stays.
+
+    there is no such directory | NOT_FOUND | make it, or ask for it to be made
+    the archive is damaged, or would leave the directory | INVALID_ARGUMENT | do not trust it
+    no space | RESOURCE_EXHAUSTED | free some
+    """
+    VerifyVolume: _grpc.UnaryUnaryMultiCallable[_archive_pb2.VerifyVolumeRequest, _archive_pb2.VerifyVolumeResponse]
+    """VerifyVolume checks a volume or its snapshot: the filesystem of an image is checked (of one that is used, by a
+    snapshot of it), a btrfs pool is scrubbed, and every file is read. May take long.
+
+    no such volume or snapshot | NOT_FOUND | list them
+    """
     GetUpload: _grpc.UnaryUnaryMultiCallable[_archive_pb2.GetUploadRequest, _archive_pb2.GetUploadResponse]
     """GetUpload says how much of an upload is here.
 
@@ -83,6 +108,31 @@ class ArchiveServiceAsyncStub(ArchiveServiceStub):
     a member would leave the volume, or is a device | INVALID_ARGUMENT (metadata: entry) | do not trust it
     the stream ended before `end` | FAILED_PRECONDITION (metadata: offset) | go on from there
     no space | RESOURCE_EXHAUSTED | free some, or ask for a larger volume
+    """
+    GetPath: _aio.UnaryUnaryMultiCallable[_archive_pb2.GetPathRequest, _archive_pb2.GetPathResponse]  # type: ignore[assignment]
+    """GetPath looks at one path in a volume; a link is looked at itself. Links in the volume lead nowhere else.
+
+    nothing is there | NOT_FOUND | look at its parent
+    """
+    ReadPath: _aio.UnaryStreamMultiCallable[_archive_pb2.ReadPathRequest, _archive_pb2.ReadPathResponse]  # type: ignore[assignment]
+    """ReadPath streams what is at a path, used or not, as a plain tar: `start`, chunks, `end`. Members of a directory are
+    named "./…", all else by its own name.
+
+    nothing is there | NOT_FOUND | look at its parent
+    """
+    WritePath: _aio.StreamUnaryMultiCallable[_archive_pb2.WritePathRequest, _archive_pb2.WritePathResponse]  # type: ignore[assignment]
+    """WritePath unpacks a tar, plain, gzip or zstd, into a directory of a volume, used or not: `start`, chunks, `end`.
+    What has the same names is replaced. Not all or nothing: what came before an error stays.
+
+    there is no such directory | NOT_FOUND | make it, or ask for it to be made
+    the archive is damaged, or would leave the directory | INVALID_ARGUMENT | do not trust it
+    no space | RESOURCE_EXHAUSTED | free some
+    """
+    VerifyVolume: _aio.UnaryUnaryMultiCallable[_archive_pb2.VerifyVolumeRequest, _archive_pb2.VerifyVolumeResponse]  # type: ignore[assignment]
+    """VerifyVolume checks a volume or its snapshot: the filesystem of an image is checked (of one that is used, by a
+    snapshot of it), a btrfs pool is scrubbed, and every file is read. May take long.
+
+    no such volume or snapshot | NOT_FOUND | list them
     """
     GetUpload: _aio.UnaryUnaryMultiCallable[_archive_pb2.GetUploadRequest, _archive_pb2.GetUploadResponse]  # type: ignore[assignment]
     """GetUpload says how much of an upload is here.
@@ -123,6 +173,55 @@ class ArchiveServiceServicer(metaclass=_abc_1.ABCMeta):
         a member would leave the volume, or is a device | INVALID_ARGUMENT (metadata: entry) | do not trust it
         the stream ended before `end` | FAILED_PRECONDITION (metadata: offset) | go on from there
         no space | RESOURCE_EXHAUSTED | free some, or ask for a larger volume
+        """
+
+    @_abc_1.abstractmethod
+    def GetPath(
+        self,
+        request: _archive_pb2.GetPathRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_archive_pb2.GetPathResponse, _abc.Awaitable[_archive_pb2.GetPathResponse]]:
+        """GetPath looks at one path in a volume; a link is looked at itself. Links in the volume lead nowhere else.
+
+        nothing is there | NOT_FOUND | look at its parent
+        """
+
+    @_abc_1.abstractmethod
+    def ReadPath(
+        self,
+        request: _archive_pb2.ReadPathRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_archive_pb2.ReadPathResponse], _abc.AsyncIterator[_archive_pb2.ReadPathResponse]]:
+        """ReadPath streams what is at a path, used or not, as a plain tar: `start`, chunks, `end`. Members of a directory are
+        named "./…", all else by its own name.
+
+        nothing is there | NOT_FOUND | look at its parent
+        """
+
+    @_abc_1.abstractmethod
+    def WritePath(
+        self,
+        request_iterator: _MaybeAsyncIterator[_archive_pb2.WritePathRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_archive_pb2.WritePathResponse, _abc.Awaitable[_archive_pb2.WritePathResponse]]:
+        """WritePath unpacks a tar, plain, gzip or zstd, into a directory of a volume, used or not: `start`, chunks, `end`.
+        What has the same names is replaced. Not all or nothing: what came before an error stays.
+
+        there is no such directory | NOT_FOUND | make it, or ask for it to be made
+        the archive is damaged, or would leave the directory | INVALID_ARGUMENT | do not trust it
+        no space | RESOURCE_EXHAUSTED | free some
+        """
+
+    @_abc_1.abstractmethod
+    def VerifyVolume(
+        self,
+        request: _archive_pb2.VerifyVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_archive_pb2.VerifyVolumeResponse, _abc.Awaitable[_archive_pb2.VerifyVolumeResponse]]:
+        """VerifyVolume checks a volume or its snapshot: the filesystem of an image is checked (of one that is used, by a
+        snapshot of it), a btrfs pool is scrubbed, and every file is read. May take long.
+
+        no such volume or snapshot | NOT_FOUND | list them
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,130 @@
+"""Is a volume's data sound? What can be said differs: a filesystem is checked, a pool scrubbed, files are read."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from netstore.errors import KernelError, NetstoreError
+from netstore.kernel.paths import closing
+from netstore.kernel.tools import run_tool
+from netstore.model import new_id
+from netstore.volumes.copies import drop, reading, snapshot_file, take
+from netstore.volumes.drivers.base import VolumeDriver
+from netstore.volumes.manager import VolumeManager
+from netstore.volumes.snapshots import refuse_filling
+
+__all__ = ["Verdict", "verify"]
+
+_CHECKS: dict[str, Sequence[str]] = {
+    "ext4": ("e2fsck", "-f", "-n"), "xfs": ("xfs_repair", "-n"), "btrfs": ("btrfs", "check", "--readonly"),
+}  # fmt: skip
+_PACKAGES = {"ext4": "e2fsprogs", "xfs": "xfsprogs", "btrfs": "btrfs-progs"}
+_HOURS = 4 * 3600.0
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What was done, and what was found wrong; `read_bytes` were read of files."""
+
+    checks: tuple[str, ...]
+    problems: tuple[str, ...]
+    read_bytes: int
+
+
+async def verify(volumes: VolumeManager, reference: str, snapshot: str) -> Verdict:
+    """Check a volume, or its snapshot. A volume in an image that is used is checked by a snapshot, removed afterwards.
+
+    Raises:
+        NotFound: no such volume or snapshot.
+        NetstoreError: it cannot be checked.
+    """
+    volume = refuse_filling((await volumes.get(reference))[0])
+    driver = volumes.driver_of(volume)
+    found = (await volumes.snapshots.get(volume.id, snapshot))[0].id if snapshot else ""
+    holder = f"export {new_id()[:12]} {found or volume.id}"  # keeps snapshot and volume meanwhile
+    used = bool(volumes.staging.holders(volume.id))
+    await volumes.staging.hold(volume, holder)
+    temporary = ""
+    try:
+        if driver.name == "image" and not found:
+            found = temporary = new_id()
+            async with volumes.staging.alone(volume):
+                await asyncio.to_thread(take, driver, volume, temporary, used=used)
+        checks, problems = [], []
+        if file := snapshot_file(driver, volume, found):
+            checks.append(f"{' '.join(_CHECKS[_kind(driver, volume.spec.options)])} of the image")
+            problems += await asyncio.to_thread(_check_image, _kind(driver, volume.spec.options), file)
+        read_bytes = 0
+        try:
+            with reading(driver, volume, found) as place:
+                if driver.name == "btrfs":
+                    checks.append("a read-only scrub of the whole pool")
+                    problems += await asyncio.to_thread(_scrub, place)
+                checks.append("every file was read")
+                read_bytes, unreadable = await asyncio.to_thread(_read, place)
+                problems += unreadable
+        except KernelError as error:  # it cannot even be mounted
+            problems.append(str(error))
+        return Verdict(tuple(checks), tuple(problems), read_bytes)
+    finally:
+        if temporary:
+            async with volumes.staging.alone(volume):
+                await asyncio.to_thread(drop, driver, volume, temporary)
+        await volumes.staging.release(volume, holder)
+
+
+def _kind(driver: VolumeDriver, options: object) -> str:
+    return str(dict(options).get("fs", "ext4"))  # type: ignore[call-overload]
+
+
+def _check_image(kind: str, file: Path) -> list[str]:
+    try:
+        run_tool([*_CHECKS[kind], str(file)], "checking the filesystem", timeout=_HOURS, package=_PACKAGES[kind])
+    except NetstoreError as error:
+        if error.reason != "TOOL_FAILED":
+            raise
+        return [error.what]
+    return []
+
+
+def _scrub(place: Path) -> list[str]:
+    try:
+        run_tool(
+            ["btrfs", "scrub", "start", "-B", "-r", str(place)], "scrubbing", timeout=_HOURS, package="btrfs-progs"
+        )
+    except NetstoreError as error:
+        if error.reason != "TOOL_FAILED":
+            raise
+        return [error.what]
+    return []
+
+
+def _read(place: Path) -> tuple[int, list[str]]:
+    """Read every file; returns the bytes, and the names of those that the kernel cannot read."""
+    total, problems = 0, []
+    for directory, _, names in os.walk(place, onerror=lambda error: problems.append(str(error))):
+        for name in names:
+            path = os.path.join(directory, name)
+            try:
+                if stat.S_ISREG(os.lstat(path).st_mode):
+                    total += _read_file(path)
+            except FileNotFoundError:  # removed meanwhile
+                continue
+            except OSError as error:
+                problems.append(f"{os.path.relpath(path, place)}: {error.strerror}")
+    return total, problems
+
+
+def _read_file(path: str) -> int:
+    total = 0
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOATIME
+    with closing(os.open(path, flags)) as descriptor:
+        while data := os.read(descriptor, _CHUNK):
+            total += len(data)
+    return total
