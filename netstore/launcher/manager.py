@@ -178,9 +178,9 @@ class ContainerManager:
         """Return a container by name, id or id prefix, with its image, sandbox and endpoints."""
         return await self._store.read(lambda tx: rows.joined(tx, tx.containers.find(reference)))
 
-    async def all(self) -> list[Joined]:
-        """Return every container, oldest first."""
-        return await self._store.read(lambda tx: [rows.joined(tx, each) for each in tx.containers.all()])
+    async def all(self, where: str = "1", *values: object) -> list[Joined]:
+        """Return the containers that an SQL condition of the table selects, oldest first."""
+        return await self._store.read(lambda tx: rows.all_joined(tx, where, *values))
 
     async def start(self, reference: str) -> Joined:
         """Start a container; one that runs is left as it is.

@@ -8,7 +8,7 @@ from netstore.errors import FailedPrecondition, InUse, NetstoreError
 from netstore.model import Container, ContainerState, Endpoint, Image, Kind, Network, Sandbox
 from netstore.store import Transaction
 
-__all__ = ["Joined", "forget", "joined", "record_failure", "refuse_joined", "remove", "sharing"]
+__all__ = ["Joined", "all_joined", "forget", "joined", "record_failure", "refuse_joined", "remove", "sharing"]
 
 Joined = tuple[Container, Image, Sandbox, list[tuple[Endpoint, Network, Sandbox]]]
 
@@ -20,6 +20,21 @@ def joined(tx: Transaction, container: Container) -> Joined:
         (each, tx.networks.require(each.network_id), sandbox) for each in tx.endpoints.all("sandbox_id = ?", sandbox.id)
     ]
     return container, tx.images.require(container.image_id), sandbox, endpoints
+
+
+def all_joined(tx: Transaction, where: str, *values: object) -> list[Joined]:
+    """Return the containers that an SQL condition selects, as `joined` does; what many share is read once."""
+    images = {each.id: each for each in tx.images.all()}
+    networks = {each.id: each for each in tx.networks.all()}
+    theirs = f"IN (SELECT sandbox_id FROM containers WHERE {where})"
+    sandboxes = {each.id: each for each in tx.sandboxes.all(f"id {theirs}", *values)}
+    inside: dict[str, list[tuple[Endpoint, Network, Sandbox]]] = {each: [] for each in sandboxes}
+    for endpoint in tx.endpoints.all(f"sandbox_id {theirs}", *values):
+        inside[endpoint.sandbox_id].append((endpoint, networks[endpoint.network_id], sandboxes[endpoint.sandbox_id]))
+    return [
+        (each, images[each.image_id], sandboxes[each.sandbox_id], inside[each.sandbox_id])
+        for each in tx.containers.all(where, *values)
+    ]
 
 
 def sharing(tx: Transaction, container: Container) -> tuple[Sandbox, list[str]]:

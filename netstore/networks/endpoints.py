@@ -124,9 +124,7 @@ class Endpoints:
 
     async def all(self, where: str = "1", *values: object) -> list[tuple[Endpoint, Network, Sandbox]]:
         """Return endpoints that an SQL condition of the table selects, oldest first."""
-        return await self._store.read(
-            lambda tx: [planning.joined(tx, each) for each in tx.endpoints.all(where, *values)]
-        )
+        return await self._store.read(lambda tx: planning.all_joined(tx, where, *values))
 
     async def find(self, network: str, ref: SandboxRef) -> Endpoint:
         """Return the endpoint of a sandbox on a network.

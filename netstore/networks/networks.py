@@ -160,9 +160,14 @@ class Networks:
         """Return a network by name, id or id prefix, and how many endpoints it has."""
         return await self._store.read(lambda tx: _counted(tx, tx.networks.find(reference)))
 
-    async def all(self) -> list[tuple[Network, int]]:
-        """Return every network, oldest first, and how many endpoints each has."""
-        return await self._store.read(lambda tx: [_counted(tx, network) for network in tx.networks.all()])
+    async def all(self, where: str = "1", *values: object) -> list[tuple[Network, int]]:
+        """Return the networks that an SQL condition selects, oldest first, and how many endpoints each has."""
+
+        def counted(tx: Transaction) -> list[tuple[Network, int]]:
+            counts = dict(tx.rows("SELECT network_id, count(*) FROM endpoints GROUP BY network_id"))
+            return [(network, counts.get(network.id, 0)) for network in tx.networks.all(where, *values)]
+
+        return await self._store.read(counted)
 
     async def update(self, reference: str, etag: str, change: NetworkChange) -> tuple[Network, int]:
         """Change a network while it is used.

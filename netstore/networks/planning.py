@@ -35,6 +35,7 @@ __all__ = [
     "Place",
     "Plan",
     "activate",
+    "all_joined",
     "attach",
     "changes",
     "changes_of_labels",
@@ -389,6 +390,15 @@ def each(tx: Transaction, change: Callable[[Transaction, Endpoint], None], plans
 def joined(tx: Transaction, endpoint: Endpoint) -> Joined:
     """Return an endpoint with its network and its sandbox."""
     return endpoint, tx.networks.require(endpoint.network_id), tx.sandboxes.require(endpoint.sandbox_id)
+
+
+def all_joined(tx: Transaction, where: str, *values: object) -> list[Joined]:
+    """Return the endpoints that an SQL condition selects, oldest first, with their networks and sandboxes."""
+    networks = {each.id: each for each in tx.networks.all()}
+    theirs = f"id IN (SELECT sandbox_id FROM endpoints WHERE {where})"
+    sandboxes = {each.id: each for each in tx.sandboxes.all(theirs, *values)}
+    found = tx.endpoints.all(where, *values)
+    return [(each, networks[each.network_id], sandboxes[each.sandbox_id]) for each in found]
 
 
 def joined_or_none(tx: Transaction, endpoint_id: str) -> Joined | None:

@@ -68,10 +68,11 @@ class ContainerServicer(container_pb2_grpc.ContainerServiceServicer):
         for value in filters.values.get("status", []):
             if value not in list(ContainerState):
                 raise InvalidArgument("filter", f"status={value}", "created, running or exited")
+        where, values = filters.where()
         every = request.all or "status" in filters.values
         found = [
             joined
-            for joined in await self._containers.all()
+            for joined in await self._containers.all(where, *values)
             if (every or joined[0].state is ContainerState.RUNNING) and _matches(filters, joined)
         ]
         shown, token = page(found, request.page_size, request.page_token, lambda joined: joined[0])
@@ -262,13 +263,10 @@ def _matches(filters: Filters, joined: Joined) -> bool:
     container, image, _, endpoints = joined
     networks = [network for _, network, _ in endpoints]
     return (
-        filters.any("id", container.id.startswith)
-        and filters.any("name", lambda value: value in container.name)
-        and filters.any("status", lambda value: value == container.state)
+        filters.any("status", lambda value: value == container.state)
         and filters.any("network", lambda value: any(value in (n.name, n.id) for n in networks))
         and filters.any("volume", lambda value: any(value in (m.volume, m.spec.target) for m in container.mounts))
         and filters.any("ancestor", lambda value: value in (image.name, image.name.split(":")[0], image.id))
-        and filters.labels(container.labels)
     )
 
 

@@ -71,7 +71,8 @@ class EndpointServicer(endpoint_pb2_grpc.EndpointServiceServicer):
 
     async def ListEndpoints(self, request: pb.ListEndpointsRequest, context: Any) -> pb.ListEndpointsResponse:
         filters = Filters(request.filter, _FILTERS)
-        found = [joined for joined in await self._endpoints.all() if _matches(filters, *joined)]
+        where, values = filters.where()
+        found = [joined for joined in await self._endpoints.all(where, *values) if _matches(filters, *joined)]
         shown, token = page(found, request.page_size, request.page_token, lambda joined: joined[0])
         return pb.ListEndpointsResponse(endpoints=[to_message(*joined) for joined in shown], next_page_token=token)
 
@@ -280,14 +281,11 @@ def _to_sandbox(ref: pb.SandboxRef, field: str) -> SandboxRef:
     return SandboxRef(netns_path=ref.netns_path, pid=ref.pid, container=ref.container)
 
 
-def _matches(filters: Filters, endpoint: Endpoint, network: Network, sandbox: Sandbox) -> bool:
+def _matches(filters: Filters, _: Endpoint, network: Network, sandbox: Sandbox) -> bool:
     return (
         filters.any("network", lambda value: value == network.name or network.id.startswith(value))
         and filters.any("container", lambda value: bool(value) and sandbox.container_id.startswith(value))
         and filters.any("sandbox", lambda value: value == sandbox.path or sandbox.id.startswith(value))
-        and filters.any("id", endpoint.id.startswith)
-        and filters.any("name", lambda value: value in endpoint.name)
-        and filters.labels(endpoint.labels)
     )
 
 

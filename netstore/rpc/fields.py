@@ -26,7 +26,6 @@ __all__ = [
     "check_servers",
     "label_matches",
     "missing_allowed",
-    "name_matches",
     "page",
     "timestamp",
 ]
@@ -39,6 +38,11 @@ _SERVER = re.compile(
     r"\[(?P<bracketed>[0-9a-fA-F:.]+)\](:(?P<port>\d{1,5}))?|(?P<v4>[0-9.]+)(:(?P<port4>\d{1,5}))?|(?P<bare>[0-9a-fA-F:.]+)"
 )
 _REQUEST_ID = re.compile(r"[0-9a-fA-F-]{32,36}")
+_ID_BEGINS = "substr(id, 1, length(?)) = ?"
+_NAME_HAS = "instr(? || name || ?, ?)"
+_MARK = "/"
+_LABEL = "EXISTS (SELECT 1 FROM json_each(body, '$.labels') WHERE key = ?)"
+_LABEL_IS = "EXISTS (SELECT 1 FROM json_each(body, '$.labels') WHERE key = ? AND value = ?)"
 _DEFAULT_PAGE, _MAX_PAGE = 50, 1000
 _LONGEST_PERIOD = 10 * 365 * 86400
 
@@ -149,6 +153,20 @@ class Filters:
             label_matches(labels, unwanted) for unwanted in self.values.get("label!", [])
         )
 
+    def where(self) -> tuple[str, list[str]]:
+        """Return what `id`, `name` and `label` ask for as an SQL condition of a table, with its values."""
+        conditions, values = list[str](), list[str]()
+        for key, condition in (("id", _ID_BEGINS), ("name", _NAME_HAS)):
+            wanted = self.values.get(key, [])
+            if wanted:
+                conditions.append(f"({' OR '.join([condition] * len(wanted))})")
+                values += [text for each in wanted for text in _sql_values(key, each)]
+        for label in self.values.get("label", []):
+            key, separator, value = label.partition("=")
+            conditions.append(_LABEL_IS if separator else _LABEL)
+            values += [key, value] if separator else [key]
+        return " AND ".join(conditions) or "1", values
+
     def flag(self, key: str) -> bool | None:
         """Return a true/false filter, None when it was not given."""
         values = self.values.get(key, [])
@@ -174,14 +192,15 @@ def label_matches(labels: Mapping[str, str], wanted: str) -> bool:
     return key in labels and (not separator or labels[key] == value)
 
 
-def name_matches(wanted: str, name: str) -> bool:
-    """Say whether a name has a part; "^" and "$" tie it to begin and end, of Docker's patterns what scripts use."""
+def _sql_values(key: str, wanted: str) -> list[str]:
+    """Return the values of one condition. A name is looked for between two marks that no name has.
+
+    Of Docker's patterns that is what scripts use: "^" and "$" tie a part of a name to its begin and end.
+    """
+    if key == "id":
+        return [wanted, wanted]
     part = wanted.removeprefix("^").removesuffix("$")
-    if wanted.startswith("^") and wanted.endswith("$"):
-        return name == part
-    if wanted.startswith("^"):
-        return name.startswith(part)
-    return name.endswith(part) if wanted.endswith("$") else part in name
+    return [_MARK, _MARK, f"{_MARK * wanted.startswith('^')}{part}{_MARK * wanted.endswith('$')}"]
 
 
 class _Created(Protocol):

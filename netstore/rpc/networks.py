@@ -25,7 +25,6 @@ from netstore.rpc.fields import (
     check_request_id,
     check_servers,
     missing_allowed,
-    name_matches,
     page,
     timestamp,
 )
@@ -59,8 +58,8 @@ class NetworkServicer(network_pb2_grpc.NetworkServiceServicer):
 
     async def ListNetworks(self, request: pb.ListNetworksRequest, context: Any) -> pb.ListNetworksResponse:
         filters = Filters(request.filter, _FILTERS)
-        dangling = filters.flag("dangling")
-        found = [pair for pair in await self._networks.all() if _matches(filters, dangling, *pair)]
+        dangling, (where, values) = filters.flag("dangling"), filters.where()
+        found = [pair for pair in await self._networks.all(where, *values) if _matches(filters, dangling, *pair)]
         shown, token = page(found, request.page_size, request.page_token, lambda pair: pair[0])
         return pb.ListNetworksResponse(networks=[to_message(*pair) for pair in shown], next_page_token=token)
 
@@ -226,11 +225,8 @@ def _matches(filters: Filters, dangling: bool | None, network: Network, count: i
     kind = "builtin" if network.predefined else "custom"
     return (
         filters.any("driver", lambda value: value == network.spec.driver)
-        and filters.any("id", network.id.startswith)
-        and filters.any("name", lambda value: name_matches(value, network.name))
         and filters.any("scope", lambda value: value == "local")
         and filters.any("type", lambda value: value == kind)
-        and filters.labels(network.labels)
         and dangling in (None, count == 0 and not network.predefined and not network.spec.config_only)
     )
 

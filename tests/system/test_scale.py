@@ -15,7 +15,7 @@ import pytest
 from conftest import Node, wait_until
 from grpc_status import rpc_status
 
-from netstore.api.v1 import endpoint_pb2
+from netstore.api.v1 import endpoint_pb2, network_pb2
 from netstore.cli.client import Client
 
 MAKER = Path(__file__).with_name("many_sandboxes.py")
@@ -141,3 +141,31 @@ def test_an_interface_that_was_deleted_is_made_again(node: Node) -> None:
     node.host.sh("ip -n a link del eth0")
     wait_until(lambda: "eth0" in node.host.sh("ip -n a -br -4 addr show up", check=False), seconds=2, what="eth0")
     assert json.loads(node.host.sh("ip -n a -j addr show eth0"))[0]["addr_info"][0]["local"] == before
+
+
+def test_long_lists_are_quick(node: Node, client: Client) -> None:
+    for number in range(1000):
+        spec = network_pb2.NetworkSpec(config_only=True)
+        made = network_pb2.Network(name=f"n{number}", labels={"a.b/c": str(number % 10), "x": ""}, spec=spec)
+        client.networks.CreateNetwork(network_pb2.CreateNetworkRequest(network=made))
+
+    def listed(*filters: str) -> tuple[list[str], float]:
+        begun = time.monotonic()
+        request = network_pb2.ListNetworksRequest(filter=filters, page_size=1000)
+        found = [network.name for network in client.networks.ListNetworks(request).networks]
+        return found, time.monotonic() - begun
+
+    best = min(listed()[1] for _ in range(5))
+    begun = time.monotonic()
+    assert len(node.out("network", "ls").splitlines()) == 1004
+    print(f"list: {best * 1000:.0f} ms; the command: {(time.monotonic() - begun) * 1000:.0f} ms")
+    assert best < 0.3
+    assert len(listed("label=a.b/c=3", "label=x")[0]) == 100
+    assert listed("label=a.b/c=3", "name=n99") == (["n993"], pytest.approx(0, abs=0.3))
+    assert listed("label=nosuch")[0] == []
+    assert listed("name=^n7$", "name=n999")[0] == ["n7", "n999"]
+    assert listed("name=%")[0] == listed("name=' OR 1 --")[0] == []
+    assert len(listed("name=")[0]) == 1000  # a page
+    identity = json.loads(node.out("network", "inspect", "n5"))[0]["id"]
+    assert listed(f"id={identity[:20]}", "name=n5")[0] == ["n5"]
+    assert listed(f"id={identity[1:]}")[0] == []
