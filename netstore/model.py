@@ -203,6 +203,8 @@ class NetworkSpec:
 class Network:
     """An isolated layer-2/3 domain. `pools` are resolved; `interface` and `mtu` are what the driver chose.
 
+    `host_seen_at` are addresses by which its endpoints reach the host, where that is not `host_addresses`.
+
     Of scope global: `vni` is its number on the wire (RFC 7348), the driver's from an option or the cluster's choice;
     `host_addresses` and `host_mac_address` are this node's own on it, taken when it is first used here: before that
     the node holds the row alone, and nothing of it is in the kernel.
@@ -215,6 +217,7 @@ class Network:
     pools: tuple[Pool, ...] = ()
     interface: str = ""
     mtu: int = 0
+    host_seen_at: tuple[str, ...] = ()
     predefined: bool = False
     overlaps: tuple[str, ...] = ()
     vni: int = 0

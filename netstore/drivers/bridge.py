@@ -97,7 +97,7 @@ class BridgeDriver(Driver):
     )  # fmt: skip
 
     def validate(self, network: Network) -> Network:
-        """Choose the bridge's name and MTU."""
+        """Choose the bridge's name and MTU, and say which gateways it is itself."""
         values = parse(self.options, network.spec.options)
         for key in MODES.values():
             if values[key] == "isolated" and not network.spec.internal:
@@ -105,7 +105,9 @@ class BridgeDriver(Driver):
         mtu = values[MTU] or max(network.mtu, MIN_IPV6_MTU if network.spec.enable_ipv6 else 0)
         if network.spec.enable_ipv6 and mtu < MIN_IPV6_MTU:
             raise InvalidArgument(f"spec.options[{MTU}]", mtu, f"at least {MIN_IPV6_MTU} on a network with IPv6")
-        return replace(network, interface=values[NAME] or kernel_name(BRIDGE_PREFIX, network.id), mtu=mtu)
+        held = tuple(gateway for gateway, _ in self._held(network))
+        name = values[NAME] or kernel_name(BRIDGE_PREFIX, network.id)
+        return replace(network, interface=name, mtu=mtu, host_seen_at=held)
 
     def apply_network(self, network: Network) -> None:
         """Make bridge, gateway address, sysctls and firewall elements."""
@@ -292,6 +294,9 @@ class BridgeDriver(Driver):
 
     def _bridge_addresses(self, network: Network) -> list[tuple[str, int]]:
         """Return the gateways that the bridge holds itself, and the link-local address that IPv6 needs beside them."""
+        return [*self._held(network), *([(link_local(stable_mac(network.id)), 64)] if has_ipv6(network) else [])]
+
+    def _held(self, network: Network) -> list[tuple[str, int]]:
         values = parse(self.options, network.spec.options)
         held = []
         for pool in network.pools:
@@ -299,7 +304,7 @@ class BridgeDriver(Driver):
             inhibited = values[INHIBIT] and subnet.version == 4
             if pool.gateway and not inhibited and values[MODES[subnet.version]] != "isolated":
                 held.append((pool.gateway, subnet.prefixlen))
-        return [*held, *([(link_local(stable_mac(network.id)), 64)] if has_ipv6(network) else [])]
+        return held
 
     def _gateways(self, network: Network, endpoint: Endpoint) -> set[str]:
         """Return the endpoint's gateways that are the bridge itself."""

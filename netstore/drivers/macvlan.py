@@ -52,7 +52,9 @@ class MacvlanDriver(ParentDriver):
             return network
         if values[MODE] != "bridge":
             raise InvalidArgument(f"spec.options[{HOST_ACCESS}]", "true", f"false with {MODE}={values[MODE]}")
-        return replace(network, pools=tuple(_with_host(pool) for pool in network.pools))
+        pools = tuple(_with_host(pool) for pool in network.pools)
+        reached = tuple(pool.aux_addresses[HOST] for pool in pools if HOST in pool.aux_addresses)
+        return replace(network, pools=pools, host_seen_at=reached)
 
     def check_beside(self, network: Network, others: Sequence[Network]) -> None:
         """Refuse a parent that another network has in passthru, or of which this one would have all."""

@@ -22,6 +22,7 @@ from netstore.kernel.inotify import PathWatch
 from netstore.kernel.sandboxes import RESOLVER_ADDRESS
 from netstore.launcher.links import Link, read_links
 from netstore.model import ContainerSpec, Endpoint, Network, Sandbox
+from netstore.networks.vantage import host_addresses
 from netstore.store import Transaction
 
 __all__ = ["Etc", "host_changes", "read_etc", "refresh", "write"]
@@ -54,17 +55,22 @@ class Etc:
 
     @property
     def gateways(self) -> list[str]:
-        """The host, as the container sees it: the gateways of the endpoint that has the default route, or of any."""
+        """The host, as the container sees it."""
         if self.on_host:
             return ["127.0.0.1"]
-        ordered = sorted(self.endpoints, key=lambda pair: not pair[0].default_route)
-        found = ([each.gateway for each in endpoint.addresses if each.gateway] for endpoint, _ in ordered)
-        return next(filter(None, found), [])
+        return host_addresses(
+            (endpoint.default_route, _reached(network), [f"{a.address}/{a.prefix}" for a in endpoint.addresses])
+            for endpoint, network in self.endpoints
+        )
 
     @property
     def named(self) -> bool:
         """Whether netstore-resolver answers inside."""
         return any(not network.predefined for _, network in self.endpoints)
+
+
+def _reached(network: Network) -> Sequence[str]:
+    return network.host_seen_at or [each.address for each in network.host_addresses]
 
 
 def read_etc(tx: Transaction, sandbox: Sandbox) -> Etc:

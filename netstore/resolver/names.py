@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
+from netstore.networks.vantage import host_addresses
 from netstore.resolver.upstream import split_server
 
 __all__ = ["Names", "Service", "View"]
@@ -121,7 +122,7 @@ class Names:
                 links.setdefault(alias, []).append((network["id"], target))
         return View(
             networks={network["id"]: network["name"] for network, _ in pairs if not network["predefined"]},
-            host=_host(endpoint for _, endpoint in pairs),
+            host=_host(pairs),
             forwards=forwards,
             servers=servers if forwards else tuple(each for each in servers if _is_inside(each, subnets)),
             subnets=subnets,
@@ -219,14 +220,18 @@ def _addresses(endpoint: Mapping[str, Any]) -> list[str]:
     return [each["address"] for each in endpoint["addresses"]]
 
 
-def _host(endpoints: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Return the host as a sandbox sees it: the gateways of the endpoint with the default route, or of any."""
-    host: tuple[str, ...] = ()
-    for endpoint in endpoints:
-        gateways = tuple(each["gateway"] for each in endpoint["addresses"] if each["gateway"])
-        if gateways and (not host or endpoint["default_route"]):
-            host = gateways
-    return host
+def _host(pairs: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> tuple[str, ...]:
+    return tuple(
+        host_addresses(
+            (endpoint["default_route"], _reached(network),
+             [f"{each['address']}/{each['prefix']}" for each in endpoint["addresses"]])
+            for network, endpoint in pairs
+        )
+    )  # fmt: skip
+
+
+def _reached(network: Mapping[str, Any]) -> Sequence[str]:
+    return network.get("host_seen_at") or [each["address"] for each in network.get("host_addresses", ())]
 
 
 def _is_inside(entry: str, subnets: Sequence[str]) -> bool:

@@ -303,3 +303,22 @@ def test_the_hosts_resolv_conf_is_followed(node: Node, image: str) -> None:
     named = node.out("exec", "named", "cat", "/etc/resolv.conf")
     assert "search corp.example" in named
     assert "203.0.113.7" not in named
+
+
+def test_the_host_where_the_gateway_is_another_machine(node: Node, image: str) -> None:
+    lan = ("network", "create", "-d", "macvlan", "-o", "parent=uplink", "--subnet", "192.0.2.0/24")
+    node.cli(*lan, "--gateway", "192.0.2.1", "lan")
+    node.cli("run", "-d", "--name", "c", "--network", "lan", "--add-host", "up:host-gateway", image)
+    nobody = dig(node, "c", "host.docker.internal")
+    assert "NOERROR" in nobody
+    assert "ANSWER: 0" in nobody
+    assert "192.0.2.1" not in node.out("exec", "c", "cat", "/etc/hosts")
+    node.cli("network", "create", "app")
+    node.cli("network", "connect", "app", "c")
+    assert dig(node, "c", "+short", "host.docker.internal").strip() == "172.18.0.1"
+    node.cli("rm", "-f", "c")
+    node.cli("network", "rm", "lan")
+    node.cli(*lan, "-o", "host_access=true", "--aux-address", "host=192.0.2.9", "lan")
+    node.cli("run", "-d", "--name", "c", "--network", "lan", "--add-host", "up:host-gateway", image)
+    assert dig(node, "c", "+short", "host.netstore.internal").strip() == "192.0.2.9"
+    assert "192.0.2.9\tup" in node.out("exec", "c", "cat", "/etc/hosts")
