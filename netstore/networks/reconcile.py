@@ -217,13 +217,21 @@ class Reconciler:
         led = await self._context.apply(
             lambda: {each.id for each in wanted if each.id in held and is_redirected(each.path, each.inode)}
         )
-        findings = []
-        for sandbox in wanted:
-            if sandbox.id not in led:
-                detail = "names lead nowhere inside" if sandbox.id in held else "nobody answers its names"
-                finding = Finding(kind=Kind.SANDBOX, resource_id=sandbox.id, name=sandbox.path, detail=detail)
-                findings.append(await _repaired(finding, partial(self._serve, sandbox), repair=repair))
-        return findings
+        suspects = [each for each in wanted if each.id not in led]
+        return [found for each in suspects for found in await self._lost(each, named, repair=repair)]
+
+    async def _lost(self, sandbox: Sandbox, named: set[str], *, repair: bool) -> list[Finding]:
+        """Look again at a sandbox whose names seem lost, while nobody attaches it or detaches it."""
+        async with self._context.locks.hold(f"sandbox {sandbox.inode}"):
+            held = self._context.resolver.holds(sandbox.id)
+            if held and await self._context.apply(is_redirected, sandbox.path, sandbox.inode):
+                return []
+            endpoints = await self._context.store.read(lambda tx: tx.endpoints.all("sandbox_id = ?", sandbox.id))
+            if not any(each.attached and each.network_id in named for each in endpoints):
+                return []
+            detail = "names lead nowhere inside" if held else "nobody answers its names"
+            finding = Finding(kind=Kind.SANDBOX, resource_id=sandbox.id, name=sandbox.path, detail=detail)
+            return [await _repaired(finding, partial(self._serve, sandbox), repair=repair)]
 
     async def _serve(self, sandbox: Sandbox) -> None:
         async with self._sandboxes.reopen(sandbox) as opened:

@@ -122,3 +122,22 @@ def test_sigterm_leaves_containers(node: Node, image: str) -> None:
     node.host.run("kill", "-0", pid)
     node.start()
     assert node.out("ps", "--format", "{{.Name}}") == "c"
+
+
+def test_repairs_leave_alone_what_is_being_made(node: Node, image: str) -> None:
+    """Containers and endpoints come and go while checks run: nothing of theirs is taken for garbage."""
+    node.cli("network", "create", "app")
+    checking = subprocess.Popen(
+        node.host.command("sh", "-c", f"while sleep 0.01; do {BIN}/netstore -H {node.address} system check --repair; done"),
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        for index in range(12):
+            node.cli("run", "-d", "--name", f"c{index}", "--network", "app", "-p", f"{9000 + index}:80", image)
+            assert "Address" in node.out("exec", f"c{index}", "nslookup", f"c{index}")
+            if index % 3 == 2:
+                node.cli("rm", "-f", f"c{index - 1}")
+    finally:
+        checking.kill()
+        checking.communicate()
+    assert node.out("system", "check") == "kernel and store agree"
