@@ -25,7 +25,7 @@ from netstore.resolver.wire import (
 __all__ = ["Answers", "Forward"]
 
 _MAX_CACHED_BYTES = 8 << 20
-_ROTATIONS = 4
+_MAX_ROTATIONS = 16
 _ENTRY_BYTES = 400  # what an entry costs besides its bytes
 
 
@@ -98,8 +98,9 @@ class Answers:
             code = NXDOMAIN if found is None else 0
             return [encode(data, question, code=code, authority=[start_of_authority()], tcp=tcp)]
         ready = []
-        for _ in range(_ROTATIONS if len(found) > 1 else 1):
-            chosen = random.sample(found, len(found))
+        shuffled = random.sample(found, len(found))
+        for first in range(min(len(found), _MAX_ROTATIONS)):  # each leads as often as the others
+            chosen = shuffled[first:] + shuffled[:first]
             answers = [answer for answer, _ in chosen]
             ready.append(encode(data, question, answers, additional=_distinct(chosen), tcp=tcp))
         return ready

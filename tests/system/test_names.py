@@ -8,6 +8,9 @@ import sys
 
 from conftest import Node, wait_until
 
+from netstore.api.v1 import endpoint_pb2
+from netstore.cli.client import Client
+
 UPSTREAM = """
 import socketserver, sys
 from dnslib import DNSRecord, RR, QTYPE, A, RCODE
@@ -81,7 +84,7 @@ def test_split_servers_and_health(node: Node, image: str) -> None:
         stop(servers)
 
 
-def test_records(node: Node, image: str) -> None:
+def test_records(node: Node, client: Client, image: str) -> None:
     node.cli("network", "create", "--ipv6", "app")
     node.cli("network", "create", "--internal", "back")
     node.cli("run", "-d", "--name", "c", "--network", "app", "--network", "back", image)
@@ -100,7 +103,7 @@ def test_records(node: Node, image: str) -> None:
     found = dig(node, "c", "+short", "web").split()
     assert len(found) == 6  # every address on every network that both share
     assert len(dig(node, "c", "+short", "web.app").split()) == 3
-    assert len({dig(node, "c", "+short", "web").split()[0] for _ in range(30)}) > 2  # round robin
+    assert len({dig(node, "c", "+short", "web").split()[0] for _ in range(12)}) > 2  # round robin
     whole = dig(node, "c", "web")
     assert "EDNS: version: 0" in whole
     assert "IN\tA" in whole
@@ -112,11 +115,19 @@ def test_records(node: Node, image: str) -> None:
     assert dig(node, "c", "+tcp", "+short", "w0.back").strip()
     back = dig(node, "c", "+short", "w0.back").strip()
     assert dig(node, "c", "+short", "-x", back).strip() == "w0.back."
-    for index in range(40):
-        node.host.netns(f"n{index}")
-        node.cli(
-            "network", "connect", "--netns", f"/run/netns/n{index}", "--name", f"n{index}", "--alias", "many", "app"
-        )
+    node.host.sh("for i in $(seq 0 39); do echo netns add n$i; done | ip -batch -")
+    endpoints = [
+        {
+            "spec": {
+                "network": "app",
+                "sandbox": {"netns_path": f"/run/netns/n{index}"},
+                "name": f"n{index}",
+                "aliases": ["many"],
+            }
+        }
+        for index in range(40)
+    ]
+    client.endpoints.AttachEndpoints(endpoint_pb2.AttachEndpointsRequest(endpoints=endpoints))
     truncated = dig(node, "c", "+noedns", "+ignore", "many")
     assert " tc " in truncated or " tc;" in truncated
     assert len(dig(node, "c", "+noedns", "+short", "many").split()) == 40  # dig asks again over TCP

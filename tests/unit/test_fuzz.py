@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import click
@@ -207,6 +208,17 @@ def test_answers_of_each_kind() -> None:
     # Nobody has that address of our own network, and behind internal networks nobody else can be asked.
     for data, sandbox in ((DNSRecord.question("9.0.0.10.in-addr.arpa", "PTR").pack(), "s"),):
         assert ask(data, sandbox=sandbox).header.rcode == RCODE.NXDOMAIN
+
+
+def test_every_address_leads_as_often() -> None:
+    class Many(Known):
+        def addresses(self, view: View, name: str) -> list[str] | None:
+            return [f"10.0.0.{n}" for n in range(1, 7)]
+
+    answers = Answers(Many())  # type: ignore[arg-type]
+    leads = Counter(str(DNSRecord.parse(answers.answer("s", WEB, tcp=False)).rr[0].rdata) for _ in range(600))
+    assert len(leads) == 6
+    assert min(leads.values()) > 50
 
 
 def test_what_is_no_question_of_ours() -> None:
