@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 
 import msgspec
@@ -11,7 +12,7 @@ import msgspec
 from netstore.durations import parse_duration
 from netstore.errors import NetstoreError
 
-__all__ = ["Config", "ResolverConfig", "TlsConfig", "VolumesConfig", "load"]
+__all__ = ["ClusterConfig", "Config", "ResolverConfig", "TlsConfig", "VolumesConfig", "load"]
 
 
 class TlsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -46,6 +47,46 @@ class FirewallConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """[firewall]: `docker-user` lets our networks through Docker's default drop, by rules in DOCKER-USER."""
 
     docker_user: bool = False
+
+
+class ClusterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename="kebab"):
+    """[cluster]: `endpoints` are etcd's, https://HOST:PORT; `ca`, `cert` and `key` files (PEM) for mutual TLS with it.
+
+    `advertise` is the node's address for the tunnels of others, `data-path-port` their UDP port, the same on every
+    node; `name` "" means the host name.
+    """
+
+    endpoints: list[str]
+    ca: str
+    cert: str
+    key: str
+    advertise: str
+    name: str = ""
+    data_path_port: int = 4789
+
+    def check(self) -> None:
+        """Check the values.
+
+        Raises:
+            NetstoreError: naming the first that will not do.
+        """
+        for each in self.endpoints:
+            if not re.fullmatch(r"https://[^/\s]+:\d{1,5}/?", each):
+                raise NetstoreError(f"cluster: endpoint {each!r} is not accepted", hint="write https://10.0.0.1:2379")
+        if not self.endpoints:
+            raise NetstoreError("cluster: endpoints is empty", hint='write endpoints = ["https://10.0.0.1:2379", …]')
+        try:
+            address = ip_address(self.advertise)
+        except ValueError as error:
+            raise NetstoreError(
+                f"cluster: advertise {self.advertise!r} is no address", hint="write this node's own, such as 10.0.0.1"
+            ) from error
+        if address.is_unspecified or address.is_loopback or address.is_multicast:
+            raise NetstoreError(f"cluster: advertise {address} is no address of this node that others reach")
+        if self.name and not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}", self.name):
+            raise NetstoreError(f"cluster: name {self.name!r} is not accepted", hint="letters, digits and _.-")
+        if not 1024 <= self.data_path_port <= 49151:
+            raise NetstoreError(f"cluster: data-path-port {self.data_path_port} is not accepted", hint="1024 to 49151")
 
 
 class VolumesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename="kebab"):
@@ -85,6 +126,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """[[address-pool]] tables; a family without one has Docker's pools (IPv4), or the node's own /48 (IPv6)."""
 
     volumes: VolumesConfig = VolumesConfig()
+    cluster: ClusterConfig | None = None
+    """Without it the node is on its own."""
     firewall: FirewallConfig = FirewallConfig()
 
     def address_pools(self) -> list[tuple[IPv4Network | IPv6Network, int]]:
@@ -115,7 +158,7 @@ def load(path: Path, *, required: bool) -> Config:
         NetstoreError: it cannot be read, or a key or value is not known.
     """
     try:
-        return msgspec.convert(tomllib.loads(path.read_text()), Config)
+        found = msgspec.convert(tomllib.loads(path.read_text()), Config)
     except FileNotFoundError as error:
         if not required:
             return Config()
@@ -123,3 +166,6 @@ def load(path: Path, *, required: bool) -> Config:
     except (OSError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         known = ", ".join(field.encode_name for field in msgspec.structs.fields(Config))
         raise NetstoreError(f"reading {path}: {error}", hint=f"keys: {known}") from error
+    if found.cluster:
+        found.cluster.check()
+    return found

@@ -40,6 +40,8 @@ from netstore.api.v1 import (
     mount_pb2_grpc,
     network_pb2,
     network_pb2_grpc,
+    node_pb2,
+    node_pb2_grpc,
     policy_pb2,
     policy_pb2_grpc,
     snapshot_pb2,
@@ -63,6 +65,7 @@ from netstore.rpc.errors import ErrorInterceptor
 from netstore.rpc.images import ImageServicer
 from netstore.rpc.mount_service import MountServicer
 from netstore.rpc.networks import NetworkServicer
+from netstore.rpc.nodes import NodeServicer, cluster_info
 from netstore.rpc.policies import PolicyServicer
 from netstore.rpc.snapshots import SnapshotServicer
 from netstore.rpc.system import Node, SystemServicer, Usage
@@ -84,6 +87,7 @@ _SERVICES = {
     container_pb2: "ContainerService",
     image_pb2: "ImageService",
     mount_pb2: "MountService",
+    node_pb2: "NodeService",
     system_pb2: "SystemService",
 }
 _GRACE_SECONDS = 5.0
@@ -117,7 +121,7 @@ class Daemon:
             self._networks = NetworkManager(
                 self._store, self._run_dir,
                 node_id=self._node_id, pools=self._config.address_pools(), resolver=_resolver_command(self._config),
-                docker_user=self._config.firewall.docker_user,
+                docker_user=self._config.firewall.docker_user, cluster=self._config.cluster,
             )  # fmt: skip
             stack.push_async_callback(self._networks.close)
             await self._networks.start()
@@ -176,6 +180,7 @@ class Daemon:
         archive_pb2_grpc.add_ArchiveServiceServicer_to_server(archives, server)
         container_pb2_grpc.add_ContainerServiceServicer_to_server(ContainerServicer(self._containers), server)
         mount_pb2_grpc.add_MountServiceServicer_to_server(MountServicer(self._containers.places), server)
+        node_pb2_grpc.add_NodeServiceServicer_to_server(NodeServicer(self._networks), server)
         image_pb2_grpc.add_ImageServiceServicer_to_server(ImageServicer(self._containers.images), server)
         node = Node(self._info, self._check, self._usage, self._stopping)
         system_pb2_grpc.add_SystemServiceServicer_to_server(SystemServicer(self._store, node), server)
@@ -239,6 +244,9 @@ class Daemon:
         runtime = self._containers.runtime_version
         if not runtime:
             warnings.append("no OCI runtime: install crun and conmon to run containers")
+        cluster = self._networks.cluster
+        if cluster:
+            warnings += cluster.warnings
         return system_pb2.GetInfoResponse(
             version=__version__,
             node_id=self._node_id,
@@ -251,6 +259,7 @@ class Daemon:
             run_dir=str(self._run_dir),
             resolver_connected=connected,
             warnings=warnings,
+            cluster=await cluster_info(cluster) if cluster else None,
             **await self._store.read(count),
         )
 

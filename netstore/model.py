@@ -36,6 +36,7 @@ __all__ = [
     "MountType",
     "Network",
     "NetworkSpec",
+    "Node",
     "Policy",
     "PolicyAction",
     "PolicyPort",
@@ -310,6 +311,22 @@ class Endpoint:
     def host_interface(self) -> str:
         """The host's end of the pair, found again from the id."""
         return kernel_name(PAIR_PREFIX, self.id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A machine of the cluster. `address` is its one on the underlay; `up` says that it holds its lease; a `drained`
+    one takes no new endpoints of networks that span nodes.
+    """
+
+    id: str
+    name: str
+    address: str
+    version: str = ""
+    drained: bool = False
+    up: bool = False
+    create_time: float = 0.0
+    revision: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

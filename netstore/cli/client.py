@@ -117,6 +117,13 @@ class Client:
         return MountServiceStub(self.channel)
 
     @property
+    def nodes(self) -> Any:
+        """The NodeService."""
+        from netstore.api.v1.node_pb2_grpc import NodeServiceStub
+
+        return NodeServiceStub(self.channel)
+
+    @property
     def system(self) -> Any:
         """The SystemService."""
         from netstore.api.v1.system_pb2_grpc import SystemServiceStub

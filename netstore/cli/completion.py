@@ -27,7 +27,7 @@ def names(kind: str) -> Any:
 
 
 def _ask(client: Any, kind: str) -> list[str]:
-    from netstore.api.v1 import container_pb2, image_pb2, network_pb2, policy_pb2, volume_pb2
+    from netstore.api.v1 import container_pb2, image_pb2, network_pb2, node_pb2, policy_pb2, volume_pb2
 
     match kind:
         case "network":
@@ -36,6 +36,8 @@ def _ask(client: Any, kind: str) -> list[str]:
             return [p.name for p in client.policies.ListPolicies(policy_pb2.ListPoliciesRequest(), timeout=1).policies]
         case "volume":
             return [v.name for v in client.volumes.ListVolumes(volume_pb2.ListVolumesRequest(), timeout=1).volumes]
+        case "node":
+            return [n.name for n in client.nodes.ListNodes(node_pb2.ListNodesRequest(), timeout=1).nodes]
         case "image":
             return [i.name for i in client.images.ListImages(image_pb2.ListImagesRequest(), timeout=1).images]
         case _:

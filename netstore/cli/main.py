@@ -26,6 +26,7 @@ _GROUPS = {
     "volume": "Volumes.",
     "image": "Images.",
     "container": "Containers.",
+    "node": "The machines of the cluster.",
     "system": "The node.",
 }
 _TOP = {

@@ -34,7 +34,13 @@ def info(client: Client, template: str | None) -> None:
         show_objects([found], template)
     else:
         for key, value in to_dict(found).items():
-            if key != "warnings":
+            if key == "cluster":
+                told = found.cluster
+                state = name_of(system_pb2.ClusterState, told.state, "CLUSTER_STATE")
+                click.echo(
+                    f"Cluster: {state} as {told.node_name} ({told.address}), {told.nodes_up} of {told.nodes} nodes up"
+                )
+            elif key != "warnings":
                 text = " ".join(value) if isinstance(value, list) else str(value)
                 click.echo(f"{key.replace('_', ' ').capitalize()}: {text}")
         for warning in found.warnings:

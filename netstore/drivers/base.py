@@ -89,6 +89,10 @@ class Driver(ABC):
         """
         return
 
+    def is_here(self, network: Network) -> bool:
+        """Say whether the network is in this node's kernel: one of scope global is from its first use here on."""
+        return self.scope is Scope.LOCAL or bool(network.host_addresses)
+
     @abstractmethod
     def apply_network(self, network: Network) -> None:
         """Make the network's own kernel objects."""

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
 
+from netstore.config import ClusterConfig
 from netstore.drivers.base import Host, load_drivers
-from netstore.errors import KernelError
+from netstore.errors import FailedPrecondition, KernelError
 from netstore.kernel.firewall import Firewall, relay_elements
 from netstore.kernel.links import Deletions, host_socket
 from netstore.kernel.sandboxes import open_relay
 from netstore.kernel.sysctls import raise_neighbour_limits
-from netstore.model import Finding
+from netstore.model import Finding, Network
+from netstore.networks.cluster.cluster import Cluster, Work
+from netstore.networks.cluster.dataplane import DataPlane
 from netstore.networks.context import Context
 from netstore.networks.drops import Drops
 from netstore.networks.endpoints import Endpoints
@@ -37,20 +42,28 @@ class NetworkManager:
     `pools` are what networks without a subnet take theirs from: those of a family that is not in it are the defaults.
     `resolver` is the command that starts netstore-resolver, () where somebody else does. `docker_user` lets our
     networks through Docker's forward chain.
+
+    Raises:
+        NetstoreError: a file of the cluster's certificates cannot be read.
     """
 
     def __init__(
         self, store: Store, run_dir: Path, *,
         node_id: str, pools: Sequence[AddressPool] = (), resolver: Sequence[str] = (),
-        docker_user: bool = False,
+        docker_user: bool = False, cluster: ClusterConfig | None = None,
     ) -> None:  # fmt: skip
         self._firewall = Firewall()
         self.resolver = ResolverLink(run_dir, ResolverProcess(resolver) if resolver else None)
-        drivers = load_drivers(Host(self._firewall, Deletions(), self.resolver.relay_port))
+        host = Host(self._firewall, Deletions(), self.resolver.relay_port)
+        if cluster:
+            host = replace(host, vtep=cluster.advertise, vxlan_port=cluster.data_path_port)
+        drivers = load_drivers(host)
         defaults = (*DEFAULT_POOLS, unique_local_pool(node_id))
         given = {base.version for base, _ in pools}
         pools = (*pools, *(pool for pool in defaults if pool[0].version not in given))
         self._context = Context(store, drivers, self.resolver, run_dir / "netns", pools)
+        self.cluster = Cluster(cluster, store, node_id, self._localise) if cluster else None
+        self._data_plane = DataPlane(self._context, node_id)
         self.policies = Policies(self._context, self._firewall)
         self.drops = Drops(self._context, self._firewall.policing)
         self.networks = Networks(self._context, self.policies)
@@ -79,6 +92,27 @@ class NetworkManager:
             log.warning("neighbour tables keep their size", error=str(error))
         await self.networks.start()
         await self.check(repair=True)
+        if self.cluster:
+            self.cluster.start(Work(self._data_plane.follow, self._data_plane.resync, self._publish))
+
+    def require_cluster(self) -> Cluster:
+        """Return the cluster that this node is in.
+
+        Raises:
+            FailedPrecondition: it is in none.
+        """
+        if self.cluster is None:
+            raise FailedPrecondition(
+                "this node is in no cluster", reason="NO_CLUSTER",
+                hint="write [cluster] into its configuration: see docs/howto/run-a-cluster.md",
+            )  # fmt: skip
+        return self.cluster
+
+    def _localise(self, network: Network) -> Network:
+        return self._context.driver(network.spec.driver).validate(network)
+
+    async def _publish(self) -> None:
+        await asyncio.Event().wait()
 
     async def _give_relay(self) -> None:
         """Open the socket of the relay of [::1], if netstore-resolver does not hold it from before."""
@@ -115,6 +149,8 @@ class NetworkManager:
 
     async def close(self) -> None:
         """Let go of the resolver and the executors; what is in the kernel stays and works on."""
+        if self.cluster:
+            await self.cluster.close()
         await self.drops.close()
         await self.resolver.close()
         self._context.close()

@@ -160,4 +160,54 @@ MIGRATIONS: tuple[str, ...] = (
     ) WITHOUT ROWID;
     CREATE INDEX mounts_by_volume ON mounts(volume_id);
     """,
+    """
+    -- What the cluster shares, as this node saw it last. `up` says that a node held its lease.
+    CREATE TABLE nodes (
+        id TEXT PRIMARY KEY, name TEXT NOT NULL, created INTEGER NOT NULL, up INTEGER NOT NULL, body TEXT NOT NULL
+    ) WITHOUT ROWID;
+
+    -- Networks that every node has.
+    CREATE TABLE global_networks (
+        network_id TEXT PRIMARY KEY REFERENCES networks(id) ON DELETE CASCADE, vni INTEGER NOT NULL UNIQUE
+    ) WITHOUT ROWID;
+
+    -- Endpoints of other nodes. Their addresses are rows of `addresses` without an endpoint, too.
+    CREATE TABLE remote_endpoints (
+        id TEXT PRIMARY KEY, network_id TEXT NOT NULL REFERENCES networks(id) ON DELETE CASCADE,
+        node_id TEXT NOT NULL, body TEXT NOT NULL
+    ) WITHOUT ROWID;
+    CREATE INDEX remote_endpoints_by_network ON remote_endpoints(network_id);
+    CREATE INDEX remote_endpoints_by_node ON remote_endpoints(node_id);
+    CREATE TABLE remote_names (
+        network_id TEXT NOT NULL, name TEXT NOT NULL,
+        endpoint_id TEXT NOT NULL REFERENCES remote_endpoints(id) ON DELETE CASCADE,
+        PRIMARY KEY (network_id, name, endpoint_id)
+    ) WITHOUT ROWID;
+    CREATE INDEX remote_names_by_endpoint ON remote_names(endpoint_id);
+    CREATE TABLE remote_addresses (
+        network_id TEXT NOT NULL, address BLOB NOT NULL,
+        endpoint_id TEXT NOT NULL REFERENCES remote_endpoints(id) ON DELETE CASCADE,
+        PRIMARY KEY (network_id, address, endpoint_id)
+    ) WITHOUT ROWID;
+    CREATE INDEX remote_addresses_by_endpoint ON remote_addresses(endpoint_id);
+
+    -- Changes of this node's endpoints on such networks that etcd has not heard of yet; `body` as the last one was, for
+    -- one that is gone. Triggers write it, so that no change is forgotten, whoever makes it.
+    CREATE TABLE unpublished (
+        serial INTEGER PRIMARY KEY AUTOINCREMENT,
+        endpoint_id TEXT NOT NULL, network_id TEXT NOT NULL, body TEXT NOT NULL
+    );
+    CREATE TRIGGER endpoints_made AFTER INSERT ON endpoints
+    WHEN EXISTS (SELECT 1 FROM global_networks WHERE network_id = NEW.network_id)
+    BEGIN INSERT INTO unpublished (endpoint_id, network_id, body) VALUES (NEW.id, NEW.network_id, NEW.body); END;
+    CREATE TRIGGER endpoints_changed AFTER UPDATE ON endpoints
+    WHEN EXISTS (SELECT 1 FROM global_networks WHERE network_id = NEW.network_id)
+    BEGIN INSERT INTO unpublished (endpoint_id, network_id, body) VALUES (NEW.id, NEW.network_id, NEW.body); END;
+    CREATE TRIGGER endpoints_gone AFTER DELETE ON endpoints
+    WHEN EXISTS (SELECT 1 FROM global_networks WHERE network_id = OLD.network_id)
+    BEGIN INSERT INTO unpublished (endpoint_id, network_id, body) VALUES (OLD.id, OLD.network_id, OLD.body); END;
+
+    -- Global networks that were removed here while etcd was away.
+    CREATE TABLE unpublished_removals (network_id TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
+    """,
 )

@@ -24,6 +24,7 @@ from netstore.model import (
     Image,
     Kind,
     Network,
+    Node,
     Policy,
     Sandbox,
     Snapshot,
@@ -143,6 +144,10 @@ class Transaction:
         self.networks = Table(
             self, "networks", Kind.NETWORK, Network, lambda n: {"name": n.name, "created": n.revision}
         )
+        self.nodes = Table(
+            self, "nodes", Kind.NODE, Node,
+            lambda n: {"name": n.name, "created": int(n.create_time * 1e6), "up": n.up},
+        )  # fmt: skip
         self.sandboxes = Table(
             self,
             "sandboxes",

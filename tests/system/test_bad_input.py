@@ -20,6 +20,7 @@ from netstore.api.v1 import (
     image_pb2,
     mount_pb2,
     network_pb2,
+    node_pb2,
     policy_pb2,
     snapshot_pb2,
     system_pb2,
@@ -275,6 +276,13 @@ POLICIES = [
     ("UpdatePolicy", policy_pb2.UpdatePolicyRequest(policy={"name": "p", "spec": {"ports": [{}]}}, update_mask=mask("spec.ports")), INVALID, "spec.ports[0].protocol"),
     ("DeletePolicy", policy_pb2.DeletePolicyRequest(policy="nosuch"), MISSING, "nosuch"),
 ]  # fmt: skip
+NODES = [  # with a cluster: tests/cluster/test_nodes.py
+    ("GetNode", node_pb2.GetNodeRequest(node="self"), PRECONDITION, "no cluster"),
+    ("ListNodes", node_pb2.ListNodesRequest(), PRECONDITION, "no cluster"),
+    ("DeleteNode", node_pb2.DeleteNodeRequest(node="n"), PRECONDITION, "no cluster"),
+    ("DrainNode", node_pb2.DrainNodeRequest(node="n"), PRECONDITION, "no cluster"),
+    ("UndrainNode", node_pb2.UndrainNodeRequest(node="n"), PRECONDITION, "no cluster"),
+]  # fmt: skip
 VOLUMES = [
     ("CreateVolume", volume_pb2.CreateVolumeRequest(volume={"name": "../x"}), INVALID, "name"),
     ("CreateVolume", volume_pb2.CreateVolumeRequest(volume={"name": "v", "labels": {"": ""}}), INVALID, "labels"),
@@ -497,7 +505,7 @@ def state(node: Node) -> str:
 
 @pytest.mark.parametrize(
     ("service", "table"),
-    [("networks", NETWORKS), ("endpoints", ENDPOINTS), ("policies", POLICIES), ("volumes", VOLUMES),
+    [("networks", NETWORKS), ("nodes", NODES), ("endpoints", ENDPOINTS), ("policies", POLICIES), ("volumes", VOLUMES),
      ("snapshots", SNAPSHOTS), ("archives", ARCHIVES), ("mounts", MOUNTS), ("containers", CONTAINERS),
      ("images", IMAGES), ("system", SYSTEM)],
 )  # fmt: skip

@@ -48,6 +48,38 @@ FINDING_STATE_FAILED: FindingState.ValueType  # 3
 """Its repair failed; `detail` says why."""
 Global___FindingState: _TypeAlias = FindingState  # noqa: Y015
 
+class _ClusterState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ClusterStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ClusterState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CLUSTER_STATE_UNSPECIFIED: _ClusterState.ValueType  # 0
+    """Never returned."""
+    CLUSTER_STATE_JOINING: _ClusterState.ValueType  # 1
+    """It began a moment ago."""
+    CLUSTER_STATE_JOINED: _ClusterState.ValueType  # 2
+    """All is well."""
+    CLUSTER_STATE_AWAY: _ClusterState.ValueType  # 3
+    """etcd does not answer: what is local goes on."""
+    CLUSTER_STATE_REFUSED: _ClusterState.ValueType  # 4
+    """The cluster does not take the node, such as for its name."""
+
+class ClusterState(_ClusterState, metaclass=_ClusterStateEnumTypeWrapper):
+    """ClusterState says how a node stands with its cluster."""
+
+CLUSTER_STATE_UNSPECIFIED: ClusterState.ValueType  # 0
+"""Never returned."""
+CLUSTER_STATE_JOINING: ClusterState.ValueType  # 1
+"""It began a moment ago."""
+CLUSTER_STATE_JOINED: ClusterState.ValueType  # 2
+"""All is well."""
+CLUSTER_STATE_AWAY: ClusterState.ValueType  # 3
+"""etcd does not answer: what is local goes on."""
+CLUSTER_STATE_REFUSED: ClusterState.ValueType  # 4
+"""The cluster does not take the node, such as for its name."""
+Global___ClusterState: _TypeAlias = ClusterState  # noqa: Y015
+
 @_typing.final
 class Finding(_message.Message):
     """Finding is one difference between the store and the kernel."""
@@ -125,6 +157,54 @@ class UsageEntry(_message.Message):
 Global___UsageEntry: _TypeAlias = UsageEntry  # noqa: Y015
 
 @_typing.final
+class ClusterInfo(_message.Message):
+    """ClusterInfo is about the cluster that the node is in."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    NODE_NAME_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    ENDPOINTS_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    NODES_UP_FIELD_NUMBER: _builtins.int
+    state: Global___ClusterState.ValueType
+    """How the node stands with it."""
+    message: _builtins.str
+    """Why it is not joined; else empty."""
+    node_name: _builtins.str
+    """The node's name there."""
+    address: _builtins.str
+    """The node's address on the underlay."""
+    nodes: _builtins.int
+    """How many nodes there are."""
+    nodes_up: _builtins.int
+    """How many of them are up."""
+    @_builtins.property
+    def endpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Where etcd is."""
+
+    def __init__(
+        self,
+        *,
+        state: Global___ClusterState.ValueType = ...,
+        message: _builtins.str = ...,
+        node_name: _builtins.str = ...,
+        address: _builtins.str = ...,
+        endpoints: _abc.Iterable[_builtins.str] | None = ...,
+        nodes: _builtins.int = ...,
+        nodes_up: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "endpoints", b"endpoints", "message", b"message", "node_name", b"node_name", "nodes", b"nodes", "nodes_up", b"nodes_up", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClusterInfo: _TypeAlias = ClusterInfo  # noqa: Y015
+
+@_typing.final
 class GetInfoRequest(_message.Message):
     """GetInfoRequest is empty."""
 
@@ -165,6 +245,7 @@ class GetInfoResponse(_message.Message):
     RESOLVER_CONNECTED_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    CLUSTER_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of netstored."""
     node_id: _builtins.str
@@ -207,6 +288,10 @@ class GetInfoResponse(_message.Message):
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What an administrator should know, such as a missing runtime."""
 
+    @_builtins.property
+    def cluster(self) -> Global___ClusterInfo:
+        """How the node stands with its cluster; absent where it is in none."""
+
     def __init__(
         self,
         *,
@@ -228,10 +313,11 @@ class GetInfoResponse(_message.Message):
         resolver_connected: _builtins.bool = ...,
         revision: _builtins.int = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        cluster: Global___ClusterInfo | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["containers", b"containers", "containers_running", b"containers_running", "endpoints", b"endpoints", "images", b"images", "kernel", b"kernel", "network_drivers", b"network_drivers", "networks", b"networks", "node_id", b"node_id", "node_name", b"node_name", "resolver_connected", b"resolver_connected", "revision", b"revision", "run_dir", b"run_dir", "runtime", b"runtime", "state_dir", b"state_dir", "version", b"version", "volume_drivers", b"volume_drivers", "volumes", b"volumes", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "containers", b"containers", "containers_running", b"containers_running", "endpoints", b"endpoints", "images", b"images", "kernel", b"kernel", "network_drivers", b"network_drivers", "networks", b"networks", "node_id", b"node_id", "node_name", b"node_name", "resolver_connected", b"resolver_connected", "revision", b"revision", "run_dir", b"run_dir", "runtime", b"runtime", "state_dir", b"state_dir", "version", b"version", "volume_drivers", b"volume_drivers", "volumes", b"volumes", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

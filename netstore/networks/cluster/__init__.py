@@ -1,0 +1,1 @@
+"""What the nodes of a cluster share: who they are, the networks that span them, and what is on those."""

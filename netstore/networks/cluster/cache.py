@@ -1,0 +1,288 @@
+"""The node's picture of what the cluster shares: rows, inside one transaction.
+
+It is what the data plane and the resolver go by, so that both come back while etcd is away. `apply` takes what a watch
+saw and returns what the kernel has to follow.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from netstore.errors import NetstoreError
+from netstore.model import Address, Kind, Network, Node, RemoteEndpoint
+from netstore.networks import ipam
+from netstore.networks.cluster.records import (
+    ALIVE,
+    ENDPOINTS,
+    HOSTS,
+    NETWORKS,
+    NODES,
+    EndpointRecord,
+    decode_endpoint,
+    decode_network,
+    decode_node,
+    encode,
+)
+from netstore.store import Transaction
+from netstore.store.etcd import KeyValue
+
+__all__ = [
+    "Effect", "Picture", "Seen", "differences", "forget_network", "host_record", "import_network", "peers", "remotes",
+    "unpublished",
+]  # fmt: skip
+
+Seen = tuple[bool, KeyValue]
+"""What a watch saw: whether the key was put or deleted, and what it was."""
+
+
+@dataclass(slots=True)
+class Effect:
+    """What the kernel has to follow. `refused` are networks that cannot be here, by id, and why."""
+
+    add: dict[str, list[RemoteEndpoint]] = field(default_factory=dict)
+    remove: dict[str, list[RemoteEndpoint]] = field(default_factory=dict)
+    gone: list[Network] = field(default_factory=list)
+    peers: bool = False
+    refused: dict[str, str] = field(default_factory=dict)
+    strays: list[EndpointRecord] = field(default_factory=list)
+    """Records of this node's own whose endpoint it does not have."""
+    removed_here: bool = False
+    """Somebody removed this node from the cluster."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """Whose picture it is, and how a network of the cluster becomes this node's."""
+
+    node_id: str
+    localise: Callable[[Network], Network]
+
+    def apply(self, tx: Transaction, seen: Sequence[Seen]) -> Effect:
+        """Take up what was seen, in order."""
+        effect = Effect()
+        before: dict[str, RemoteEndpoint | None] = {}
+        for put, item in seen:
+            if item.key.startswith((ENDPOINTS, HOSTS)):
+                self._endpoint(tx, effect, before, item, put=put)
+            elif item.key.startswith(ALIVE):
+                self._alive(tx, effect, before, item.key.removeprefix(ALIVE), up=put)
+            elif item.key.startswith(NODES):
+                self._node(tx, effect, before, item, put=put)
+            elif item.key.startswith(NETWORKS):
+                self._network(tx, effect, item, put=put)
+        for endpoint_id, old in before.items():
+            new = _visible(tx, endpoint_id)
+            if old == new:
+                continue
+            if old:
+                effect.remove.setdefault(old.network_id, []).append(old)
+            if new:
+                effect.add.setdefault(new.network_id, []).append(new)
+        return effect
+
+    def _node(
+        self, tx: Transaction, effect: Effect, before: dict[str, RemoteEndpoint | None], item: KeyValue, *, put: bool
+    ) -> None:
+        node_id = item.key.removeprefix(NODES)
+        present = tx.nodes.get(node_id)
+        effect.peers = True
+        if not put:
+            effect.removed_here |= node_id == self.node_id
+            _touch(tx, before, _of_node(tx, node_id))
+            if present:
+                tx.nodes.delete(node_id)
+                tx.event(Kind.NODE, "remove", node_id, present.name)
+            return
+        node = replace(decode_node(item.value), up=bool(present and present.up), revision=item.revision)
+        if present is None:
+            tx.nodes.insert(node)
+            tx.event(Kind.NODE, "join", node_id, node.name, address=node.address)
+        elif present != node:
+            tx.nodes.update(node)
+            if present.drained != node.drained:
+                tx.event(Kind.NODE, "drain" if node.drained else "undrain", node_id, node.name)
+
+    def _alive(
+        self, tx: Transaction, effect: Effect, before: dict[str, RemoteEndpoint | None], node_id: str, *, up: bool
+    ) -> None:
+        node = tx.nodes.get(node_id)
+        if node is None or node.up == up:
+            return
+        _touch(tx, before, _of_node(tx, node_id))
+        tx.nodes.update(replace(node, up=up))
+        tx.event(Kind.NODE, "up" if up else "down", node_id, node.name, address=node.address)
+        effect.peers = True
+
+    def _network(self, tx: Transaction, effect: Effect, item: KeyValue, *, put: bool) -> None:
+        network_id = item.key.removeprefix(NETWORKS)
+        if not put:
+            gone = tx.networks.get(network_id)
+            if gone and forget_network(tx, gone):
+                effect.gone.append(gone)
+            return
+        try:
+            import_network(tx, decode_network(item.value), self.localise)
+        except (NetstoreError, sqlite3.IntegrityError) as error:
+            effect.refused[network_id] = str(error)
+
+    def _endpoint(
+        self, tx: Transaction, effect: Effect, before: dict[str, RemoteEndpoint | None], item: KeyValue, *, put: bool
+    ) -> None:
+        _, network_id, last = item.key.rsplit("/", 2)
+        if not put:
+            endpoint_id = _host_id(network_id, last) if item.key.startswith(HOSTS) else last
+            _touch(tx, before, [endpoint_id])
+            _drop(tx, endpoint_id)
+            return
+        record = decode_endpoint(item.value)
+        if record.node_id == self.node_id:
+            if item.key.startswith(ENDPOINTS) and tx.endpoints.get(record.id) is None:
+                effect.strays.append(record)
+            return
+        if not tx.row("SELECT 1 FROM global_networks WHERE network_id = ?", network_id):
+            return  # it cannot be here; listed anew when it can
+        _touch(tx, before, [record.id])
+        _drop(tx, record.id)
+        _insert(tx, record)
+
+
+def _host_id(network_id: str, node_id: str) -> str:
+    return network_id[:32] + node_id[:32]
+
+
+def _of_node(tx: Transaction, node_id: str) -> list[str]:
+    return [row[0] for row in tx.rows("SELECT id FROM remote_endpoints WHERE node_id = ?", node_id)]
+
+
+def _touch(tx: Transaction, before: dict[str, RemoteEndpoint | None], endpoint_ids: Iterable[str]) -> None:
+    """Remember how endpoints were before the first change."""
+    for endpoint_id in endpoint_ids:
+        if endpoint_id not in before:
+            before[endpoint_id] = _visible(tx, endpoint_id)
+
+
+def _visible(tx: Transaction, endpoint_id: str) -> RemoteEndpoint | None:
+    """Return an endpoint that packets can go to."""
+    row = tx.row(
+        "SELECT remote_endpoints.body FROM remote_endpoints JOIN nodes ON nodes.id = node_id"
+        " WHERE remote_endpoints.id = ? AND up", endpoint_id,
+    )  # fmt: skip
+    record = decode_endpoint(row[0]) if row else None
+    return record.remote if record and record.attached else None
+
+
+def _insert(tx: Transaction, record: EndpointRecord) -> None:
+    values = record.id, record.network_id, record.node_id, encode(record).decode()
+    tx.execute("INSERT INTO remote_endpoints VALUES (?, ?, ?, ?)", *values)
+    for name in record.names if record.attached else ():
+        tx.execute("INSERT OR IGNORE INTO remote_names VALUES (?, ?, ?)", record.network_id, name, record.id)
+    for address in record.addresses:
+        packed = ipaddress.ip_address(address).packed
+        tx.execute("INSERT INTO remote_addresses VALUES (?, ?, ?)", record.network_id, packed, record.id)
+        # One that an endpoint here has meanwhile is settled by who claims it in etcd.
+        tx.execute("INSERT OR IGNORE INTO addresses VALUES (?, ?, NULL)", record.network_id, packed)
+
+
+def _drop(tx: Transaction, endpoint_id: str) -> None:
+    tx.execute(
+        "DELETE FROM addresses WHERE endpoint_id IS NULL AND (network_id, address) IN"
+        " (SELECT network_id, address FROM remote_addresses WHERE endpoint_id = ?)", endpoint_id,
+    )  # fmt: skip
+    tx.execute("DELETE FROM remote_endpoints WHERE id = ?", endpoint_id)
+
+
+def import_network(tx: Transaction, network: Network, localise: Callable[[Network], Network]) -> Network:
+    """Add the row of a network of the cluster, or bring it up to date; returns it as it is here.
+
+    Raises:
+        NetstoreError, sqlite3.IntegrityError: it cannot be here beside what there is; nothing is changed.
+    """
+    present = tx.networks.get(network.id)
+    if present:
+        changed = replace(present, labels=network.labels)
+        if changed != present:
+            tx.networks.update(changed)
+        return changed
+    tx.execute("SAVEPOINT import")
+    try:
+        network = localise(network)
+        twin = tx.row("SELECT id FROM networks WHERE name = ?", network.name)
+        if twin:
+            raise NetstoreError(f"network {network.name} of this node, {twin[0][:12]}, has its name", hint="remove it")
+        revision = tx.event(Kind.NETWORK, "create", network.id, network.name, driver=network.spec.driver)
+        network = replace(network, revision=revision)
+        tx.networks.insert(network)
+        tx.execute("INSERT INTO global_networks VALUES (?, ?)", network.id, network.vni)
+        for pool in network.pools:
+            ipam.reserve_pool(tx, network, pool)
+    except BaseException:
+        tx.execute("ROLLBACK TO import")
+        raise
+    finally:
+        tx.execute("RELEASE import")
+    return network
+
+
+def forget_network(tx: Transaction, network: Network) -> bool:
+    """Remove the row of a network that the cluster has no more; False while endpoints here are on it."""
+    if tx.endpoints.count("network_id = ?", network.id):
+        return False
+    tx.event(Kind.NETWORK, "remove", network.id, network.name)
+    tx.networks.delete(network.id)
+    return True
+
+
+def differences(tx: Transaction, items: Sequence[KeyValue]) -> list[Seen]:
+    """Return what a watch would have seen between this picture and a snapshot."""
+    there = {item.key for item in items}
+    seen: list[Seen] = []
+    for (found,) in tx.rows("SELECT id FROM nodes"):
+        seen += [(False, KeyValue(f"{p}{found}", b"", 0)) for p in (NODES, ALIVE) if f"{p}{found}" not in there]
+    for (found,) in tx.rows("SELECT network_id FROM global_networks"):
+        seen += [(False, KeyValue(f"{NETWORKS}{found}", b"", 0))] if f"{NETWORKS}{found}" not in there else []
+    known: dict[str, str] = {}
+    for endpoint_id, network_id, owner, body in tx.rows("SELECT * FROM remote_endpoints"):
+        host = endpoint_id == _host_id(network_id, owner)
+        key = f"{HOSTS}{network_id}/{owner}" if host else f"{ENDPOINTS}{network_id}/{endpoint_id}"
+        known[key] = body
+        if key not in there:
+            seen.append((False, KeyValue(key, b"", 0)))
+    order = (NODES, ALIVE, NETWORKS, HOSTS, ENDPOINTS)
+    for prefix in order:
+        seen += [
+            (True, item) for item in items
+            if item.key.startswith(prefix) and known.get(item.key) != item.value.decode()
+        ]  # fmt: skip
+    return seen
+
+
+def remotes(tx: Transaction, network_id: str) -> list[RemoteEndpoint]:
+    """Return every endpoint of other nodes on a network that packets can go to."""
+    rows = tx.rows(
+        "SELECT remote_endpoints.body FROM remote_endpoints JOIN nodes ON nodes.id = node_id"
+        " WHERE network_id = ? AND up", network_id,
+    )  # fmt: skip
+    records = [decode_endpoint(body) for (body,) in rows]
+    return [record.remote for record in records if record.attached]
+
+
+def peers(tx: Transaction, node_id: str) -> list[str]:
+    """Return the addresses of the other nodes that are up."""
+    return sorted(node.address for node in tx.nodes.all("up AND id != ?", node_id))
+
+
+def host_record(network: Network, node: Node, addresses: Sequence[Address], mac: str) -> EndpointRecord:
+    """Return the record of a node's own addresses on a network."""
+    return EndpointRecord(
+        id=_host_id(network.id, node.id), network_id=network.id, node_id=node.id, vtep=node.address, mac=mac,
+        addresses=tuple(each.address for each in addresses),
+    )  # fmt: skip
+
+
+def unpublished(tx: Transaction) -> tuple[int, dict[str, str]]:
+    """Return the newest serial, and by endpoint id the last body, of changes that etcd has not heard of."""
+    rows = tx.rows("SELECT serial, endpoint_id, body FROM unpublished ORDER BY serial")
+    return (rows[-1][0] if rows else 0), {endpoint_id: body for _, endpoint_id, body in rows}

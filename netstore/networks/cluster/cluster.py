@@ -1,0 +1,241 @@
+"""This node in a cluster: the session with etcd, and what it keeps up to date.
+
+A session is a lease, a registration, a picture of everything shared, and a watch from its revision. When etcd is away
+the picture stays, local work goes on, and the session begins anew until it succeeds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import structlog
+
+from netstore import __version__
+from netstore.config import ClusterConfig
+from netstore.errors import FailedPrecondition, NetstoreError, Unavailable
+from netstore.model import Network, Node, new_id
+from netstore.networks.cluster.cache import Effect, Picture, Seen, differences
+from netstore.networks.cluster.members import Members, Refused
+from netstore.networks.cluster.records import STATE
+from netstore.store import Store
+from netstore.store.etcd import Changes, Etcd, Snapshot
+
+__all__ = ["LEASE_SECONDS", "Cluster", "State", "Work"]
+
+LEASE_SECONDS = 9
+_KEEP_SECONDS = 3.0
+_PAUSES = (0.2, 0.5, 1.0, 2.0)
+_REFUSED_PAUSE = 5.0
+_AT_ONCE = 500  # changes in one commit: others wait for its end
+
+log = structlog.get_logger(__name__)
+
+
+class State(StrEnum):
+    """How this node stands with its cluster."""
+
+    JOINING = "joining"
+    JOINED = "joined"
+    AWAY = "away"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a session asks of others: `follow` makes the kernel follow, `resync` all of it, `publish` never ends."""
+
+    follow: Callable[[Effect], Awaitable[None]]
+    resync: Callable[[], Awaitable[object]]
+    publish: Callable[[], Coroutine[Any, Any, None]]
+
+
+class Cluster:
+    """The cluster as this node sees it."""
+
+    def __init__(
+        self, config: ClusterConfig, store: Store, node_id: str, localise: Callable[[Network], Network]
+    ) -> None:
+        self.etcd = Etcd(config.endpoints, ca=config.ca, cert=config.cert, key=config.key)
+        self.node = Node(
+            id=node_id, name=config.name or socket.gethostname(), address=config.advertise, version=__version__
+        )
+        self.endpoints = tuple(config.endpoints)
+        self.state = State.JOINING
+        self.reason = "joining"
+        self.refused: dict[str, str] = {}
+        """Networks of the cluster that cannot be on this node, and why."""
+        self.members = Members(self.etcd, new_id())
+        self._store = store
+        self._picture = Picture(node_id, localise)
+        self._first_try = asyncio.Event()
+        self._revision = 0
+        self._moved = asyncio.Condition()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, work: Work) -> None:
+        """Begin to join, and go on trying."""
+        self._work = work
+        self._task = asyncio.create_task(self._run(), name="cluster")
+
+    async def close(self) -> None:
+        """End the session; the lease ends by itself, so that a restart is not seen as a loss."""
+        if self._task:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        await self.etcd.close()
+
+    async def ready(self) -> None:
+        """Return when the cluster can be asked.
+
+        Raises:
+            Unavailable: it cannot; at once, with the reason.
+        """
+        await self._first_try.wait()
+        if self.state is not State.JOINED:
+            raise Unavailable(
+                f"the cluster is not available: {self.reason}", reason="CLUSTER_UNAVAILABLE",
+                hint="networks of this node alone go on; `netstore system info` shows when it is back",
+            )  # fmt: skip
+
+    async def caught_up(self, revision: int) -> None:
+        """Wait until the picture is as new as a revision of etcd's.
+
+        Raises:
+            Unavailable: the session ended meanwhile.
+        """
+        async with self._moved:
+            await self._moved.wait_for(lambda: self._revision >= revision or self.state is not State.JOINED)
+        await self.ready()
+
+    @property
+    def warnings(self) -> list[str]:
+        """What an administrator should know."""
+        away = [] if self.state is State.JOINED else [f"cluster: {self.reason}"]
+        return [*away, *(f"a network of the cluster is not on this node: {why}" for why in self.refused.values())]
+
+    async def nodes(self) -> list[Node]:
+        """Return every node, as it was last seen."""
+        return await self._store.read(lambda tx: tx.nodes.all())
+
+    async def find(self, reference: str) -> Node:
+        """Return a node by name, id or id prefix; "self" is this one."""
+        reference = self.node.id if reference == "self" else reference
+        return await self._store.read(lambda tx: tx.nodes.find(reference))
+
+    async def count_endpoints(self, node_id: str) -> int:
+        """Return how many endpoints a node has on networks that span nodes."""
+        if node_id == self.node.id:
+            condition = "network_id IN (SELECT network_id FROM global_networks)"
+            return await self._store.read(lambda tx: tx.endpoints.count(condition))
+        query = "SELECT count(*) FROM remote_endpoints WHERE node_id = ? AND json_extract(body, '$.name') != ''"
+        rows = await self._store.read(lambda tx: tx.rows(query, node_id))
+        return int(rows[0][0])
+
+    async def drain(self, reference: str, etag: str, *, drained: bool) -> Node:
+        """See `Members.drain`."""
+        await self.ready()
+        node = await self.members.drain(await self.find(reference), etag, drained=drained)
+        await self.caught_up(node.revision)
+        return node
+
+    async def remove(self, reference: str, *, force: bool) -> None:
+        """See `Members.remove`.
+
+        Raises:
+            FailedPrecondition: it is this node.
+        """
+        await self.ready()
+        node = await self.find(reference)
+        if node.id == self.node.id:
+            raise FailedPrecondition(
+                f"node {node.name} is this one", hint="stop its netstored, then ask another node to remove it"
+            )
+        await self.members.remove(node, force=force)
+
+    async def _run(self) -> None:
+        tries = 0
+        while True:
+            try:
+                await self._session()
+            except Refused as error:
+                await self._leave(State.REFUSED, error)
+                await asyncio.sleep(_REFUSED_PAUSE)
+            except NetstoreError as error:
+                tries = 0 if self.state is State.JOINED else tries
+                await self._leave(State.AWAY, error)
+                await asyncio.sleep(_PAUSES[min(tries, len(_PAUSES) - 1)])
+                tries += 1
+            except Exception:
+                log.exception("cluster: a defect ended the session")
+                await self._leave(State.AWAY, NetstoreError("a defect ended the session: see netstored's log"))
+                await asyncio.sleep(_REFUSED_PAUSE)
+
+    async def _leave(self, state: State, error: NetstoreError) -> None:
+        if self.state is not state:
+            log.warning("the cluster is not available; what is local goes on", state=state, reason=str(error))
+        await self._set(state, error.what)
+
+    async def _set(self, state: State, reason: str) -> None:
+        async with self._moved:
+            self.state, self.reason = state, reason
+            self._first_try.set()
+            self._moved.notify_all()
+
+    async def _session(self) -> None:
+        lease = await self.etcd.grant(LEASE_SECONDS)
+        self.node = await self.members.register(self.node, lease)
+        changes = self.etcd.follow(STATE)
+        first = await anext(changes)
+        await self._take_up(first)
+        await self._work.resync()
+        log.info("joined the cluster", node=self.node.name, revision=self._revision)
+        await self._set(State.JOINED, "")
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._keep(lease), name="cluster lease")
+                group.create_task(self._follow(changes), name="cluster watch")
+                group.create_task(self._work.publish(), name="cluster publication")
+        except BaseExceptionGroup as group:
+            raise _first_of(group) from group
+
+    async def _keep(self, lease: int) -> None:
+        while True:
+            await asyncio.sleep(_KEEP_SECONDS)
+            if not await self.etcd.keep_alive(lease):
+                raise Unavailable("the node's lease ended: etcd was out of reach for too long")
+            if self.state is State.AWAY:  # a call failed meanwhile, but etcd is back
+                await self._set(State.JOINED, "")
+
+    async def _follow(self, changes: AsyncIterator[Snapshot | Changes]) -> None:
+        async for each in changes:
+            await self._take_up(each)
+            if isinstance(each, Snapshot):
+                await self._work.resync()
+
+    async def _take_up(self, found: Snapshot | Changes) -> None:
+        if isinstance(found, Snapshot):
+            seen: Sequence[Seen] = await self._store.read(lambda tx: differences(tx, found.items))
+        else:
+            seen = found.events
+        for start in range(0, len(seen), _AT_ONCE):
+            part = seen[start : start + _AT_ONCE]
+            effect = await self._store.write(lambda tx, part=part: self._picture.apply(tx, part))  # type: ignore[misc]
+            self.refused = {**self.refused, **effect.refused}
+            await self._work.follow(effect)
+            if effect.removed_here:
+                raise self.members.removed(self.node)
+        async with self._moved:
+            self._revision = found.revision
+            self._moved.notify_all()
+
+
+def _first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    first = group.exceptions[0]
+    return _first_of(first) if isinstance(first, BaseExceptionGroup) else first

@@ -1,0 +1,107 @@
+"""Makes the kernel follow what other nodes do: which drivers are told of whom."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import structlog
+
+from netstore.drivers.base import Driver
+from netstore.errors import NetstoreError
+from netstore.model import Finding, Kind, Network, RemoteEndpoint, Scope
+from netstore.networks.cluster import cache
+from netstore.networks.cluster.cache import Effect
+from netstore.networks.context import Context
+
+__all__ = ["DataPlane"]
+
+log = structlog.get_logger(__name__)
+
+_Triple = tuple[str, str, str]
+
+
+class DataPlane:
+    """What is in the kernel of endpoints of other nodes. What fails is logged, and repaired by the next resync."""
+
+    def __init__(self, context: Context, node_id: str) -> None:
+        self._context = context
+        self._node_id = node_id
+
+    async def follow(self, effect: Effect) -> None:
+        """Do what an effect asks for."""
+        for network in effect.gone:
+            await self._remove(network)
+        if effect.peers:
+            await self.apply_peers()
+        for network_id in {**effect.remove, **effect.add}:
+            async with self._context.locks.hold(network_id):
+                network = await self._context.store.read(lambda tx, of=network_id: tx.networks.get(of))  # type: ignore[misc]
+                if network and self._driver(network).is_here(network):
+                    await self._apply(network, effect.add.get(network_id, ()), effect.remove.get(network_id, ()))
+
+    async def apply_peers(self) -> None:
+        """Tell every driver whose networks span nodes whom to hear."""
+        addresses = await self._context.store.read(lambda tx: cache.peers(tx, self._node_id))
+        for driver in self._context.drivers.values():
+            if driver.scope is Scope.GLOBAL:
+                try:
+                    await self._context.apply(driver.apply_peers, addresses)
+                except NetstoreError as error:
+                    log.error("peers cannot be set", driver=driver.name, error=str(error))
+
+    async def resync(self) -> list[Finding]:
+        """Make every network's remote endpoints what the picture says; returns what differed."""
+        await self.apply_peers()
+        found = []
+        for network in await self._context.store.read(
+            lambda tx: tx.networks.all("id IN (SELECT network_id FROM global_networks)")
+        ):
+            if self._driver(network).is_here(network):
+                async with self._context.locks.hold(network.id):
+                    found += await self.check(network, repair=True)
+        return found
+
+    async def check(self, network: Network, *, repair: bool) -> list[Finding]:
+        """Compare what the kernel holds of a network's remote endpoints with the picture; the caller has its lock."""
+        observed = (await self._context.apply(self._driver(network).observe, network)).remotes
+        remotes = await self._context.store.read(lambda tx: cache.remotes(tx, network.id))
+        wanted = {triple: each for each in remotes for triple in _triples(each)}
+        missing = {each.endpoint_id: each for triple, each in wanted.items() if triple not in observed}
+        extra = [_stranger(network, triple) for triple in sorted(observed - wanted.keys())]
+        if not missing and not extra:
+            return []
+        detail = f"{len(missing)} remote endpoint(s) missing, {len(extra)} that are no more"
+        error = await self._apply(network, list(missing.values()), extra) if repair else ""
+        return [Finding(kind=Kind.NETWORK, resource_id=network.id, name=network.name, detail=detail,
+                        repaired=repair and not error, error=error)]  # fmt: skip
+
+    async def _apply(
+        self, network: Network, add: Sequence[RemoteEndpoint], remove: Sequence[RemoteEndpoint]
+    ) -> str:  # fmt: skip
+        try:
+            await self._context.apply(self._driver(network).apply_remote, network, add=add, remove=remove)
+        except NetstoreError as error:
+            log.error("remote endpoints cannot be set", network=network.name, error=str(error))
+            return str(error)
+        return ""
+
+    async def _remove(self, network: Network) -> None:
+        async with self._context.locks.hold(network.id):
+            try:
+                await self._context.remove(self._driver(network).remove_network, network)
+            except NetstoreError as error:
+                log.error("a network of the cluster that is gone stays", network=network.name, error=str(error))
+
+    def _driver(self, network: Network) -> Driver:
+        return self._context.driver(network.spec.driver)
+
+
+def _triples(endpoint: RemoteEndpoint) -> list[_Triple]:
+    return [(address, endpoint.mac, endpoint.vtep) for address in endpoint.addresses]
+
+
+def _stranger(network: Network, triple: _Triple) -> RemoteEndpoint:
+    address, mac, vtep = triple
+    return RemoteEndpoint(
+        endpoint_id="", network_id=network.id, node_id="", vtep=vtep, mac=mac, addresses=(address,) if address else ()
+    )

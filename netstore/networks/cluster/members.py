@@ -1,0 +1,152 @@
+"""The nodes of a cluster: registration, and what is done to them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import structlog
+
+from netstore.errors import Conflict, FailedPrecondition, InUse, Unavailable
+from netstore.model import Node
+from netstore.networks.cluster.records import (
+    ALIVE,
+    CLAIMS,
+    ENDPOINTS,
+    HOSTS,
+    NODES,
+    decode_endpoint,
+    decode_node,
+    encode,
+)
+from netstore.store.etcd import Etcd, Op, absent, delete, holds, put, unchanged
+
+__all__ = ["Members", "Refused", "member_key"]
+
+_TRIES = 10
+_DELETIONS_AT_ONCE = 100  # etcd's limit is 128 operations
+
+log = structlog.get_logger(__name__)
+
+
+class Refused(Unavailable):
+    """The cluster does not take this node; what is local goes on."""
+
+
+def member_key(node_id: str) -> str:
+    """Return the key that a node's right to claim anything depends on."""
+    return f"{CLAIMS}members/{node_id}"
+
+
+def _claims(node: Node) -> dict[str, str]:
+    """Return the keys that a node holds, and what they are for a message."""
+    return {
+        f"{CLAIMS}names/nodes/{node.name}": f"the node name {node.name}",
+        f"{CLAIMS}underlay/{node.address}": f"the address {node.address} (advertise)",
+    }
+
+
+class Members:
+    """The nodes, as etcd has them. `instance` tells this run of the daemon from another with the same node id."""
+
+    def __init__(self, etcd: Etcd, instance: str) -> None:
+        self._etcd = etcd
+        self._instance = instance.encode()
+        self._joined = False
+
+    async def register(self, node: Node, lease: int) -> Node:
+        """Make a node known, and up as long as its lease lives; returns it as it is known.
+
+        Raises:
+            Refused: another node has its name, its address or its id; or it was removed while it was away.
+        """
+        for _ in range(_TRIES):
+            present = await self._etcd.read(f"{NODES}{node.id}")
+            old = decode_node(present.value) if present else None
+            if self._joined and await self._etcd.read(member_key(node.id)) is None:
+                raise self.removed(node)
+            await self._refuse_twin(node, old)
+            created = old.create_time if old else time.time()
+            wanted = replace(node, create_time=created, drained=bool(old and old.drained), up=False, revision=0)
+            mine = encode(node.id)
+            found = {key: await self._etcd.read(key) for key in _claims(wanted)}
+            for key, holder in found.items():
+                if holder and holder.value != mine:
+                    raise Refused(
+                        f"{_claims(wanted)[key]} is taken by node {holder.value.decode()[1:13]}",
+                        hint="give [cluster] another name or advertise; if that node is no more, `netstore node rm` it",
+                        reason="NODE_NAME_TAKEN" if "/names/" in key else "NODE_ADDRESS_TAKEN",
+                    )  # fmt: skip
+            conditions = [unchanged(f"{NODES}{node.id}", present.revision if present else 0)]
+            conditions += [holds(key, mine) if holder else absent(key) for key, holder in found.items()]
+            then = [put(key, mine) for key, holder in found.items() if not holder]
+            then += [delete(key) for key in (_claims(old) if old else ()) if key not in found]
+            if old != wanted:  # before it is up: others see it in this order
+                then.append(put(f"{NODES}{node.id}", encode(wanted)))
+            then += [put(f"{ALIVE}{node.id}", self._instance, lease), put(member_key(node.id), b"")]
+            if (await self._etcd.transact(conditions, then)).succeeded:
+                self._joined = True
+                return wanted
+        raise Unavailable(f"node {node.name} could not register: others change the cluster at the same time")
+
+    def removed(self, node: Node) -> Refused:
+        """Return what is said to a node that somebody removed."""
+        return Refused(
+            f"node {node.name} was removed from the cluster", reason="NODE_REMOVED",
+            hint="restart its netstored to let it join again",
+        )  # fmt: skip
+
+    async def _refuse_twin(self, node: Node, old: Node | None) -> None:
+        alive = await self._etcd.read(f"{ALIVE}{node.id}")
+        if old and old.address != node.address and alive and alive.value != self._instance:
+            raise Refused(
+                f"node id {node.id[:12]} is in use at {old.address}", reason="NODE_ID_TAKEN",
+                hint="was the state directory copied from there? begin with an empty one",
+            )  # fmt: skip
+
+    async def drain(self, node: Node, etag: str, *, drained: bool) -> Node:
+        """Let a node take no new endpoints of networks that span nodes, or take them again.
+
+        Raises:
+            Conflict: the etag is not the current one.
+            Unavailable: etcd does not answer.
+        """
+        for _ in range(_TRIES):
+            present = await self._etcd.read(f"{NODES}{node.id}")
+            if present is None:
+                raise FailedPrecondition(f"node {node.name} was removed", hint="`netstore node ls` shows what there is")
+            if etag and etag != str(present.revision):
+                raise Conflict(f"node {node.name} has changed", hint="read it again, then change it again")
+            changed = replace(decode_node(present.value), drained=drained)
+            result = await self._etcd.transact(
+                [unchanged(f"{NODES}{node.id}", present.revision)], [put(f"{NODES}{node.id}", encode(changed))]
+            )
+            if result.succeeded:
+                return replace(changed, up=node.up, revision=result.revision)
+        raise Unavailable(f"node {node.name} could not be changed: others change it at the same time")
+
+    async def remove(self, node: Node, *, force: bool) -> None:
+        """Remove a node with all that it holds; what was begun and broke off is finished by asking again.
+
+        Raises:
+            InUse: it is up, and `force` is not set.
+        """
+        if not force and await self._etcd.read(f"{ALIVE}{node.id}"):
+            raise InUse(
+                f"node {node.name} is up", hint="stop its netstored and wait for 10 s, or give --force", node=node.name
+            )
+        # From here on it can claim nothing more.
+        await self._etcd.transact([], [delete(member_key(node.id)), delete(f"{ALIVE}{node.id}")])
+        gone: list[Op] = []
+        for prefix in (ENDPOINTS, HOSTS):
+            for item in (await self._etcd.snapshot(prefix)).items:
+                record = decode_endpoint(item.value)
+                if record.node_id == node.id:
+                    gone += [delete(key) for key in (*record.claims, item.key)]
+        for start in range(0, len(gone), _DELETIONS_AT_ONCE):
+            await self._etcd.transact([], gone[start : start + _DELETIONS_AT_ONCE])
+        mine = encode(node.id)
+        for key in _claims(node):
+            await self._etcd.transact([holds(key, mine)], [delete(key)])
+        await self._etcd.transact([], [delete(f"{NODES}{node.id}")])
+        log.info("node removed", node=node.name, endpoints=len(gone))

@@ -1,0 +1,76 @@
+"""Keys and values in etcd.
+
+Below STATE is what every node watches; below CLAIMS are keys whose existence is the holding of a name, an address, a
+MAC or a number: they are created if absent, and say who holds them in their value. Nobody watches those.
+
+    STATE/nodes/NODE            Node                              CLAIMS/names/nodes/NAME        NODE
+    STATE/alive/NODE            instance, goes with its lease     CLAIMS/underlay/ADDRESS        NODE
+    STATE/networks/NETWORK      Network                           CLAIMS/names/networks/NAME     NETWORK
+    STATE/endpoints/NETWORK/ID  EndpointRecord                    CLAIMS/vnis/VNI                NETWORK
+    STATE/hosts/NETWORK/NODE    EndpointRecord of the node        CLAIMS/addresses/NETWORK/IP    ENDPOINT
+                                                                  CLAIMS/macs/NETWORK/MAC        ENDPOINT
+    CLAIMS/members/NODE         exists as long as the node may claim anything
+    CLAIMS/subnets              changes with every network that comes or goes, so that two never take overlapping ones
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from netstore.model import Network, Node, RemoteEndpoint
+
+__all__ = ["ALIVE", "CLAIMS", "ENDPOINTS", "HOSTS", "NETWORKS", "NODES", "STATE", "SUBNETS", "EndpointRecord",
+           "decode_endpoint", "decode_network", "decode_node", "encode", "shared"]  # fmt: skip
+
+_ROOT = "/netstore/1/"
+STATE = f"{_ROOT}state/"
+CLAIMS = f"{_ROOT}claims/"
+NODES, ALIVE, NETWORKS, ENDPOINTS, HOSTS = (
+    f"{STATE}{name}/" for name in ("nodes", "alive", "networks", "endpoints", "hosts")
+)
+SUBNETS = f"{CLAIMS}subnets"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointRecord:
+    """An endpoint as other nodes see it. `names` are lower case, `name` its own; one that is not `attached` has its
+    addresses and no more. A node's own addresses on a network are one too, without a name.
+    """
+
+    id: str
+    network_id: str
+    node_id: str
+    vtep: str
+    mac: str
+    addresses: tuple[str, ...]
+    name: str = ""
+    names: tuple[str, ...] = ()
+    attached: bool = True
+
+    @property
+    def remote(self) -> RemoteEndpoint:
+        """What a driver is told of it."""
+        aliases = tuple(name for name in self.names if name != self.name.lower())
+        return RemoteEndpoint(
+            endpoint_id=self.id, network_id=self.network_id, node_id=self.node_id, vtep=self.vtep, mac=self.mac,
+            addresses=self.addresses, name=self.name, aliases=aliases,
+        )  # fmt: skip
+
+    @property
+    def claims(self) -> list[str]:
+        """The keys that it holds besides its own."""
+        addresses = [f"{CLAIMS}addresses/{self.network_id}/{address}" for address in self.addresses]
+        return [*addresses, f"{CLAIMS}macs/{self.network_id}/{self.mac}"] if self.mac else addresses
+
+
+encode = msgspec.json.Encoder().encode
+decode_endpoint = msgspec.json.Decoder(EndpointRecord).decode
+decode_network = msgspec.json.Decoder(Network).decode
+decode_node = msgspec.json.Decoder(Node).decode
+
+
+def shared(network: Network) -> Network:
+    """Return of a network what is the same on every node."""
+    return replace(network, mtu=0, overlaps=(), host_addresses=(), host_mac_address="", revision=0)

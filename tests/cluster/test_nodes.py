@@ -1,0 +1,136 @@
+"""Nodes of a cluster: they join, are lost, come back, are drained and removed; duplicates are refused."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import grpc
+import pytest
+from cluster.lab import UNDERLAY, Etcd3, restart, start_node, stop_nodes
+from conftest import Node, wait_until
+
+from netstore.api.v1 import node_pb2 as pb
+from netstore.cli.client import Client
+
+
+def states(node: Node) -> dict[str, str]:
+    lines = node.out("node", "ls", "--format", "{{.Name}} {{.Status.State}}").splitlines()
+    return {line.split()[0]: line.split()[1].removeprefix("NODE_STATE_").lower() for line in lines}
+
+
+def info(node: Node) -> dict[str, object]:
+    found = json.loads(node.out("system", "info", "--format", "json"))["cluster"]
+    return {**found, "state": found["state"].removeprefix("CLUSTER_STATE_").lower()}
+
+
+def test_nodes_join_are_lost_and_return(etcd3: Etcd3, nodes3: list[Node]) -> None:
+    one, two, three = nodes3
+    for node in nodes3:
+        wait_until(lambda node=node: states(node) == {"n1": "up", "n2": "up", "n3": "up"}, what="three nodes")
+    shown = one.out("node", "ls")
+    assert "ADDRESS" in shown
+    assert f"{UNDERLAY}.2" in shown
+    assert shown.count("*") == 1
+    assert "joined as n1 (198.51.100.1), 3 of 3 nodes up" in one.out("system", "info")
+    assert json.loads(one.out("node", "inspect", "n2"))[0]["status"]["address"] == f"{UNDERLAY}.2"
+    three.kill()
+    killed = time.monotonic()
+    wait_until(lambda: states(one)["n3"] == "down", seconds=16, what="the lost node")
+    assert time.monotonic() - killed < 15
+    assert "is up" in one.cli("node", "rm", "n2", check=False).stderr
+    assert "is this one" in one.cli("node", "rm", "-f", "n1", check=False).stderr
+    restart(three)
+    wait_until(lambda: states(two)["n3"] == "up", what="its return")
+    one.cli("node", "drain", "n3")
+    assert "Drain" in three.out("node", "ls", "--filter", "name=n3")
+    restarted = time.monotonic()
+    three.kill()
+    restart(three)
+    assert "Drain" in three.out("node", "ls", "--filter", "name=n3"), "it stays drained"
+    assert time.monotonic() - restarted < 9
+    assert states(one)["n3"] == "up", "a quick restart is no loss"
+    three.cli("node", "undrain", "self")
+    assert "Active" in one.out("node", "ls", "--filter", "name=n3")
+    three.kill()
+    one.cli("node", "rm", "-f", "n3")
+    wait_until(lambda: set(states(two)) == {"n1", "n2"}, what="the removal")
+    events = two.out("system", "events", "--since", "0", "--until-now", "--filter", "kind=node")
+    assert [line.split()[3] for line in events.splitlines() if " n3" in line][-1] == "remove"
+    restart(three)
+    wait_until(lambda: states(one).get("n3") == "up", what="the removed node joins again when it is restarted")
+
+
+def test_bad_values_are_named(etcd3: Etcd3, nodes3: list[Node]) -> None:
+    client = Client(nodes3[0].address)
+    wait_until(lambda: info(nodes3[0])["state"] == "joined", what="the cluster")
+    for method, request, code, text in (
+        ("GetNode", pb.GetNodeRequest(), grpc.StatusCode.INVALID_ARGUMENT, "node"),
+        ("GetNode", pb.GetNodeRequest(node="nosuch"), grpc.StatusCode.NOT_FOUND, "nosuch"),
+        ("ListNodes", pb.ListNodesRequest(filter=["colour=red"]), grpc.StatusCode.INVALID_ARGUMENT, "colour"),
+        ("ListNodes", pb.ListNodesRequest(page_size=-1), grpc.StatusCode.INVALID_ARGUMENT, "page_size"),
+        ("DeleteNode", pb.DeleteNodeRequest(node="nosuch"), grpc.StatusCode.NOT_FOUND, "nosuch"),
+        ("DeleteNode", pb.DeleteNodeRequest(node="n1"), grpc.StatusCode.FAILED_PRECONDITION, "n1"),
+        ("DrainNode", pb.DrainNodeRequest(node="nosuch"), grpc.StatusCode.NOT_FOUND, "nosuch"),
+        ("DrainNode", pb.DrainNodeRequest(node="n1", etag="1"), grpc.StatusCode.ABORTED, "n1"),
+        ("UndrainNode", pb.UndrainNodeRequest(node="n1", etag="x"), grpc.StatusCode.ABORTED, "n1"),
+    ):
+        with pytest.raises(grpc.RpcError) as refused:
+            getattr(client.nodes, method)(request)
+        assert refused.value.code() is code, (method, refused.value)
+        assert text in refused.value.details()
+    client.nodes.DeleteNode(pb.DeleteNodeRequest(node="nosuch", allow_missing=True))
+    client.channel.close()
+
+
+def test_a_live_node_that_is_removed_is_told(etcd3: Etcd3, nodes3: list[Node]) -> None:
+    one, two, _ = nodes3
+    wait_until(lambda: "n2" in states(one), what="n2")
+    one.cli("node", "rm", "-f", "n2")
+    wait_until(lambda: info(two)["state"] == "refused", what="the removal")
+    assert "was removed from the cluster" in str(info(two)["message"])
+    assert "n2" not in states(one)
+    two.cli("network", "create", "local")
+
+
+def test_duplicates_are_refused(etcd3: Etcd3, nodes3: list[Node]) -> None:
+    twin = start_node(etcd3, 4, "n1")
+    try:
+        wait_until(lambda: info(twin)["state"] == "refused", what="the refusal")
+        assert "the node name n1 is taken by node" in str(info(twin)["message"])
+        refused = twin.cli("node", "drain", "n1", check=False)
+        assert refused.returncode == 1
+        assert "node name n1 is taken" in refused.stderr
+        assert "WARNING: cluster:" in twin.cli("system", "info").stderr
+        twin.cli("network", "create", "local")
+    finally:
+        stop_nodes([twin])
+
+
+def test_without_etcd_what_is_local_goes_on(etcd3: Etcd3, nodes3: list[Node]) -> None:
+    one = nodes3[0]
+    wait_until(lambda: len(states(one)) == 3, what="three nodes")
+    etcd3.kill(0, 1, 2)
+    wait_until(lambda: info(one)["state"] == "away", what="the loss of etcd")
+    assert states(one) == {"n1": "up", "n2": "unknown", "n3": "unknown"}
+    began = time.monotonic()
+    refused = one.cli("node", "drain", "n2", check=False)
+    assert time.monotonic() - began < 2, "at once"
+    assert refused.returncode == 1
+    assert "the cluster is not available" in refused.stderr
+    one.cli("network", "create", "local")
+    path = one.host.netns("c")
+    one.cli("network", "connect", "local", "--netns", path)
+    one.kill()
+    began = time.monotonic()
+    restart(one)
+    assert time.monotonic() - began < 5, "a node starts without etcd"
+    one.cli("network", "disconnect", "local", "--netns", path)
+    etcd3.start(0, 1, 2)
+    wait_until(lambda: states(one) == {"n1": "up", "n2": "up", "n3": "up"}, seconds=20, what="all is as before")
+
+
+def test_a_node_alone_says_so(node: Node) -> None:
+    refused = node.cli("node", "ls", check=False)
+    assert refused.returncode == 1
+    assert "this node is in no cluster" in refused.stderr
