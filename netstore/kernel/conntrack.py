@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+import threading
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
@@ -36,6 +37,7 @@ CTA_TUPLE_IP, CTA_TUPLE_PROTO, CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_
 CTA_IP_SRC = {socket.AF_INET: 1, socket.AF_INET6: 3}
 CTA_FILTER_F_CTA_IP_SRC, CTA_FILTER_F_CTA_PROTO_NUM = 1, 1 << 3
 CTA_FILTER_F_CTA_PROTO_SRC_PORT, CTA_FILTER_F_CTA_PROTO_DST_PORT = 1 << 4, 1 << 5
+CTA_IP_SRC_V6 = struct.pack("=HH", 20, 3)  # as it is before an address
 IPS_SRC_NAT, IPS_DST_NAT = 1 << 4, 1 << 5
 
 _NUMBERS = {
@@ -46,6 +48,10 @@ _PORT_FLAGS = {
 }  # fmt: skip
 _HEADER = 20  # nlmsghdr and nfgenmsg
 _FEW = 4  # ports for which a pass each costs less than reading what there is
+
+
+_waiting: set[str] = set()
+_reading = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,9 +131,26 @@ def forget_published(
 
 
 def forget_address(address: str) -> None:
-    """Forget every flow that an address began or answers."""
-    _forget(_Flows(family=_family(address), target=address))
-    _forget(_Flows(family=_family(address), source=address))
+    """Forget every flow that an address began or answers. Calls at the same time share the reading that IPv6 needs."""
+    if _family(address) == socket.AF_INET:
+        _forget(_Flows(family=socket.AF_INET, target=address))
+        _forget(_Flows(family=socket.AF_INET, source=address))
+        return
+    _waiting.add(address)
+    with _reading:
+        if address in _waiting:  # else the call that read before us took it along
+            addresses = [_waiting.pop() for _ in range(len(_waiting))]
+            _forget_ipv6({CTA_IP_SRC_V6 + socket.inet_pton(socket.AF_INET6, each) for each in addresses})
+
+
+def _forget_ipv6(sources: Collection[bytes]) -> None:
+    """Forget flows in which one of the encoded source addresses is; one pass for all."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER) as connection:
+        for flow in _ask(connection, IPCTNL_MSG_CT_GET, NLM_F_DUMP, b"", socket.AF_INET6):
+            if any(source in flow for source in sources):
+                parts = attributes(flow, _HEADER)
+                one = parts[CTA_TUPLE_ORIG] + parts.get(CTA_ID, b"")
+                _ask(connection, IPCTNL_MSG_CT_DELETE, NLM_F_ACK, one, socket.AF_INET6)
 
 
 def _numbers(first: int, port: PortMapping) -> range:
