@@ -7,14 +7,14 @@ from typing import Any
 import click
 import grpc
 
-from netstore.api.v1 import container_pb2, image_pb2, network_pb2, volume_pb2
+from netstore.api.v1 import container_pb2, image_pb2, network_pb2, policy_pb2, volume_pb2
 from netstore.cli.client import Client, fail, pass_client
 from netstore.cli.completion import names
 from netstore.cli.format import show_objects
 
 __all__ = ["command"]
 
-_KINDS = ("container", "image", "network", "volume")
+_KINDS = ("container", "image", "network", "volume", "policy")
 
 
 @click.command("inspect")
@@ -23,7 +23,7 @@ _KINDS = ("container", "image", "network", "volume")
 @click.option("-f", "--format", "template", default="json", help="'json' (default), or a template.")
 @pass_client
 def command(client: Client, resources: tuple[str, ...], kind: str | None, template: str) -> None:
-    """Show containers, images, networks or volumes in full: the first kind that has the name."""
+    """Show containers, images, networks, volumes or policies in full: the first kind that has the name."""
     show_objects([_find(client, each, (kind,) if kind else _KINDS) for each in resources], template)
 
 
@@ -35,6 +35,7 @@ def _find(client: Client, name: str, kinds: tuple[str, ...]) -> Any:
         "image": lambda: client.images.GetImage(image_pb2.GetImageRequest(image=name)).image,
         "network": lambda: client.networks.GetNetwork(network_pb2.GetNetworkRequest(network=name)).network,
         "volume": lambda: client.volumes.GetVolume(volume_pb2.GetVolumeRequest(volume=name)).volume,
+        "policy": lambda: client.policies.GetPolicy(policy_pb2.GetPolicyRequest(policy=name)).policy,
     }
     for kind in kinds:
         try:
@@ -42,4 +43,4 @@ def _find(client: Client, name: str, kinds: tuple[str, ...]) -> Any:
         except grpc.RpcError as error:
             if error.code() is not grpc.StatusCode.NOT_FOUND or (kind == kinds[-1] and len(kinds) == 1):
                 fail(error, client)
-    raise click.ClickException(f"no such container, image, network or volume: {name}")
+    raise click.ClickException(f"no such container, image, network, volume or policy: {name}")

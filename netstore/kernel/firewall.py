@@ -92,6 +92,11 @@ def _both(*rules: str) -> tuple[str, ...]:
 
 
 _PORT = "meta l4proto . th dport"
+# Who has an address, and who listens to a group: what a link needs to work, whatever the policies.
+_LINK_CONTROL = (
+    "nd-neighbor-solicit, nd-neighbor-advert, mld-listener-query, mld-listener-report, mld-listener-done,"
+    " mld2-listener-report"
+)
 _CHAINS: _Chains = {
     "forward": (
         "type filter hook forward priority filter; policy accept;",
@@ -124,8 +129,8 @@ _CHAINS: _Chains = {
         (
             "iifname != @bridges accept",
             "ct direction reply accept",
-            "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, mld-listener-report,"
-            " mld2-listener-report } accept",
+            f"icmpv6 type {{ {_LINK_CONTROL}, nd-router-solicit }} accept",
+            "ip protocol igmp accept",
             "iifname vmap @policed",
         ),
     ),
@@ -223,7 +228,8 @@ _GUARD_CHAINS: _Chains = {
         "type filter hook forward priority -200; policy accept;",
         (
             "ether type arp accept",
-            "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept",
+            f"icmpv6 type {{ {_LINK_CONTROL} }} accept",
+            "ip protocol igmp accept",
             "iifname vmap @members",
             "oifname vmap @members",
         ),
@@ -296,6 +302,7 @@ class Firewall:
             policed = self.policing.get(network_id)
             change()
             after, new = self.policing.skeleton(network_id), elements()
+            old |= self._jumps_to(before[BRIDGED].chains.keys() - after[BRIDGED].chains.keys())
             commands: list[str] = []
             for table in _TABLES:
                 commands += _add_skeleton(table, before[table], whole=False) + _add_skeleton(table, after[table])
@@ -309,6 +316,12 @@ class Firewall:
                 self.policing.restore(network_id, policed)
                 raise
             self._plain.also(_bodies(self.policing.skeleton()))
+
+    def _jumps_to(self, chains: Collection[str]) -> set[Element]:
+        """Return elements of endpoints that lead to chains which go: of some that came meanwhile we have not heard."""
+        listed = self._nft.json(f"list map {BRIDGED} members") if chains else None
+        found = {_text(each) for entry in listed or [] for each in entry.get("map", {}).get("elem", [])}
+        return {("members", text) for text in found if text.partition(" : jump ")[2] in chains}
 
     def elements(self) -> set[Element] | None:
         """Return every element that does not expire, None when a table or a part of its skeleton is missing."""

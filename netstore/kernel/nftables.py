@@ -6,22 +6,27 @@ libnftables' errors become `KernelError`.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 import nftables
 
 from netstore.errors import KernelError
+from netstore.kernel.attributes import NETLINK_NETFILTER
 
-__all__ = ["Nftables"]
+__all__ = ["Nftables", "is_ours"]
 
 _ERRNOS = {os.strerror(code): code for code in (
     errno.ENOENT, errno.EEXIST, errno.EBUSY, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSPC, errno.ENOMEM, errno.EINVAL
 )}  # fmt: skip
+
+_ours: set[int] = set()  # sockets of contexts live as long as we do
 
 
 class Nftables:
@@ -72,6 +77,20 @@ class Nftables:
                 return None
             raise error
         return cast("list[dict[str, Any]]", msgspec.json.decode(output)["nftables"])
+
+
+def is_ours(port: int) -> bool:
+    """Say whether a netfilter socket of this process has that address: the nlmsg_pid of who caused a notification."""
+    if port not in _ours:
+        own = set()
+        for descriptor in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):  # closed meanwhile
+                own.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+        for line in Path("/proc/thread-self/net/netlink").read_text().splitlines()[1:]:
+            _, protocol, address, *_, inode = line.split()
+            if int(protocol) == NETLINK_NETFILTER and int(address) == port and f"socket:[{inode}]" in own:
+                _ours.add(port)
+    return port in _ours
 
 
 def _mapped(text: str, doing: str, commands: Sequence[str]) -> KernelError:

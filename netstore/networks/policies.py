@@ -11,10 +11,10 @@ from netstore.drivers.base import Driver
 from netstore.errors import AlreadyExists, Conflict, FailedPrecondition
 from netstore.kernel.firewall import Element, Firewall
 from netstore.kernel.policing import counter_name, selects
-from netstore.model import Endpoint, Kind, Network, Policy, PolicySpec, Selector, new_id
+from netstore.model import Endpoint, Kind, Network, Policy, PolicyPort, PolicySpec, Selector, new_id
 from netstore.networks import planning
 from netstore.networks.context import Context
-from netstore.networks.planning import changes, changes_of_labels
+from netstore.networks.planning import changes_of_labels
 from netstore.store import Transaction
 
 __all__ = ["Policies", "PolicyView", "refuse_unpoliced"]
@@ -258,7 +258,7 @@ def _insert(tx: Transaction, policy: Policy, network: Network, request_id: str) 
     for made in tx.answered(request_id, "CreatePolicy"):
         return tx.policies.require(made), False
     for present in tx.policies.all("name = ?", policy.name):
-        difference = changes(policy.spec, present.spec) or changes_of_labels(policy.labels, present.labels)
+        difference = _difference(policy, present)
         if difference:
             raise AlreadyExists(
                 f"policy {policy.name} exists and differs: {difference}",
@@ -271,6 +271,28 @@ def _insert(tx: Transaction, policy: Policy, network: Network, request_id: str) 
     tx.policies.insert(policy)
     tx.answer(request_id, "CreatePolicy", [policy.id])
     return policy, True
+
+
+def _difference(asked: Policy, present: Policy) -> str:
+    """Say in what two policies differ, in the words of the command; "" when in nothing."""
+    wanted, there = _words(asked.spec), _words(present.spec)
+    differing = [f"{key} is {there[key]}, asked for {wanted[key]}" for key in wanted if wanted[key] != there[key]]
+    return ", ".join(differing) or changes_of_labels(asked.labels, present.labels)
+
+
+def _words(spec: PolicySpec) -> dict[str, str]:
+    def who(selectors: Sequence[Selector]) -> str:
+        return " or ".join(each.cidr or ",".join(each.labels) for each in selectors) or "any"
+
+    def what(port: PolicyPort) -> str:
+        last = f"-{port.last}" if port.last > port.first else ""
+        return f"{port.first}{last}/{port.protocol}" if port.first else port.protocol
+
+    ports = " or ".join(what(port) for port in spec.ports) or "any"
+    return {
+        "network": spec.network_id[:12], "sources": who(spec.sources), "destinations": who(spec.destinations),
+        "ports": ports, "action": spec.action.value,
+    }  # fmt: skip
 
 
 def _delete(tx: Transaction, policy: Policy) -> Policy | None:

@@ -15,6 +15,7 @@ import structlog
 
 from netstore.errors import NetstoreError
 from netstore.kernel.attributes import NETLINK_NETFILTER, attributes, messages
+from netstore.kernel.nftables import is_ours
 from netstore.networks.manager import NetworkManager
 
 __all__ = ["Drift", "Soon"]
@@ -28,7 +29,7 @@ NFNL_SUBSYS_NFTABLES = 10
 NFT_MSG_DELTABLE, NFT_MSG_DELCHAIN, NFT_MSG_DELRULE, NFT_MSG_DELSET = 2, 5, 8, 11
 SO_ATTACH_FILTER = 26
 BPF_LD_W_ABS, BPF_LD_H_ABS, BPF_JMP_JEQ_K, BPF_RET_K = 0x20, 0x28, 0x15, 0x06
-_KIND_AT, _INDEX_AT = 4, 20  # nlmsg_type, and ifi_index behind the header
+_KIND_AT, _SENDER_AT, _INDEX_AT = 4, 12, 20  # nlmsg_type, nlmsg_pid, and ifi_index behind the header
 
 NFT_MSG_NEWCHAIN = 3
 _NFT_GONE = (NFT_MSG_DELTABLE, NFT_MSG_DELCHAIN, NFT_MSG_DELRULE, NFT_MSG_DELSET)
@@ -188,8 +189,11 @@ def _anything(kind: int, message: bytes) -> bool:
 
 
 def _table_went(kind: int, message: bytes) -> bool:
-    """Say whether something of our tables was removed, or a chain of others changed that may drop what is ours."""
-    if kind >> 8 != NFNL_SUBSYS_NFTABLES:
+    """Say whether something of our tables was removed, or a chain of others changed that may drop what is ours.
+
+    What we remove ourselves, when a policy changes, is no drift: looking for one then would find work half done.
+    """
+    if kind >> 8 != NFNL_SUBSYS_NFTABLES or is_ours(struct.unpack_from("=I", message, _SENDER_AT)[0]):
         return False
     if kind & 0xFF == NFT_MSG_NEWCHAIN:
         return b"DOCKER-USER\0" in message or b"FORWARD\0" in message

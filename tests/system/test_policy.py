@@ -5,10 +5,16 @@ from __future__ import annotations
 import json
 import select
 import subprocess
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 from conftest import BIN, Node, wait_until
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from netstore.api.v1 import endpoint_pb2, policy_pb2
+from netstore.cli.client import Client
 
 # Answers "PORT" on TCP and echoes on UDP, both families, at every port given.
 SERVER = """
@@ -279,8 +285,9 @@ def test_create_list_remove(lab: Lab) -> None:
     assert node.out(*create) == made
     other = node.cli("policy", "create", "p", "--network", "app", "--from", "label=b", check=False)
     assert other.returncode == 1
-    assert "exists and differs: sources is" in other.stderr
+    assert "exists and differs: sources is a or b, asked for b, ports is 53/udp, asked for any" in other.stderr
     assert node.out("policy", "ls", "-q", "--no-trunc") == made
+    assert node.out("inspect", "--format", "{{.ID}}", "p") == made
     assert node.out("policy", "ls").splitlines()[1].split()[1:] == [
         "p",
         "app",
@@ -579,3 +586,54 @@ def test_nobody_pretends_to_be_another(lab: Lab) -> None:
                     "ip", "netns", "exec", liar, "python3", "-c", LIES, who[liar], who[victim], who[target]
                 )
                 assert listener.communicate(timeout=20)[0].split("\n") == ["TRUE", "TRUE 6", ""]
+
+
+def test_policies_and_endpoints_that_come_and_go_at_once(lab: Lab, client: Client) -> None:
+    """Attach, detach, relabel, create, update and remove side by side: in the end kernel and store agree."""
+    lab.node.cli("network", "create", "app")
+    names = [f"n{number}" for number in range(6)]
+    for name in names:
+        lab.node.host.netns(name)
+    problems: list[str] = []
+    end = time.monotonic() + 5
+
+    def endpoints(name: str) -> None:
+        spec = endpoint_pb2.EndpointSpec(network="app", name=name, sandbox={"netns_path": f"/run/netns/{name}"})
+        while time.monotonic() < end:
+            wanted = endpoint_pb2.Endpoint(labels={"a": "1"}, spec=spec)
+            made = client.endpoints.AttachEndpoint(endpoint_pb2.AttachEndpointRequest(endpoint=wanted)).endpoint
+            changed = endpoint_pb2.Endpoint(id=made.id, labels={"b": "1"})
+            request = endpoint_pb2.UpdateEndpointRequest(endpoint=changed, update_mask=FieldMask(paths=["labels"]))
+            client.endpoints.UpdateEndpoint(request)
+            if name != names[0] or time.monotonic() < end:
+                client.endpoints.DetachEndpoint(endpoint_pb2.DetachEndpointRequest(endpoint=made.id))
+
+    def policies(name: str) -> None:
+        spec = policy_pb2.PolicySpec(network="app", sources=[{"labels": ["a"]}], destinations=[{"labels": ["b"]}])
+        while time.monotonic() < end:
+            policy = policy_pb2.Policy(name=name, spec=spec)
+            client.policies.CreatePolicy(policy_pb2.CreatePolicyRequest(policy=policy))
+            policy.spec.ports.add(protocol=policy_pb2.POLICY_PROTOCOL_TCP)
+            client.policies.UpdatePolicy(
+                policy_pb2.UpdatePolicyRequest(policy=policy, update_mask=FieldMask(paths=["spec.ports"]))
+            )
+            if name != "p0" or time.monotonic() < end:
+                client.policies.DeletePolicy(policy_pb2.DeletePolicyRequest(policy=name))
+
+    def run(work: Callable[[str], None], name: str) -> None:
+        try:
+            work(name)
+        except Exception as error:
+            problems.append(f"{name}: {error}")
+
+    threads = [threading.Thread(target=run, args=(endpoints, name)) for name in names]
+    threads += [threading.Thread(target=run, args=(policies, name)) for name in ("p0", "p1")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert problems == []
+    time.sleep(0.5)  # the repair that our own removals ask for
+    assert lab.node.out("system", "check") == "kernel and store agree"
+    assert "is there and should not be" not in lab.node.log()
+    assert "is missing" not in lab.node.log()
