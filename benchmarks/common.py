@@ -41,10 +41,12 @@ def sh(command: str) -> None:
     subprocess.run(command, shell=True, check=True, capture_output=True)
 
 
-def start_netstore(place: Path) -> Client:
-    """Start netstore-resolver and netstored below a directory and return a client."""
+def start_netstore(place: Path, config: str = "") -> Client:
+    """Start netstore-resolver and netstored below a directory, with more configuration, and return a client."""
     paths = ["--state-dir", str(place / "state"), "--run-dir", str(place / "run")]
-    (place / "netstored.toml").write_text("[resolver]\nmanage = false\n")  # it has to be there before we measure
+    (place / "netstored.toml").write_text(
+        f"[resolver]\nmanage = false\n{config}"
+    )  # it has to be there before we measure
     for name, flags in (("netstore-resolver", []), ("netstored", ["--config", place / "netstored.toml"])):
         subprocess.Popen([BIN / name, *flags, *paths], stderr=(place / f"{name}.log").open("w"))
     client = Client(f"unix://{place}/run/netstore.sock")

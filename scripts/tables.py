@@ -14,9 +14,13 @@ _MARK = re.compile(r"(<!-- options of (\S+) -->\n).*?(<!-- end -->\n)", re.DOTAL
 
 
 def table(name: str) -> str:
-    """Return the Markdown table of a driver's options, or of "endpoints"."""
+    """Return the Markdown table of a driver's options, of "volumes:" and a volume driver's, or of "endpoints"."""
     options: Sequence[Option] = ENDPOINT_OPTIONS
-    if name != "endpoints":
+    kind, separator, of_volumes = name.partition(":")
+    if separator:
+        (point,) = entry_points(group=f"netstore.{kind.removesuffix('s')}_drivers", name=of_volumes)
+        options = point.load().options
+    elif name != "endpoints":
         (point,) = entry_points(group="netstore.drivers", name=name)
         options = point.load().options
     lines = ["| option | default | live | what it does |", "| --- | --- | --- | --- |"]

@@ -140,9 +140,24 @@ def _configure(file: int, device: str, backing: str, *, read_only: bool, lasting
         raise KernelError(error.errno or errno.EIO, "opening", device) from error
     try:
         fcntl.ioctl(descriptor, LOOP_CONFIGURE, struct.pack("=II", file, 0) + info + bytes(64))
+        _read_ahead(os.fstat(file).st_dev, os.fstat(descriptor).st_rdev)
         return descriptor
     except OSError as error:
         os.close(descriptor)
         if error.errno == errno.EBUSY:
             return -1
         raise KernelError(error.errno or errno.EIO, "attaching to a loop device:", backing) from error
+
+
+def _read_ahead(host: int, device: int) -> None:
+    """Read as far ahead as the host's filesystem: with direct I/O nobody else does [a third of the throughput without].
+
+    The kernel sets it anew with every configuration.
+    """
+    names = [Path(f"/sys/class/bdi/{os.major(each)}:{os.minor(each)}/read_ahead_kb") for each in (host, device)]
+    try:
+        wanted, present = (int(name.read_text()) for name in names)
+        if wanted > present:
+            names[1].write_text(str(wanted))
+    except OSError:  # a host filesystem without a device of its own
+        pass

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from netstore.errors import Exhausted, InUse, KernelError, NetstoreError, Unsupported
 from netstore.kernel import loop
-from netstore.kernel.files import copy_data, exchange, sync_directory
+from netstore.kernel.files import allocate, copy_data, exchange, sync_directory
 from netstore.kernel.filesystems import mount, unmount_all
 from netstore.kernel.freeze import frozen, thaw
 from netstore.kernel.mounts import sync_file_system
@@ -299,7 +299,7 @@ def _allocate(draft: Path, image: Path) -> None:
     status = image.stat()
     if status.st_blocks * 512 >= status.st_size:
         with closing(os.open(draft, os.O_RDWR | os.O_CLOEXEC)) as descriptor:
-            os.posix_fallocate(descriptor, 0, os.fstat(descriptor).st_size)
+            allocate(descriptor, os.fstat(descriptor).st_size)
 
 
 def _refuse_open(volume: Volume, image: Path) -> None:

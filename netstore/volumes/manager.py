@@ -111,11 +111,12 @@ class VolumeManager:
 
     async def look_at_devices(self) -> None:
         """See which volumes' devices came or went since the last look: mount them again, let go, and record it."""
-        for volume in await self._volumes():
-            driver = self._drivers.get(volume.spec.driver)
-            if driver is None or not driver.devices:
-                continue
-            there = await asyncio.to_thread(driver.is_there, volume)
+        taken: set[str] = set()
+        for driver in (driver for driver in self._drivers.values() if driver.devices):
+            taken |= (await asyncio.to_thread(driver.observe)).whole
+        found = await self._store.read(lambda tx: [tx.volumes.get(each) for each in taken]) if taken else []
+        for volume in (volume for volume in found if volume):
+            there = await asyncio.to_thread(self.driver_of(volume).is_there, volume)
             before = self._there.get(volume.id, True)
             self._there[volume.id] = there
             if there != before:

@@ -17,6 +17,7 @@ from netstore.drivers.options import size_bytes
 from netstore.errors import FailedPrecondition, InvalidArgument, KernelError
 from netstore.kernel import btrfs, loop
 from netstore.kernel.devices import signature
+from netstore.kernel.files import allocate
 from netstore.kernel.filesystems import MAKERS, make_filesystem, mount, space
 from netstore.kernel.mounts import is_mount_point
 from netstore.kernel.paths import syscall
@@ -235,7 +236,7 @@ class BtrfsDriver(VolumeDriver):
             draft = self._file.with_suffix(".draft")
             try:
                 with draft.open("wb") as file:
-                    os.posix_fallocate(file.fileno(), 0, _size(self._pool))
+                    allocate(file.fileno(), _size(self._pool))
                 make_filesystem("btrfs", str(draft))
                 draft.rename(self._file)
             finally:

@@ -13,6 +13,7 @@ from pathlib import Path
 from netstore.drivers.options import Option, boolean, choice
 from netstore.errors import Exhausted, InUse, InvalidArgument, KernelError
 from netstore.kernel import loop
+from netstore.kernel.files import allocate
 from netstore.kernel.filesystems import MAKERS, grow, make_filesystem, mount, space, unmount_all
 from netstore.kernel.mounts import is_mount_point
 from netstore.kernel.tools import run_tool
@@ -208,7 +209,7 @@ def _allocate(path: Path, size_bytes: int, *, sparse: bool) -> None:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         if not sparse:
-            os.posix_fallocate(descriptor, 0, size)
+            allocate(descriptor, size)
         elif os.fstat(descriptor).st_size < size:
             os.ftruncate(descriptor, size)
     finally:
@@ -218,7 +219,7 @@ def _allocate(path: Path, size_bytes: int, *, sparse: bool) -> None:
 def _said(error: OSError, doing: str, volume: Volume) -> KernelError | Exhausted:
     if error.errno in (28, 122):
         return Exhausted(
-            f"{doing} volume {volume.name}: no room for {volume.spec.size_bytes >> 20} MiB on this node",
+            f"{doing} volume {volume.name}: no room for its size on this node",
             hint="free some, ask for less, or take -o sparse=true",
         )
     return os_error(error, doing, volume)
