@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from netstore.drivers.bridge import ISOLATE, MODES, TRUSTED
+from netstore.drivers.bridged import ISOLATE, MODES, TRUSTED
 from netstore.model import Endpoint, Network, PortMapping, Protocol, Reach
 
 __all__ = ["reach"]
