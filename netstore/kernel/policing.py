@@ -131,7 +131,7 @@ class Policing:
             for side, selectors in (("from", policy.spec.sources), ("to", policy.spec.destinations)):
                 if any(selects(selector, endpoint) for selector in selectors):
                     found.append((f"ends_{_short(policy.id)}_{side}", endpoint.host_interface))
-                    for address in endpoint.addresses:
+                    for address in endpoint.every_address:
                         six = "6" if ":" in address.address else ""
                         found.append((f"addrs_{_short(policy.id)}_{side}{six}", address.address))
         return found

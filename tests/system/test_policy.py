@@ -202,8 +202,10 @@ def test_a_denial_comes_first_and_replies_are_let_in(lab: Lab, family: str) -> N
         assert "timed out" in open_flow.communicate(timeout=10)[1]
 
 
-def test_routed(lab: Lab) -> None:
-    """Published ports, other machines, other networks and the node itself; by CIDR, both ways."""
+@pytest.mark.parametrize("netfilter", ["0", "1"])
+def test_routed(lab: Lab, netfilter: str) -> None:
+    """Published ports, other machines, other networks and the node itself; by CIDR, both ways; br_netfilter or not."""
+    lab.node.host.sh(f"for f in iptables ip6tables; do echo {netfilter} > /proc/sys/net/bridge/bridge-nf-call-$f; done")
     lab.node.host.sh(
         "ip -6 addr add 2001:db8::1/64 dev uplink nodad; ip -n neighbour -6 addr add 2001:db8::2/64 dev eth0 nodad"
     )

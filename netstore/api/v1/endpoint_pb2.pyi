@@ -302,7 +302,7 @@ class Endpoint(_message.Message):
     """OUTPUT_ONLY. Changes with every change of the resource."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """OPTIONAL. The caller's metadata."""
+        """OPTIONAL. The caller's metadata, by which policies select endpoints. A container's endpoint has the container's too."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
