@@ -1,7 +1,7 @@
 """Mounts in another mount namespace (mount_namespaces(7)): made, exchanged and taken away while its processes run.
 
-A thread that ends with its work goes in, with a root and a working directory of its own; everything that it needs from
-outside was opened before. Paths inside are resolved beneath the root of the namespace's process, so that no link leads
+A thread that ends with its work goes in, with a root and a working directory of its own, and comes back at once;
+everything that it needs from outside was opened before. Paths inside are resolved beneath the root of the namespace's process, so that no link leads
 out of it.
 """
 
@@ -180,8 +180,9 @@ class MountNamespace:
                 with closing(os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
                     return work(_Inside(root, descriptors))
             finally:
-                # The thread ends, but may hold its root and working directory a moment longer than it is waited for.
-                _libc.setns(own, CLONE_NEWNS)
+                # The thread goes on outside, or ends, and then may hold its root a moment longer than it is waited for.
+                if _libc.setns(own, CLONE_NEWNS) != 0:
+                    os._exit(70)
 
 
 class _Inside:

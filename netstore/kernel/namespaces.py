@@ -6,6 +6,7 @@ a thread that cannot come back ends the process, because it would serve the next
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import fcntl
 import functools
@@ -13,6 +14,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -23,6 +25,7 @@ from netstore.kernel.paths import closing, open_cached, status
 
 __all__ = [
     "CLONE_NEWNET",
+    "await_single_use_thread",
     "create",
     "in_single_use_thread",
     "inside",
@@ -160,20 +163,33 @@ def remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
+_thread = threading.local()
+
+
 def in_single_use_thread(work: Callable[[], T]) -> T:
-    """Run `work` in a thread that ends with it, so that what it did to itself touches nobody else."""
-    outcome: list[T] = []
-    failure: list[BaseException] = []
+    """Run `work` in a thread that ends with it, so that what it did to itself touches nobody else; in such a thread
+    already, just do it.
+    """
+    if getattr(_thread, "single_use", False):
+        return work()
+    outcome: Future[T] = Future()
+    _start(work, outcome)
+    return outcome.result()
 
+
+async def await_single_use_thread(work: Callable[[], T]) -> T:
+    """Do what `in_single_use_thread` does, while the event loop goes on."""
+    outcome: Future[T] = Future()
+    _start(work, outcome)
+    return await asyncio.wrap_future(outcome)
+
+
+def _start(work: Callable[[], T], outcome: Future[T]) -> None:
     def run() -> None:
+        _thread.single_use = True
         try:
-            outcome.append(work())
+            outcome.set_result(work())
         except BaseException as error:
-            failure.append(error)
+            outcome.set_exception(error)
 
-    thread = threading.Thread(target=run, name="namespace")
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
-    return outcome[0]
+    threading.Thread(target=run, name="namespace").start()

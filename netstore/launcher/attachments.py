@@ -26,6 +26,7 @@ from netstore.errors import (
     Unsupported,
 )
 from netstore.kernel.mountns import MountNamespace, Target
+from netstore.kernel.namespaces import await_single_use_thread
 from netstore.kernel.paths import closing
 from netstore.launcher.images.catalogue import find_image
 from netstore.launcher.mounting import Mounting
@@ -93,8 +94,9 @@ class Attachments:
             if _content(old) == _content(new) and old.spec.read_only == new.spec.read_only:
                 return None
             if _content(old) != _content(new) and not exchange:
-                what = old.volume or old.source or "a tmpfs"
-                raise _taken(place, new.spec.target, f"{what} is mounted there, or is mounted otherwise")
+                same = (old.volume_id or old.source) == (new.volume_id or new.source)
+                other = " with other options" if same else ""
+                raise _taken(place, new.spec.target, f"{old.volume or old.source or 'a tmpfs'} is mounted there{other}")
         elif exchange:
             raise FailedPrecondition(
                 f"{new.spec.target} in {place.name}: nothing of netstore is mounted there", hint="leave out replace",
@@ -109,7 +111,7 @@ class Attachments:
                 await place.give(new)
             # Under the volume's lock: nobody fills it by another directory between the claim and the mount.
             async with self._volumes.staging.alone(volume) if volume else nullcontext():
-                made = await asyncio.to_thread(self._carry_out, place, old, wanted)
+                made = await await_single_use_thread(lambda: self._carry_out(place, old, wanted))
         except BaseException as error:
             await self._release(place, new, [])
             raise await self._refusal(place, new, error) from error
@@ -156,7 +158,7 @@ class Attachments:
             raise NotFound("mount", f"{target} in {place.name}", hint="`netstore volume mounts` shows what there is")
         _refuse_hiding(place, target)
         try:
-            await asyncio.to_thread(self._take_away, place, mount, lazy=force)
+            await await_single_use_thread(lambda: self._take_away(place, mount, lazy=force))
         except KernelError as error:
             raise await self._refusal(place, mount, error) from error
         await self._release(place, mount, [])
@@ -326,7 +328,7 @@ def _refuse_hiding(place: Place, target: str) -> None:
 
 def _taken(place: Place, target: str, what: str) -> AlreadyExists:
     return AlreadyExists(
-        f"{target} in {place.name}: {what}", hint="unmount it first, or replace it, or choose another target",
+        f"{target} in {place.name}: {what}", hint="replace it (--replace), unmount it first, or choose another",
         target=target,
     )  # fmt: skip
 

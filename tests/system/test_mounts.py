@@ -283,7 +283,8 @@ def test_a_volume_is_exchanged_with_no_moment_between(node: Node, client: Client
     reading = "while :; do read n </v/name || echo EMPTY; case $n in one|two) ;; *) echo BAD;; esac; done"
     node.cli("run", "-d", "--name", "c", "-v", "one:/v", image, "sh", "-c", f"exec 9</v/name; {reading}")
     refused = node.cli("volume", "attach", "two", "c:/v", check=False)
-    assert "replace" in refused.stderr
+    assert "one is mounted there" in refused.stderr
+    assert "--replace" in refused.stderr
     pid = node.out("inspect", "-f", "{{.Status.Pid}}", "c")
     for number in range(50):
         name = ("two", "one")[number % 2]
