@@ -1,8 +1,8 @@
 """Mounts in another mount namespace (mount_namespaces(7)): made, exchanged and taken away while its processes run.
 
 A thread that ends with its work goes in, with a root and a working directory of its own, and comes back at once;
-everything that it needs from outside was opened before. Paths inside are resolved beneath the root of the namespace's process, so that no link leads
-out of it.
+everything that it needs from outside was opened before. Paths inside are resolved beneath the root of the namespace's
+process, so that no link leads out of it.
 """
 
 from __future__ import annotations
@@ -152,6 +152,10 @@ class MountNamespace:
         """
         return self._inside(lambda inside: inside.detach(target, made, lazy=lazy))
 
+    def is_stacked(self, target: str) -> bool:
+        """Say whether a mount is hidden under the one at `target`, as an exchange that was cut short leaves it."""
+        return self._inside(lambda inside: inside.is_stacked(target))
+
     def holders(self, target: str) -> list[str]:
         """Return which processes keep the mount at `target` busy: "NAME (pid PID)". Looks at every process."""
         wanted = self.look(target).mount
@@ -275,6 +279,14 @@ class _Inside:
         with closing(open_in_root(self._root, target, os.O_PATH)) as opened:
             on, off = (mounts.MOUNT_ATTR_RDONLY, 0) if read_only else (0, mounts.MOUNT_ATTR_RDONLY)
             mounts.set_attributes(opened, target, on=on, off=off, recursive=recursive)
+
+    def is_stacked(self, target: str) -> bool:
+        table = os.open("../mountinfo", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._descriptors)
+        with os.fdopen(table) as lines:
+            words = {line.split(" ", 5)[0]: line.split(" ", 5) for line in lines}
+        top = words.get(str(self.look(target).mount))
+        under = words.get(top[1]) if top else None
+        return top is not None and under is not None and top[4] == under[4]
 
     def detach(self, target: str, made: Sequence[str], *, lazy: bool) -> bool:
         found = self.look(target)

@@ -195,21 +195,33 @@ class Attachments:
         spec = wanted.mount.spec
         with place.open() as namespace:
             found = namespace.look(spec.target)
+            stacked = bool(found.mount) and namespace.is_stacked(spec.target)
             if not found.mount:
                 detail = "it is not mounted"
+            elif stacked:
+                detail = "an exchange was cut short"
             elif not self._shows(found, wanted):
                 detail = "something else is mounted there"
-            elif spec.read_only and not found.read_only:
-                detail = "it can be written"
+            elif found.read_only != self._is_read_only(wanted):
+                detail = "it cannot be written" if found.read_only else "it can be written"
             else:
                 return ""
             if repair:
-                with closing(self._mounting.tree_of(wanted.mount, wanted.volume, wanted.layers)) as tree:
-                    if found.mount:
-                        namespace.exchange(tree, spec.target)
-                    else:
-                        namespace.attach(tree, spec.target, found.missing)
+                self._remake(namespace, wanted)
             return detail
+
+    def _remake(self, namespace: MountNamespace, wanted: Wanted) -> None:
+        target = wanted.mount.spec.target
+        while namespace.is_stacked(target):
+            namespace.detach(target, lazy=True)
+        found = namespace.look(target)
+        if found.mount and self._shows(found, wanted) and found.read_only == self._is_read_only(wanted):
+            return
+        with closing(self._mounting.tree_of(wanted.mount, wanted.volume, wanted.layers)) as tree:
+            if found.mount:
+                namespace.exchange(tree, target)
+            else:
+                namespace.attach(tree, target, found.missing)
 
     def _shows(self, found: Target, wanted: Wanted) -> bool:
         """Say whether what is mounted is what a volume's mount or a bind shows; of others this cannot be told."""
@@ -218,6 +230,14 @@ class Attachments:
         with closing(self._mounting.source_of(wanted.mount, wanted.volume)) as source:
             status = os.fstat(source)
         return found.identity == (status.st_dev, status.st_ino)
+
+    def _is_read_only(self, wanted: Wanted) -> bool:
+        """Say whether it is to be read-only, asked for or because its file system is."""
+        spec = wanted.mount.spec
+        if spec.read_only or spec.type not in (MountType.VOLUME, MountType.BIND):
+            return spec.read_only
+        with closing(self._mounting.source_of(wanted.mount, wanted.volume)) as source:
+            return bool(os.fstatvfs(source).f_flag & os.ST_RDONLY)
 
     async def _release(self, place: Place, mount: Mount, also: Sequence[Mount]) -> None:
         """Give a volume back that no other mount of the place shows."""

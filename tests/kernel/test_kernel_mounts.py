@@ -103,6 +103,12 @@ with MountNamespace.of_process(sleeper.pid) as there, MountNamespace.at(f"/proc/
     assert (inside / "f").read_text() == "one" and by_path.detach("/f", made=("/f",)) and not (inside / "f").exists()
     assert refusal(give, there.attach, "two", "/name", ()) == "ENOTDIR"
     assert refusal(give, there.attach, "two", "/x/name/y", ("/x", "/x/name", "/x/name/y", "/proc/no")) and not (inside / "x").exists()
+    # One over another, as an exchange that was cut short leaves it.
+    give(there.attach, "one", "/s", ("/s",))
+    assert not there.is_stacked("/s") and not by_path.is_stacked("/")
+    give(there.attach, "two", "/s")
+    assert there.is_stacked("/s") and by_path.is_stacked("/s")
+    assert there.detach("/s") and there.detach("/s", made=("/s",)) and not there.look("/s").mount
     # Links stay inside; magic ones, and those to nowhere, are refused.
     (inside / "in").mkdir(); (inside / "in/side").mkdir()
     give(there.attach, "two", "/../../link")
