@@ -125,6 +125,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     address_pool: list[AddressPoolConfig] = []
     """[[address-pool]] tables; a family without one has Docker's pools (IPv4), or the node's own /48 (IPv6)."""
 
+    default_network_opts: dict[str, dict[str, str]] = {}
+    """[default-network-opts.DRIVER] tables: options of the networks of a driver that do not give them, as Docker's."""
+
     volumes: VolumesConfig = VolumesConfig()
     cluster: ClusterConfig | None = None
     """Without it the node is on its own."""

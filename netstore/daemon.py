@@ -122,6 +122,7 @@ class Daemon:
                 self._store, self._run_dir,
                 node_id=self._node_id, pools=self._config.address_pools(), resolver=_resolver_command(self._config),
                 docker_user=self._config.firewall.docker_user, cluster=self._config.cluster,
+                options=self._config.default_network_opts,
             )  # fmt: skip
             stack.push_async_callback(self._networks.close)
             await self._networks.start()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -55,6 +55,8 @@ class Context:
     resolver: ResolverLink
     netns_dir: Path
     pools: Sequence[AddressPool]
+    options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Options, by driver, of networks that do not give them."""
     locks: KeyedLocks = field(default_factory=KeyedLocks)
     # Commits that wait share one, and deletions a grace period of the kernel's; the rest its RTNL lock serialises.
     _applying: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, "kernel-apply"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +11,8 @@ import structlog
 
 from netstore.config import ClusterConfig
 from netstore.drivers.base import Host, load_drivers
-from netstore.errors import FailedPrecondition, KernelError
+from netstore.drivers.options import parse
+from netstore.errors import FailedPrecondition, InvalidArgument, KernelError
 from netstore.kernel.firewall import Firewall, relay_elements
 from netstore.kernel.links import Deletions, host_socket
 from netstore.kernel.sandboxes import open_relay
@@ -51,6 +52,7 @@ class NetworkManager:
         self, store: Store, run_dir: Path, *,
         node_id: str, pools: Sequence[AddressPool] = (), resolver: Sequence[str] = (),
         docker_user: bool = False, cluster: ClusterConfig | None = None,
+        options: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:  # fmt: skip
         self._firewall = Firewall()
         self.resolver = ResolverLink(run_dir, ResolverProcess(resolver) if resolver else None)
@@ -61,7 +63,11 @@ class NetworkManager:
         defaults = (*DEFAULT_POOLS, unique_local_pool(node_id))
         given = {base.version for base, _ in pools}
         pools = (*pools, *(pool for pool in defaults if pool[0].version not in given))
-        self._context = Context(store, drivers, self.resolver, run_dir / "netns", pools)
+        self._context = Context(store, drivers, self.resolver, run_dir / "netns", pools, options or {})
+        for name, values in self._context.options.items():
+            if name not in drivers:
+                raise InvalidArgument("default-network-opts.DRIVER", name, f"one of {', '.join(sorted(drivers))}")
+            parse(drivers[name].options, values, field=f"default-network-opts.{name}")
         self.cluster = Cluster(cluster, store, node_id, self._localise) if cluster else None
         self._data_plane = DataPlane(self._context, node_id)
         self.policies = Policies(self._context, self._firewall)

@@ -93,6 +93,8 @@ class Networks:
             config = await self._store.read(lambda tx: _configuration(tx, spec.config_from))
             spec, labels = _configured(spec, config), {**config.labels, **labels}
         driver = self._context.driver(spec.driver)
+        if not predefined and spec.driver in self._context.options:
+            spec = replace(spec, options={**self._context.options[spec.driver], **spec.options})
         if driver.predefined_only and not predefined and not spec.config_only:
             raise InvalidArgument("spec.driver", spec.driver, "bridge: host and none exist once, ready-made")
         _check_families(spec)
