@@ -50,14 +50,19 @@ class VolumeServicer(volume_pb2_grpc.VolumeServiceServicer):
     async def ListVolumes(self, request: pb.ListVolumesRequest, context: Any) -> pb.ListVolumesResponse:
         filters = Filters(request.filter, ("driver", "label", "name", "dangling"))
         dangling = filters.flag("dangling")
-        found = [
-            (volume, containers)
-            for volume, containers in await self._volumes.all()
-            if filters.any("driver", lambda value, v=volume: value == v.spec.driver)  # type: ignore[misc]
-            and filters.any("name", lambda value, v=volume: value in v.name)  # type: ignore[misc]
-            and filters.labels(volume.labels)
-            and dangling in (None, not containers)
-        ]
+        found = await self._volumes.all()
+        found = (
+            found
+            if not request.filter
+            else [
+                (volume, containers)
+                for volume, containers in found
+                if filters.any("driver", lambda value, v=volume: value == v.spec.driver)  # type: ignore[misc]
+                and filters.any("name", lambda value, v=volume: value in v.name)  # type: ignore[misc]
+                and filters.labels(volume.labels)
+                and dangling in (None, not containers)
+            ]
+        )
         shown, token = page(found, request.page_size, request.page_token, lambda pair: pair[0])
         usages = await self._volumes.usages([volume for volume, _ in shown])
         messages = []

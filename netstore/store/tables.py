@@ -223,6 +223,11 @@ class Transaction:
         rows = self.rows("SELECT * FROM events WHERE revision > ? ORDER BY revision LIMIT ?", after, limit)
         return [_event(row) for row in rows]
 
+    def data_version(self) -> int:
+        """Return a number that changes with every commit of another connection (SQLite: PRAGMA data_version)."""
+        row = self.row("PRAGMA data_version")
+        return row[0] if row else 0
+
     def revision(self) -> int:
         """Return the newest event's revision, 0 when there was none."""
         row = self.row("SELECT max(revision) FROM events")

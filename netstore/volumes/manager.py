@@ -60,6 +60,7 @@ class VolumeManager:
         self._store = store
         self._drivers = load_drivers(Node(state_dir, settings or {}))
         self.staging = Staging(self._drivers)
+        self._listed: tuple[int, list[tuple[Volume, list[str]]]] = (-1, [])
         self._there: dict[str, bool] = {}  # whether a volume's device was there at the last look
         self.snapshots = Snapshots(store, self._drivers, self.staging)
         self.filling = Filling(store, self._drivers, self.staging, self.snapshots)
@@ -238,10 +239,15 @@ class VolumeManager:
         """Return every volume, oldest first, and the names of the containers that mount each."""
 
         def read(tx: Transaction) -> list[tuple[Volume, list[str]]]:
+            version = tx.data_version()
+            if self._listed[0] == version:  # the pages of one list, mostly
+                return self._listed[1]
             used: dict[str, list[str]] = {}
             for volume_id, name in tx.rows(f"{rows.USES} ORDER BY created"):
                 used.setdefault(volume_id, []).append(name)
-            return [(volume, used.get(volume.id, [])) for volume in tx.volumes.all()]
+            found = [(volume, used.get(volume.id, [])) for volume in tx.volumes.all()]
+            self._listed = (version, found)
+            return found
 
         return await self._store.read(read)
 
