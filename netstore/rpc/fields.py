@@ -6,7 +6,6 @@ import base64
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import Protocol, TypeVar
 
@@ -26,7 +25,9 @@ __all__ = [
     "check_servers",
     "label_matches",
     "missing_allowed",
+    "next_page",
     "page",
+    "page_bounds",
     "timestamp",
 ]
 
@@ -219,16 +220,29 @@ def page(items: Sequence[T], page_size: int, page_token: str, resource: Callable
     Raises:
         InvalidArgument: the size is negative, or the token is not one of ours.
     """
-    if page_size < 0:
-        raise InvalidArgument("page_size", page_size, f"0 (means {_DEFAULT_PAGE}) to {_MAX_PAGE}")
+    size, after = page_bounds(page_size, page_token)
 
     def age(item: T) -> tuple[float, str]:
         return resource(item).create_time, resource(item).id
 
-    after = _decode(page_token) if page_token else (0.0, "")
-    size = min(page_size or _DEFAULT_PAGE, _MAX_PAGE)
     rest = sorted((item for item in items if age(item) > after), key=age)
-    return rest[:size], _encode(age(rest[size - 1])) if len(rest) > size else ""
+    return rest[:size], next_page(resource(rest[size - 1])) if len(rest) > size else ""
+
+
+def page_bounds(page_size: int, page_token: str) -> tuple[int, tuple[float, str]]:
+    """Return how many items a page has, and the age (time of creation, id) after which it begins.
+
+    Raises:
+        InvalidArgument: the size is negative, or the token is not one of ours.
+    """
+    if page_size < 0:
+        raise InvalidArgument("page_size", page_size, f"0 (means {_DEFAULT_PAGE}) to {_MAX_PAGE}")
+    return min(page_size or _DEFAULT_PAGE, _MAX_PAGE), _decode(page_token) if page_token else (0.0, "")
+
+
+def next_page(last: _Created) -> str:
+    """Return the token of the page after a resource."""
+    return _encode((last.create_time, last.id))
 
 
 def _encode(age: tuple[float, str]) -> str:
@@ -249,6 +263,5 @@ def timestamp(seconds: float) -> Timestamp | None:
     """Return seconds since the epoch as a Timestamp, None for 0."""
     if not seconds:
         return None
-    stamp = Timestamp()
-    stamp.FromDatetime(datetime.fromtimestamp(seconds, UTC))
-    return stamp
+    microseconds = round(seconds * 1e6)
+    return Timestamp(seconds=microseconds // 10**6, nanos=microseconds % 10**6 * 1000)

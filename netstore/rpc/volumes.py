@@ -17,7 +17,9 @@ from netstore.rpc.fields import (
     check_period,
     check_request_id,
     missing_allowed,
+    next_page,
     page,
+    page_bounds,
     timestamp,
 )
 from netstore.volumes.drivers.base import Usage, VolumeDriver
@@ -50,20 +52,18 @@ class VolumeServicer(volume_pb2_grpc.VolumeServiceServicer):
     async def ListVolumes(self, request: pb.ListVolumesRequest, context: Any) -> pb.ListVolumesResponse:
         filters = Filters(request.filter, ("driver", "label", "name", "dangling"))
         dangling = filters.flag("dangling")
-        found = await self._volumes.all()
-        found = (
-            found
-            if not request.filter
-            else [
-                (volume, containers)
-                for volume, containers in found
-                if filters.any("driver", lambda value, v=volume: value == v.spec.driver)  # type: ignore[misc]
-                and filters.any("name", lambda value, v=volume: value in v.name)  # type: ignore[misc]
+        size, after = page_bounds(request.page_size, request.page_token)
+
+        def wanted(volume: Volume, containers: list[str]) -> bool:
+            return (
+                filters.any("driver", lambda value: value == volume.spec.driver)
+                and filters.any("name", lambda value: value in volume.name)
                 and filters.labels(volume.labels)
                 and dangling in (None, not containers)
-            ]
-        )
-        shown, token = page(found, request.page_size, request.page_token, lambda pair: pair[0])
+            )
+
+        shown, more = await self._volumes.page(after, size, wanted)
+        token = next_page(shown[-1][0]) if more else ""
         usages = await self._volumes.usages([volume for volume, _ in shown])
         messages = []
         for volume, containers in shown:

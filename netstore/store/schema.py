@@ -210,4 +210,8 @@ MIGRATIONS: tuple[str, ...] = (
     -- Global networks that were removed here while etcd was away.
     CREATE TABLE unpublished_removals (network_id TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
     """,
+    """
+    -- Lists of volumes are read page by page, in this order.
+    CREATE INDEX volumes_by_age ON volumes(json_extract(body, '$.create_time'), id);
+    """,
 )

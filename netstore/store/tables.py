@@ -10,7 +10,7 @@ import functools
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 import msgspec
@@ -129,6 +129,15 @@ class Table(Generic[R]):
         order = "id" if self._name == "sandboxes" else "created"
         rows = self._tx.rows(f"SELECT body FROM {self._name} WHERE {where} ORDER BY {order}", *values)
         return [self._decode(row[0]) for row in rows]
+
+    def by_age(self, after: tuple[float, str]) -> Iterator[R]:
+        """Yield the resources after a time of creation and id, oldest first, each read when it is asked for."""
+        age = "json_extract(body, '$.create_time')"
+        sql = f"SELECT body FROM {self._name} WHERE {age} >= ? ORDER BY {age}, id"
+        for (body,) in self._tx.execute(sql, after[0]):
+            resource = self._decode(body)
+            if (resource.create_time, resource.id) > after:  # type: ignore[attr-defined]
+                yield resource
 
     def count(self, where: str = "1", *values: object) -> int:
         """Return how many resources the SQL condition selects."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -250,6 +250,12 @@ class VolumeManager:
             return found
 
         return await self._store.read(read)
+
+    async def page(
+        self, after: tuple[float, str], size: int, wanted: Callable[[Volume, list[str]], bool]
+    ) -> tuple[list[tuple[Volume, list[str]]], bool]:
+        """Return up to `size` wanted volumes after a time of creation and id, and whether more follow."""
+        return await self._store.read(lambda tx: rows.page(tx, after, size, wanted))
 
     def driver_of(self, volume: Volume) -> VolumeDriver:
         """Return the driver of a volume."""

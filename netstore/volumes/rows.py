@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import islice
 
 from netstore.errors import AlreadyExists
 from netstore.model import Kind, Volume, VolumeSpec, new_id
@@ -20,6 +22,7 @@ __all__ = [
     "forget_stage",
     "insert",
     "note",
+    "page",
     "refuse_difference",
     "rename_uses",
     "used",
@@ -63,6 +66,28 @@ def rename_uses(tx: Transaction, volume_id: str, name: str) -> None:
     for row in tx.mounts.all("volume_id = ?", volume_id):
         shown = replace(row.mount, volume=name, spec=replace(row.mount.spec, source=name))
         tx.mounts.update(replace(row, mount=shown))
+
+
+def page(
+    tx: Transaction, after: tuple[float, str], size: int, wanted: Callable[[Volume, list[str]], bool]
+) -> tuple[list[tuple[Volume, list[str]]], bool]:
+    """Return up to `size` wanted volumes after an age, with who mounts them; and whether more follow.
+
+    It costs what the page costs, however many volumes there are.
+    """
+    found: list[tuple[Volume, list[str]]] = []
+    volumes = tx.volumes.by_age(after)
+    query = f"{USES} WHERE volume_id IN (SELECT value FROM json_each(?)) ORDER BY created"
+    while some := list(islice(volumes, size + 1)):
+        ids = json.dumps([volume.id for volume in some])
+        users: dict[str, list[str]] = {}
+        for volume_id, name in tx.rows(query, ids):
+            users.setdefault(volume_id, []).append(name)
+        pairs = ((volume, users.get(volume.id, [])) for volume in some)
+        found += [pair for pair in pairs if wanted(*pair)]
+        if len(found) > size:
+            return found[:size], True
+    return found, False
 
 
 def changed(tx: Transaction, volume: Volume, action: str = "update") -> Volume:
