@@ -74,8 +74,8 @@ class Driver(ABC):
 
     @abstractmethod
     def validate(self, network: Network) -> Network:
-        """Check the spec and fill in what the driver chooses (interface, MTU). Pure, and idempotent: it is asked once
-        more when the network's pools are known.
+        """Check the spec and fill in what the driver chooses (interface, MTU). Pure; it is asked once more when the
+        network's pools are known. The MTU that it gets is the uplink's.
 
         Raises:
             InvalidArgument: naming the field.

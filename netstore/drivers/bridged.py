@@ -128,7 +128,7 @@ class BridgedDriver(Driver):
                     netlink.link_set(index, alias=alias("network", network.id), mtu=network.mtu),
                     netlink.link_set(index, ipv6_addresses=False, tolerate=NO_IPV6),
                     *(
-                        netlink.address_add(index, gateway, prefix, tolerate={errno.EEXIST})
+                        netlink.address_add(index, gateway, prefix, tolerate={errno.EEXIST}, speaks=prefix != 128)
                         for gateway, prefix in self.bridge_addresses(network)
                     ),
                     netlink.link_set(index, up=True),
@@ -215,7 +215,7 @@ class BridgedDriver(Driver):
         route = host_socket()
         index = route.index_of(network.interface)
         ports = route.links(master=index) if index else []
-        neighbours = route.permanent_neighbours(index) if index else []
+        neighbours = route.permanent_neighbours(index) if index else {}
         return Observed(
             interface=index is not None,
             endpoints=frozenset(port.name for port in ports),

@@ -65,6 +65,11 @@ _SETS: _Sets = {
     "relayed": ("set", "type inet_service;"),
     "relayed_ranges": ("set", "type inet_service; flags interval;"),
     "relay": ("map", "type inet_proto : inet_service;"),
+    # UDP ports of our tunnels, and the nodes whose tunnels are heard. Nobody else's are, whichever way they come: a
+    # container's would otherwise be masqueraded into a trusted node's.
+    "tunnels": ("set", "type inet_service;"),
+    "vteps": ("set", "type ipv4_addr;"),
+    "vteps6": ("set", "type ipv6_addr;"),
 }
 for _six, _addr in (("", "ipv4_addr"), ("6", "ipv6_addr")):
     _SETS |= {
@@ -137,7 +142,12 @@ _CHAINS: _Chains = {
     # Containers must not reach what listens on the host's loopback, which route_localnet would let them.
     "raw": (
         "type filter hook prerouting priority raw; policy accept;",
-        ("iifname @bridges ip daddr 127.0.0.0/8 drop",),
+        (
+            "iifname @bridges ip daddr 127.0.0.0/8 drop",
+            "iifname @bridges udp dport @tunnels drop",
+            "udp dport @tunnels fib daddr type local ip saddr != @vteps drop",
+            "udp dport @tunnels fib daddr type local ip6 saddr != @vteps6 drop",
+        ),
     ),
     "publish": (
         "",
@@ -196,6 +206,8 @@ _GUARD_SETS: _Sets = {
     "unguarded": ("set", "type ifname;"),
     "senders": ("set", "type ifname . ether_addr . ipv4_addr;"),
     "senders6": ("set", "type ifname . ether_addr . ipv6_addr;"),
+    # By the tunnel that they come through, MACs that are the host's besides its bridge's own.
+    "ours": ("set", "type ifname . ether_addr;"),
     # Endpoints of networks that have policies, and the chains of those.
     "members": ("map", "type ifname : verdict;"),
 }
@@ -207,6 +219,10 @@ for _six, _addr in (("", "ipv4_addr"), ("6", "ipv6_addr")):
         f"talks{_six}": ("set", f"type {_addr} . {_addr} . inet_proto; {_expiring} 1m;"),
     }
 _GUARD_CHAINS: _Chains = {
+    "arrive": (
+        "type filter hook prerouting priority -301; policy accept;",
+        ("iifname . ether daddr @ours meta pkttype set host",),
+    ),
     "guard": (
         "type filter hook prerouting priority -300; policy accept;",
         (

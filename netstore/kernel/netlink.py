@@ -11,6 +11,7 @@ import ipaddress
 import socket
 import struct
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
@@ -18,11 +19,14 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from netstore.kernel.attributes import attribute, nested
-from netstore.kernel.route import Attributes, Request, encode, encode_neighbour
+from netstore.kernel.route import AF_BRIDGE, NTF_MASTER, NTF_SELF, Attributes, Request, encode, encode_neighbour
 
 __all__ = [
     "address_add",
     "bridge_add",
+    "forwarding_delete",
+    "forwarding_local",
+    "forwarding_set",
     "ipvlan_add",
     "link_delete",
     "link_delete_group",
@@ -35,15 +39,18 @@ __all__ = [
     "rate_limit",
     "route_delete",
     "route_replace",
+    "tunnel_port_set",
     "veth_add",
     "veth_pair",
     "vlan_add",
+    "vxlan_add",
 ]
 
 RTM_NEWLINK, RTM_DELLINK = 16, 17
 RTM_NEWADDR = 20
 RTM_NEWNEIGH, RTM_DELNEIGH = 28, 29
 NDA_DST, NDA_LLADDR = 1, 2
+NUD_REACHABLE, NUD_NOARP = 0x02, 0x40
 NUD_PERMANENT = 0x80
 RTM_NEWROUTE, RTM_DELROUTE = 24, 25
 RTM_NEWQDISC, RTM_DELQDISC = 36, 37
@@ -111,6 +118,24 @@ def veth_pair(name: str, peer: str, *, mtu: int) -> Request:
 def vlan_add(name: str, below: int, vlan_id: int) -> Request:
     """Make an 802.1q link of a VLAN on the interface of index `below`, down."""
     return _link_add("vlan", name, {"attrs": [("IFLA_VLAN_ID", vlan_id)]}, [("IFLA_LINK", below)])
+
+
+def vxlan_add(name: str, *, vni: int, local: str, port: int, master: int, mtu: int) -> Request:
+    """Make a VXLAN interface (RFC 7348) that learns nothing, down, as a port of the bridge `master`."""
+    source = "IFLA_VXLAN_LOCAL6" if ":" in local else "IFLA_VXLAN_LOCAL"
+    values: Attributes = [("IFLA_VXLAN_ID", vni), (source, local), ("IFLA_VXLAN_PORT", port)]
+    data: dict[str, Attributes] = {"attrs": [*values, ("IFLA_VXLAN_LEARNING", 0)]}
+    return _link_add("vxlan", name, data, [("IFLA_MTU", mtu), ("IFLA_MASTER", master)])
+
+
+def tunnel_port_set(name: str, *, alias: str, isolated: bool) -> Request:
+    """Set a VXLAN interface's alias, and its bridge port to neither flood nor learn, and to answer for neighbours."""
+    off = ("LEARNING", "UNICAST_FLOOD", "MCAST_FLOOD", "BCAST_FLOOD")
+    flags: Attributes = [(f"IFLA_BRPORT_{each}", 0) for each in off]
+    flags += [("IFLA_BRPORT_NEIGH_SUPPRESS", 1), ("IFLA_BRPORT_ISOLATED", int(isolated))]
+    slave = {"attrs": [("IFLA_INFO_SLAVE_KIND", "bridge"), ("IFLA_INFO_SLAVE_DATA", {"attrs": flags})]}
+    attrs: Attributes = [("IFLA_IFNAME", name), ("IFLA_IFALIAS", alias), ("IFLA_LINKINFO", slave)]
+    return Request(encode(ifinfmsg, RTM_NEWLINK, 0, {}, attrs), "setting bridge port", name)
 
 
 def macvlan_add(
@@ -252,11 +277,16 @@ def link_delete_group(group: int) -> Request:
     )
 
 
-def address_add(index: int, address: str, prefix: int, *, tolerate: Collection[int] = ()) -> Request:
-    """Give an interface an address: IPv4 with its broadcast address, IPv6 without duplicate address detection."""
+def address_add(
+    index: int, address: str, prefix: int, *, tolerate: Collection[int] = (), speaks: bool = True
+) -> Request:
+    """Give an interface an address: IPv4 with its broadcast address, IPv6 without duplicate address detection.
+
+    An IPv6 address that does not speak answers, and is nobody's choice of a source (RFC 4862: deprecated).
+    """
     parsed = ipaddress.ip_address(address)
     family = socket.AF_INET if parsed.version == 4 else socket.AF_INET6
-    data = _address_template(family, prefix).replace(_INDEX, struct.pack("I", index))
+    data = _address_template(family, prefix, speaks).replace(_INDEX, struct.pack("I", index))
     data = data.replace(_ADDRESS[family], parsed.packed)
     if family == socket.AF_INET:
         last = int(parsed) | ((1 << (32 - prefix)) - 1)
@@ -265,7 +295,7 @@ def address_add(index: int, address: str, prefix: int, *, tolerate: Collection[i
 
 
 @functools.lru_cache(maxsize=64)
-def _address_template(family: int, prefix: int) -> bytes:
+def _address_template(family: int, prefix: int, speaks: bool) -> bytes:  # noqa: FBT001
     address = socket.inet_ntop(family, _ADDRESS[socket.AddressFamily(family)])
     attrs: Attributes = [("IFA_LOCAL", address), ("IFA_ADDRESS", address)]
     if family == socket.AF_INET and prefix < 31:
@@ -273,6 +303,8 @@ def _address_template(family: int, prefix: int) -> bytes:
     fields = {"family": family, "prefixlen": prefix, "index": struct.unpack("I", _INDEX)[0], "scope": RT_SCOPE_UNIVERSE}
     if family == socket.AF_INET6:
         fields["flags"] = IFA_F_NODAD
+        if not speaks:
+            attrs.append(("IFA_CACHEINFO", {"ifa_preferred": 0, "ifa_valid": 0xFFFFFFFF}))
     return encode(ifaddrmsg, RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, fields, attrs)
 
 
@@ -326,6 +358,35 @@ def neighbour_delete(index: int, address: str) -> Request:
     packed = ipaddress.ip_address(address).packed
     data = encode_neighbour(RTM_DELNEIGH, 0, _family(packed), index, attribute(NDA_DST, packed))
     return Request(data, "forgetting the neighbour", address, frozenset({errno.ENOENT, errno.ENODEV}))
+
+
+def forwarding_set(index: int, mac: str, vtep: str) -> Request:
+    """Say that a MAC is behind the VXLAN interface of that index, at a VTEP: to the interface and to its bridge.
+
+    Static and not permanent: to the bridge, permanent means its own (br_fdb, BR_FDB_LOCAL).
+    """
+    return _forwarding(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, index, mac, vtep)
+
+
+def forwarding_delete(index: int, mac: str, vtep: str) -> Request:
+    """Forget where a MAC is; one that is not known is a success."""
+    return replace(_forwarding(RTM_DELNEIGH, 0, index, mac, vtep), tolerate=frozenset({errno.ENOENT}))
+
+
+def _forwarding(kind: int, flags: int, index: int, mac: str, vtep: str) -> Request:
+    packed = ipaddress.ip_address(vtep).packed
+    body = attribute(NDA_LLADDR, bytes.fromhex(mac.replace(":", ""))) + attribute(NDA_DST, packed)
+    data = encode_neighbour(
+        kind, flags, AF_BRIDGE, index, body, state=NUD_NOARP | NUD_REACHABLE, marks=NTF_SELF | NTF_MASTER
+    )
+    return Request(data, "saying where is", f"{mac} ({vtep})")
+
+
+def forwarding_local(bridge: int, mac: str) -> Request:
+    """Let a bridge take frames to a MAC, besides its own, as the host's."""
+    body = attribute(NDA_LLADDR, bytes.fromhex(mac.replace(":", "")))
+    data = encode_neighbour(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, AF_BRIDGE, bridge, body, marks=NTF_SELF)
+    return Request(data, "giving a bridge the MAC", mac)
 
 
 def _family(packed: bytes) -> int:

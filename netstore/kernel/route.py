@@ -20,17 +20,29 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from netstore.errors import KernelError
 from netstore.kernel.attributes import attribute, attributes
 
-__all__ = ["Attributes", "Link", "Request", "RouteSocket", "encode", "encode_neighbour"]
+__all__ = [
+    "AF_BRIDGE",
+    "NTF_MASTER",
+    "NTF_SELF",
+    "Attributes",
+    "Link",
+    "Request",
+    "RouteSocket",
+    "encode",
+    "encode_neighbour",
+]
 
 RTM_GETLINK, RTM_GETNEIGH = 18, 30
+AF_BRIDGE = 7
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLM_F_CAPPED, NLM_F_ACK_TLVS = 0x100, 0x200
 NLMSGERR_ATTR_MSG = 1
 SOL_NETLINK, NETLINK_CAP_ACK, NETLINK_EXT_ACK = 270, 10, 11
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_IFALIAS = 1, 3, 4, 10, 20
-NDA_DST, NDA_IFINDEX = 1, 8
+NDA_DST, NDA_LLADDR, NDA_IFINDEX = 1, 2, 8
 NUD_PERMANENT = 0x80
+NTF_SELF, NTF_MASTER = 0x02, 0x04
 SIOCGIFINDEX = 0x8933
 
 _IFREQ = 40  # bytes of struct ifreq: the name in 16 of them, then the index
@@ -142,17 +154,35 @@ class RouteSocket:
         message = encode(ifinfmsg, RTM_GETLINK, NLM_F_DUMP, {}, attrs)
         return [_link(answer) for answer in self._answers(message, "listing", "interfaces")]
 
-    def permanent_neighbours(self, index: int) -> list[str]:
-        """Return the addresses of an interface's neighbours that were given to it and never expire."""
+    def permanent_neighbours(self, index: int) -> dict[str, str]:
+        """Return the neighbours of an interface that were given to it and never expire: address and MAC."""
         message = encode_neighbour(
             RTM_GETNEIGH, NLM_F_DUMP, socket.AF_UNSPEC, 0, attribute(NDA_IFINDEX, struct.pack("I", index))
         )
-        found = []
+        found = {}
         for answer in self._answers(message, "listing", "neighbours"):
             family, at, state = struct.unpack_from("=BxxxiH", answer, 16)
             if at == index and state & NUD_PERMANENT and NDA_DST in (known := attributes(answer, 28)):
-                found.append(socket.inet_ntop(family, known[NDA_DST][4:]))
+                mac = known.get(NDA_LLADDR, b"")[4:10].hex(":")
+                found[socket.inet_ntop(family, known[NDA_DST][4:])] = mac
         return found
+
+    def forwarding(self, index: int) -> tuple[dict[str, str], set[str]]:
+        """Return what a VXLAN interface and its bridge know of where MACs are: VTEP by MAC, and the bridge's MACs."""
+        message = encode(ifinfmsg, RTM_GETNEIGH, NLM_F_DUMP, {"family": AF_BRIDGE, "index": index}, [])
+        tunnels, bridged = {}, set()
+        for answer in self._answers(message, "listing", "forwarding entries"):
+            _, at, _, flags = struct.unpack_from("=BxxxiHB", answer, 16)
+            known = attributes(answer, 28)
+            if at != index or NDA_LLADDR not in known:
+                continue
+            mac = known[NDA_LLADDR][4:10].hex(":")
+            if flags & NTF_SELF and NDA_DST in known:
+                packed = known[NDA_DST][4:]
+                tunnels[mac] = socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
+            elif not flags & NTF_SELF:
+                bridged.add(mac)
+        return tunnels, bridged
 
     def _answers(self, data: bytes, doing: str, to: str) -> list[bytes]:
         self._sequence += 1
@@ -228,6 +258,9 @@ def encode(type_: type, kind: int, flags: int, fields: dict[str, Any], attrs: At
     return bytes(message.data)
 
 
-def encode_neighbour(kind: int, flags: int, family: int, index: int, attributes_: bytes) -> bytes:
-    body = struct.pack("=BxxxiHBB", family, index, NUD_PERMANENT, 0, 0) + attributes_
+def encode_neighbour(
+    kind: int, flags: int, family: int, index: int, attributes_: bytes, *, state: int = NUD_PERMANENT, marks: int = 0
+) -> bytes:
+    """Return a message about a neighbour, or a forwarding entry; `marks` are NTF_ flags."""
+    body = struct.pack("=BxxxiHBB", family, index, state, marks, 0) + attributes_
     return _HEADER.pack(16 + len(body), kind, NLM_F_REQUEST | NLM_F_ACK | flags, 0, 0) + body

@@ -25,10 +25,9 @@ from netstore.kernel.paths import closing
 from netstore.model import Endpoint, Kind, Network, NetworkSpec, PolicyAction, Pool, Route, Sandbox, new_id
 from netstore.networks import ipam
 from netstore.networks.context import Context
-from netstore.networks.ipam import HostRoute
 from netstore.networks.planning import changes, changes_of_labels
 from netstore.networks.policies import Policies, refuse_unpoliced
-from netstore.networks.uplink import overlaps, read_uplink, warnings
+from netstore.networks.uplink import Uplink, overlaps, read_uplink, warnings
 from netstore.store import Transaction
 
 __all__ = ["DEFAULT_NETWORK", "NetworkChange", "Networks"]
@@ -114,14 +113,12 @@ class Networks:
         if _denies(spec) and not spec.config_only:
             refuse_unpoliced(network, driver)
         async with self._context.locks.hold(network.id):
-            network, made = await self._store.write(lambda tx: self._insert(tx, network, uplink.routes, request_id))
+            network, made = await self._store.write(lambda tx: self._insert(tx, network, uplink, request_id))
             if made:
                 await self._apply(driver, network)
         return network, warned if made else []
 
-    def _insert(
-        self, tx: Transaction, network: Network, routes: Sequence[HostRoute], request_id: str
-    ) -> tuple[Network, bool]:
+    def _insert(self, tx: Transaction, network: Network, uplink: Uplink, request_id: str) -> tuple[Network, bool]:
         for made in tx.answered(request_id, "CreateNetwork"):
             return tx.networks.require(made), False
         row = tx.row("SELECT id FROM networks WHERE name = ?", network.name)
@@ -130,9 +127,9 @@ class Networks:
         spec, driver = network.spec, self._context.driver(network.spec.driver)
         if driver.has_interfaces and spec.ipam_driver == "default":
             resolved = ipam.resolve_pools(
-                tx, spec, network.pools, routes, self._context.pools, gateway=driver.chooses_gateway
+                tx, spec, network.pools, uplink.routes, self._context.pools, gateway=driver.chooses_gateway
             )
-            network = driver.validate(replace(network, pools=resolved))
+            network = driver.validate(replace(network, pools=resolved, mtu=uplink.mtu or DEFAULT_MTU))
         driver.check_beside(network, tx.networks.all())
         if not spec.config_only:
             _check_routes(network)

@@ -12,7 +12,18 @@ from netstore.drivers.base import Host, load_drivers
 from netstore.errors import FailedPrecondition, NetstoreError
 from netstore.kernel.firewall import Firewall
 from netstore.kernel.links import Deletions
-from netstore.model import Address, Endpoint, EndpointSpec, Network, NetworkSpec, Pool, PortMapping, new_id, stable_mac
+from netstore.model import (
+    Address,
+    Endpoint,
+    EndpointSpec,
+    Network,
+    NetworkSpec,
+    Pool,
+    PortMapping,
+    Scope,
+    new_id,
+    stable_mac,
+)
 
 
 def shell(command: str) -> str:
@@ -34,12 +45,15 @@ def main(name: str) -> None:
     seen: dict[str, object] = {}
     firewall = Firewall()
     firewall.ensure()
-    driver = load_drivers(Host(firewall, Deletions()))[name]
+    driver = load_drivers(Host(firewall, Deletions(), vtep="203.0.113.1"))[name]
     pools = (Pool(subnet="10.66.0.0/24", gateway="10.66.0.1"), Pool(subnet="fd00:66::/64", gateway="fd00:66::1"))
     network = driver.validate(
         Network(id=new_id(), name="n", spec=NetworkSpec(driver=name, enable_ipv6=True, options=OPTIONS.get(name, {})), mtu=1400,
                 pools=pools if driver.has_interfaces else ())
     )  # fmt: skip
+    if driver.scope is Scope.GLOBAL:  # what the cluster would have chosen
+        own = (Address(address="10.66.0.250", prefix=24), Address(address="fd00:66::250", prefix=64))
+        network = replace(network, vni=4097, host_addresses=own, host_mac_address=stable_mac("host"))
     endpoint = Endpoint(
         id=new_id(), network_id=network.id, sandbox_id="s", spec=EndpointSpec(), mac_address=stable_mac("x"),
         interface_name="eth0" if driver.has_interfaces else "", default_route=True,

@@ -1,0 +1,187 @@
+"""The driver `overlay`: a network on every node of a cluster, by VXLAN (RFC 7348) between bridges.
+
+A node has a bridge and a VXLAN interface for each network that it uses. Nothing is flooded or learned: the control
+plane says where each remote endpoint is (`apply_remote`), and the bridge answers for it (neighbour suppression), which
+needs all of an entry in the tunnel's table, one in the bridge's, and a neighbour of the bridge.
+
+The bridge's MAC and gateway are the same on every node. So that a node itself reaches remote endpoints, and they it,
+each has an address and a MAC of its own on the network besides; frames to that MAC are the host's (set `ours`).
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+
+from netstore.drivers.base import Host, Observed
+from netstore.drivers.bridged import ICC, SHARED_OPTIONS, BridgedDriver
+from netstore.drivers.interior import alias
+from netstore.drivers.options import Option, boolean, parse
+from netstore.errors import FailedPrecondition, KernelError
+from netstore.kernel import netlink
+from netstore.kernel.firewall import Element
+from netstore.kernel.links import host_socket
+from netstore.kernel.route import Request
+from netstore.model import Endpoint, Network, RemoteEndpoint, Scope, kernel_name
+
+__all__ = ["OverlayDriver"]
+
+VNIS = "com.docker.network.driver.overlay.vxlanid_list"
+ENCRYPTED = "encrypted"
+TUNNEL_PREFIX = "nsvx-"
+OVERHEAD = {4: 50, 6: 70}  # bytes that VXLAN adds: Ethernet, IP, UDP and its own header
+MAX_VNI = (1 << 24) - 1
+
+
+def _vnis(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.isdecimal() and 0 < int(part) <= MAX_VNI for part in parts):
+        raise ValueError(f"numbers from 1 to {MAX_VNI}, separated by commas")
+    return tuple(int(part) for part in parts)
+
+
+class OverlayDriver(BridgedDriver):
+    """See the module."""
+
+    name = "overlay"
+    scope = Scope.GLOBAL
+    options: Sequence[Option] = (
+        Option(VNIS, _vnis, (), "VXLAN network identifier; by default the cluster chooses a free one"),
+        Option(ENCRYPTED, boolean, False, "encrypt what passes between nodes; refused: not there yet"),
+        *SHARED_OPTIONS,
+    )
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(host)
+        self._peers: frozenset[str] = frozenset()
+        self._here: set[str] = set()
+
+    def validate(self, network: Network) -> Network:
+        """Choose the bridge's name, the identifier, and the MTU: what the tunnel leaves of the underlay's."""
+        values = parse(self.options, network.spec.options)
+        if not self.host.vtep:
+            raise FailedPrecondition(
+                "an overlay network needs a cluster, and this node is in none",
+                hint="give [cluster] in the configuration",
+            )
+        if values[ENCRYPTED]:
+            raise FailedPrecondition(
+                "spec.options[encrypted]: encryption between nodes is not there yet",
+                hint="leave it out, and encrypt the underlay where it is not trusted",
+            )
+        inner = network.mtu - OVERHEAD[6 if ":" in self.host.vtep else 4]
+        network = super().validate(replace(network, mtu=max(inner, 0)))
+        return replace(network, vni=values[VNIS][0] if values[VNIS] else network.vni)
+
+    def apply_network(self, network: Network) -> None:
+        """Make the bridge, then the tunnel, then what makes the node's own MAC on the network the host's."""
+        super().apply_network(network)
+        route, name = host_socket(), _tunnel(network)
+        isolated = not parse(self.options, network.spec.options)[ICC]
+        bridge = route.index_of(network.interface)
+        assert bridge is not None
+        requests = [] if route.index_of(name) else [self._tunnel_request(network, name, bridge)]
+        requests += [
+            netlink.tunnel_port_set(name, alias=alias("network", network.id), isolated=isolated),
+            netlink.link_set(name, mtu=network.mtu, ipv6_addresses=False, tolerate=frozenset({errno.EAFNOSUPPORT})),
+            netlink.link_up(name),
+        ]
+        if network.host_mac_address:
+            requests.append(netlink.forwarding_local(bridge, network.host_mac_address))
+        try:
+            route.run(requests)
+        except KernelError as error:
+            self.remove_network(network)
+            if error.errno == errno.EEXIST:
+                raise FailedPrecondition(
+                    f"VXLAN identifier {network.vni} is in use on this node by an interface that is not ours",
+                    hint=f"choose another (-o {VNIS}=NUMBER), or remove that interface",
+                ) from error
+            raise
+        self._here.add(network.id)
+
+    def remove_network(self, network: Network) -> None:
+        """Remove the tunnel, then what bridges have."""
+        self._here.discard(network.id)
+        found = host_socket().link(_tunnel(network))
+        if found is not None and found.alias in ("", alias("network", network.id)):
+            self.host.deletions.delete(found.name)
+        super().remove_network(network)
+        if self._here:  # others need it still
+            self.host.firewall.add(self._shared_elements())
+
+    def network_elements(self, network: Network) -> list[Element]:
+        """Return what bridges have, the node's own MAC behind the tunnel, and who is heard."""
+        own = [("ours", f"{_tunnel(network)} . {network.host_mac_address}")] if network.host_mac_address else []
+        return [*super().network_elements(network), *own, *self._shared_elements()]
+
+    def bridge_addresses(self, network: Network) -> list[tuple[str, int]]:
+        """Return the node's own address first, from which the host speaks; the gateway's is no one node's."""
+        own = [(each.address, each.prefix) for each in network.host_addresses]
+        hidden = {address: 128 if ":" in address else 32 for address, _ in self.gateways(network)} if own else {}
+        return [*own, *((each, hidden.get(each, prefix)) for each, prefix in super().bridge_addresses(network))]
+
+    def apply_remote(
+        self, network: Network, *, add: Sequence[RemoteEndpoint], remove: Sequence[RemoteEndpoint]
+    ) -> None:
+        """Write the entries of each, in one batch."""
+        route = host_socket()
+        bridge, tunnel = route.index_of(network.interface), route.index_of(_tunnel(network))
+        if bridge is None or tunnel is None:  # not used on this node
+            return
+        requests = []
+        for each in remove:
+            requests.append(netlink.forwarding_delete(tunnel, each.mac, each.vtep))
+            requests += [netlink.neighbour_delete(bridge, address) for address in each.addresses]
+        for each in add:
+            requests.append(netlink.forwarding_set(tunnel, each.mac, each.vtep))
+            requests += [netlink.neighbour_set(bridge, address, each.mac) for address in each.addresses]
+        route.run(requests)
+
+    def apply_peers(self, addresses: Collection[str]) -> None:
+        """Change whose tunnels are heard."""
+        before = set(self._shared_elements())
+        self._peers = frozenset(addresses)
+        if self._here:
+            wanted = set(self._shared_elements())
+            self.host.firewall.remove(sorted(before - wanted))
+            self.host.firewall.add(sorted(wanted - before))
+
+    def observe(self, network: Network) -> Observed:
+        """Look for bridge, tunnel and ports, and tell what leads to other nodes from what leads to endpoints here."""
+        found, route = super().observe(network), host_socket()
+        bridge, tunnel = route.index_of(network.interface), route.index_of(_tunnel(network))
+        if bridge is None or tunnel is None:
+            return replace(found, interface=False)
+        told = route.permanent_neighbours(bridge)
+        tunnels, bridged = route.forwarding(tunnel)
+        remotes = {
+            (address, mac, tunnels[mac] if mac in bridged else "") for address, mac in told.items() if mac in tunnels
+        }
+        named = {mac for _, mac, _ in remotes}
+        remotes |= {("", mac, vtep) for mac, vtep in tunnels.items() if mac not in named}
+        ports = found.endpoints - {_tunnel(network)}
+        here = found.neighbours - {address for address, _, _ in remotes}
+        return replace(found, endpoints=ports, neighbours=here, remotes=frozenset(remotes))
+
+    def elements(self, network: Network, endpoints: Collection[Endpoint]) -> set[Element]:
+        """Return those of a network that is used here, and of its endpoints."""
+        return super().elements(network, endpoints) if self.is_here(network) else set()
+
+    def _tunnel_request(self, network: Network, name: str, bridge: int) -> Request:
+        return netlink.vxlan_add(
+            name, vni=network.vni, local=self.host.vtep, port=self.host.vxlan_port, master=bridge, mtu=network.mtu
+        )
+
+    def _shared_elements(self) -> list[Element]:
+        return [("tunnels", str(self.host.vxlan_port)), *_peer_elements(self._peers)]
+
+
+def _tunnel(network: Network) -> str:
+    return kernel_name(TUNNEL_PREFIX, network.id)
+
+
+def _peer_elements(addresses: Collection[str]) -> Iterator[Element]:
+    for each in sorted(addresses):
+        yield ("vteps6" if ":" in each else "vteps"), each
