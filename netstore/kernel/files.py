@@ -11,7 +11,7 @@ from pathlib import Path
 from netstore.errors import KernelError
 from netstore.kernel.paths import AT_FDCWD, closing, syscall
 
-__all__ = ["allocate", "copy_data", "copy_sparse", "exchange", "sync_directory"]
+__all__ = ["allocate", "copy_data", "copy_sparse", "exchange", "spare_bytes", "sync_directory"]
 
 FICLONE = 0x40049409
 SYS_renameat2, RENAME_EXCHANGE = {"x86_64": 316}.get(os.uname().machine, 276), 2
@@ -28,11 +28,17 @@ def allocate(descriptor: int, size: int) -> None:
     Raises:
         OSError: ENOSPC, with nothing taken, or what the kernel said.
     """
-    there, disk = os.fstat(descriptor).st_blocks * 512, os.fstatvfs(descriptor)
-    spared = min(_SPARED_BYTES, disk.f_blocks * disk.f_frsize // 20)
-    if max(size - there, 0) + spared > disk.f_bavail * disk.f_frsize and size > there:
+    there = os.fstat(descriptor).st_blocks * 512
+    if size > there and size - there > spare_bytes(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     os.posix_fallocate(descriptor, 0, size)
+
+
+def spare_bytes(place: int | Path) -> int:
+    """Return the bytes that a disk has to spare: what is free beyond 5 % of it, at most 256 MiB; below 0 when it has
+    less than that."""
+    disk = os.statvfs(place)
+    return disk.f_bavail * disk.f_frsize - min(_SPARED_BYTES, disk.f_blocks * disk.f_frsize // 20)
 
 
 def copy_data(reading: int, writing: int, size: int) -> bool:

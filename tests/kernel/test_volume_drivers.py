@@ -178,14 +178,13 @@ def test_a_size_holds_and_grows_online(driver: VolumeDriver, volume: Volume, pla
     for each in (volume, other):
         driver.create(each)
         driver.stage(each)
-    host = shutil.disk_usage(place).free
     data = driver.mountpoint(volume)
     assert fill(data / "big") in (errno.ENOSPC, errno.EDQUOT)
     written = (data / "big").stat().st_size
     assert 0.5 * volume.spec.size_bytes < written <= volume.spec.size_bytes
     (driver.mountpoint(other) / "small").write_bytes(bytes(MIB))  # nobody else notices
     (place / "host").write_bytes(bytes(MIB))
-    assert shutil.disk_usage(place).free > host - 1.5 * volume.spec.size_bytes
+    assert driver.measure(volume) <= 1.02 * volume.spec.size_bytes  # and it takes no more of the host than it may
     os.sync()
     with pytest.raises(InvalidArgument, match="size_bytes"):
         driver.resize(volume, volume.spec.size_bytes // 2)
@@ -320,7 +319,14 @@ def test_a_full_host_is_a_clear_error(place: Path) -> None:
         driver.stage(kept)
         with pytest.raises(Exhausted, match="growing volume kept"):
             driver.resize(kept, 64 * MIB)
+        sparse = replace(volume, spec=replace(volume.spec, options={"sparse": "true"}))
+        driver.create(sparse)  # larger than the host: it promises nothing
+        assert driver.health(sparse) == ""
         assert fill(state / "full") == errno.ENOSPC
+        assert "the node is nearly full" in driver.health(sparse)
+        driver.remove(sparse)
+        with pytest.raises(Exhausted, match="no room"):
+            driver.create(sparse)
         (driver.mountpoint(kept) / "file").write_bytes(bytes(4 * MIB))  # its space is its own
         descriptor = os.open(driver.mountpoint(kept) / "file", os.O_RDWR)
         os.fsync(descriptor)

@@ -6,6 +6,7 @@ only what is used, and the manager watches that enough stays free.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 from netstore.drivers.options import Option, boolean, choice
 from netstore.errors import Exhausted, InUse, InvalidArgument, KernelError
 from netstore.kernel import loop
-from netstore.kernel.files import allocate
+from netstore.kernel.files import allocate, spare_bytes
 from netstore.kernel.filesystems import MAKERS, grow, make_filesystem, mount, space, unmount_all
 from netstore.kernel.mounts import is_mount_point
 from netstore.kernel.tools import run_tool
@@ -145,7 +146,10 @@ class ImageDriver(VolumeDriver):
         wrong = super().health(volume)
         if not wrong and not volume.spec.block and self.staged(volume) and space(self.mountpoint(volume)).read_only:
             wrong = "it is read-only after an error: see the kernel's log"
-        if not wrong and not self.parsed(volume.spec)["sparse"] and self.measure(volume) < volume.spec.size_bytes:
+        if not wrong and self.parsed(volume.spec)["sparse"]:
+            if spare_bytes(self.root) < 0:
+                wrong = "the node is nearly full: what is written to a sparse image may be lost. Free some space"
+        elif not wrong and self.measure(volume) < volume.spec.size_bytes:
             wrong = "its image is no longer allocated in full: something trimmed it"
         return wrong
 
@@ -211,13 +215,15 @@ def _allocate(path: Path, size_bytes: int, *, sparse: bool) -> None:
         if not sparse:
             allocate(descriptor, size)
         elif os.fstat(descriptor).st_size < size:
+            if spare_bytes(descriptor) < 0:  # it would be full before it is written
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.ftruncate(descriptor, size)
     finally:
         os.close(descriptor)
 
 
 def _said(error: OSError, doing: str, volume: Volume) -> KernelError | Exhausted:
-    if error.errno in (28, 122):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return Exhausted(
             f"{doing} volume {volume.name}: no room for its size on this node",
             hint="free some, ask for less, or take -o sparse=true",
