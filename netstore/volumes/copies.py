@@ -20,7 +20,7 @@ from netstore.kernel import loop
 from netstore.kernel.files import allocate, copy_data, exchange, sync_directory
 from netstore.kernel.filesystems import mount, unmount_all
 from netstore.kernel.freeze import frozen, thaw
-from netstore.kernel.mounts import sync_file_system
+from netstore.kernel.mounts import is_mount_point, sync_file_system
 from netstore.kernel.paths import closing
 from netstore.model import Consistency, Volume, new_id
 from netstore.volumes.drivers.base import Capability, VolumeDriver
@@ -109,7 +109,7 @@ def put_back(driver: VolumeDriver, volume: Volume, snapshot_id: str) -> None:
         if origin.stat().st_size < volume.spec.size_bytes:  # it has grown since
             driver.resize(volume, volume.spec.size_bytes)
         return
-    if driver.stages(volume):
+    if driver.stages(volume) or is_mount_point(driver.mountpoint(volume)):
         raise Unsupported(
             f"restoring volume {volume.name}: its data is on a filesystem that it does not own",
             hint="clone the snapshot into a new volume instead", reason="NO_RESTORE",

@@ -114,3 +114,53 @@ def test_snapshots_are_sparse_and_listed(node: Node) -> None:
     assert stat.S_ISFIFO((data / "pipe").stat().st_mode)
     node.cli("volume", "rm", "v")
     assert node.out("volume", "snapshot", "ls", "-q") == ""
+
+
+@pytest.fixture
+def pool(node: Node) -> Node:
+    """A node with a btrfs pool in a file."""
+    node.stop()
+    config = node.place / "pool.toml"
+    config.write_text('[resolver]\nmanage = false\n[volumes]\nbtrfs-pool = "256M"\n')
+    node.start_resolver()
+    node.start("--config", str(config))
+    return node
+
+
+def test_btrfs_snapshots_are_the_drivers_own(pool: Node, image: str) -> None:
+    node = pool
+    node.cli("volume", "create", "-d", "btrfs", "--size", "64M", "v")
+    node.cli("run", "-d", "--name", "c", "-v", "v:/v", image)
+    sh(node, "c", "echo one > /v/file; head -c 3000000 /dev/urandom > /v/big; sync")
+    made = node.cli("volume", "snapshot", "create", "v", "s")
+    assert "of one moment" in made.stderr
+    sh(node, "c", "echo two > /v/file; sync")
+    node.cli("volume", "clone", "v@s", "copy")
+    node.cli("volume", "export", "v@s", "-o", str(node.place / "v.tar.zst"))
+    node.cli("volume", "import", "other", str(node.place / "v.tar.zst"), "-d", "btrfs", "--size", "64M")
+    node.cli("rm", "-f", "c")
+    node.cli("volume", "snapshot", "restore", "v@s")
+    shown = node.out("run", "--rm", "-v", "v:/v", "-v", "copy:/copy", "-v", "other:/other", image,
+                     "cat", "/v/file", "/copy/file", "/other/file")  # fmt: skip
+    assert shown.split() == ["one"] * 3
+    assert "a read-only scrub of the whole pool" in node.out("volume", "verify", "v")
+    assert node.out("system", "check") == "kernel and store agree"
+    node.cli("volume", "rm", "--trash", "1h", "v")
+    node.cli("volume", "trash", "restore", "v")
+    assert snapshots(node, "v") == "v@s"
+    node.cli("volume", "rm", "v", "copy", "other")
+    assert node.out("system", "check") == "kernel and store agree"
+    node.host.sh(f"umount {node.place}/state/volumes/btrfs-pool")
+
+
+def test_what_is_not_ours_is_copied_and_not_restored(node: Node, image: str) -> None:
+    node.cli("volume", "create", "-d", "tmpfs", "--size", "16M", "v")
+    node.cli("run", "-d", "--name", "c", "-v", "v:/v", image)
+    sh(node, "c", "echo one > /v/file")
+    assert "file by file" in node.cli("volume", "snapshot", "create", "v", "s").stderr
+    node.cli("rm", "-f", "c")
+    refused = node.cli("volume", "snapshot", "restore", "v@s", check=False)
+    assert "clone the snapshot into a new volume instead" in refused.stderr
+    node.cli("volume", "clone", "v@s", "copy", "-d", "local")
+    assert node.out("run", "--rm", "-v", "copy:/v", image, "cat", "/v/file") == "one"
+    assert node.out("system", "check") == "kernel and store agree"
