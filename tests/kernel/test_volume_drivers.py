@@ -522,3 +522,51 @@ def test_a_device_node_is_published(drivers: dict[str, VolumeDriver], place: Pat
 def test_options_of_block(drivers: dict[str, VolumeDriver], options: dict[str, str], field: str) -> None:
     with pytest.raises(InvalidArgument, match=field):
         drivers["block"].validate(block(**options).spec)
+
+
+def test_a_growth_that_was_cut_short_is_seen_and_done_again(drivers: dict[str, VolumeDriver]) -> None:
+    driver = drivers["image"]
+    volume = Volume(id=new_id(), name="v", spec=VolumeSpec(driver="image", size_bytes=16 * MIB))
+    driver.create(volume)
+    assert driver.fits(volume)
+    image = driver.directory(volume) / "image"
+    (driver.directory(volume) / "growing").touch()  # killed between the file's growth and the filesystem's
+    os.truncate(image, 32 * MIB)
+    grown = replace(volume, spec=replace(volume.spec, size_bytes=32 * MIB))
+    assert not driver.fits(grown)
+    driver.resize(grown, 32 * MIB)
+    assert driver.fits(grown)
+    driver.stage(grown)
+    assert driver.usage(grown).size_bytes > 24 * MIB
+    driver.remove(grown)
+
+
+def test_a_pool_is_a_device_of_one_netstored(place: Path, disk: str) -> None:
+    (place / "pool").touch()
+    os.truncate(place / "pool", 256 * MIB)
+
+    def pool(name: str, device: str) -> VolumeDriver:
+        (place / name).mkdir(exist_ok=True)
+        return load_drivers(Node(place / name, {"btrfs_pool": device}))["btrfs"]
+
+    try:
+        with pytest.raises(FailedPrecondition, match=f"{disk} holds ext4.*wipefs"):
+            pool("first", disk).start()
+        with pytest.raises(FailedPrecondition, match="'12' is not accepted"):
+            pool("first", "12").start()
+        assert not mounts_below(place)
+        with loop.attached(place / "pool") as device:
+            first = pool("first", device)
+            first.start()  # blank: it becomes a btrfs
+            volume = Volume(id=new_id(), name="v", spec=VolumeSpec(driver="btrfs", size_bytes=32 * MIB))
+            first.create(volume)
+            again = pool("first", device)
+            again.start()
+            assert again.observe().whole == {volume.id}
+            with pytest.raises(FailedPrecondition, match="another netstored's"):
+                pool("second", device).start()
+            assert not mounts_below(place / "second")
+            assert first.observe().whole == {volume.id}
+    finally:
+        for path in sorted(mounts_below(place), reverse=True):
+            unmount_all(Path(path), lazy=True)

@@ -18,7 +18,7 @@ from netstore.errors import FailedPrecondition, InvalidArgument, KernelError
 from netstore.kernel import btrfs, loop
 from netstore.kernel.devices import signature
 from netstore.kernel.files import allocate
-from netstore.kernel.filesystems import MAKERS, make_filesystem, mount, space
+from netstore.kernel.filesystems import MAKERS, make_filesystem, mount, space, unmount_all
 from netstore.kernel.mounts import is_mount_point
 from netstore.kernel.paths import syscall
 from netstore.model import Volume, VolumeSpec, new_id
@@ -219,9 +219,10 @@ class BtrfsDriver(VolumeDriver):
                 raise FailedPrecondition(f"the driver btrfs: {self.available}", reason="NO_POOL")
             try:
                 self._place.mkdir(parents=True, exist_ok=True, mode=0o711)
-                if self._pool and not is_mount_point(self._place):
+                fresh = bool(self._pool) and not is_mount_point(self._place)
+                if fresh:
                     self._mount()
-                self._claim()
+                self._claim(fresh=fresh)
                 self.root.mkdir(exist_ok=True, mode=0o711)
             except OSError as error:
                 raise KernelError(error.errno or 0, "making the btrfs pool at", str(self._place)) from error
@@ -254,7 +255,7 @@ class BtrfsDriver(VolumeDriver):
         if not found:
             make_filesystem("btrfs", device, zeroed=False)
 
-    def _claim(self) -> None:
+    def _claim(self, *, fresh: bool) -> None:
         """Mark the pool as this node's: what another netstored keeps in it must not be taken for garbage."""
         mine, there = self._place.with_name("btrfs-pool.id"), self._place / ".netstore"
         if not mine.exists():
@@ -262,6 +263,8 @@ class BtrfsDriver(VolumeDriver):
         if not there.exists():
             there.write_text(mine.read_text())
         if there.read_text() != mine.read_text():
+            if fresh:
+                unmount_all(self._place, lazy=True)
             raise FailedPrecondition(
                 "[volumes] btrfs-pool: the pool is another netstored's", hint=f"remove {there} to take it over",
                 reason="FOREIGN_POOL",
