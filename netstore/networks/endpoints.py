@@ -149,7 +149,10 @@ class Endpoints:
         endpoint, network, sandbox = found
         async with self._context.locks.hold(f"sandbox {sandbox.inode}"):
             await self._take_out(network, endpoint, sandbox)
-            promoted, last = await self._store.write(lambda tx: planning.detach(tx, endpoint_id))
+            present, (promoted, last) = await self._store.write(
+                lambda tx: (tx.endpoints.get(endpoint_id), planning.detach(tx, endpoint_id))
+            )
+            endpoint = present or endpoint  # its labels, by which policies know it, may have changed
             removal = self._context.remove(self._driver(network).remove_endpoint, network, endpoint)
             if last and not sandbox.container_id:  # both wait for grace periods of the kernel's: side by side
                 await asyncio.gather(removal, self._leave(sandbox))

@@ -151,6 +151,9 @@ class Policies:
             if after.attached:
                 try:
                     await self._context.apply(self._exchange, network, before, after)
+                    present = await self._store.read(lambda tx: tx.endpoints.get(endpoint_id))
+                    if present is None or not present.attached:  # detached meanwhile
+                        await self._context.apply(self._catch_up, network, [after], [])
                 except BaseException:
                     await self._store.write(lambda tx: tx.endpoints.update(replace(after, labels=before.labels)))
                     raise
@@ -171,9 +174,10 @@ class Policies:
         policies = await self._store.read(lambda tx: tx.policies.all("network_id = ?", network.id))
         endpoints = await self._attached(network)
         await self._context.apply(self._police, network, policies, endpoints)
-        now = await self._attached(network)
-        if [each.id for each in now] != [each.id for each in endpoints]:
-            await self._context.apply(self._catch_up, network, endpoints, now)
+        before, now = endpoints, await self._attached(network)
+        while [each.id for each in now] != [each.id for each in before]:
+            await self._context.apply(self._catch_up, network, before, now)
+            before, now = now, await self._attached(network)
 
     async def _attached(self, network: Network) -> list[Endpoint]:
         found = await self._store.read(lambda tx: tx.endpoints.all("network_id = ?", network.id))
