@@ -78,9 +78,8 @@ def events(
 ) -> None:
     """Show changes as they are committed."""
     newest = client.system.GetInfo(system_pb2.GetInfoRequest()).revision
-    request = system_pb2.WatchEventsRequest(filter=filters, revision=revision)
-    if until_now and (revision is None or revision >= newest):
-        return
+    until = newest if until_now else None
+    request = system_pb2.WatchEventsRequest(filter=filters, revision=revision, until=until)
     for response in client.system.WatchEvents(request):
         event = response.event
         if template == "json":
@@ -94,8 +93,6 @@ def events(
                 f"{event.time.ToJsonString()} {event.revision} {kind} {event.action} "
                 f"{event.resource_name or event.resource_id[:12]}{attributes}"
             )
-        if until_now and event.revision >= newest:
-            return
 
 
 @group.command()

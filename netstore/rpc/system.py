@@ -74,11 +74,13 @@ class SystemServicer(system_pb2_grpc.SystemServiceServicer):
     async def WatchEvents(self, request: pb.WatchEventsRequest, context: Any) -> AsyncIterator[pb.WatchEventsResponse]:
         filters = Filters(request.filter, ("kind", "action", "id", "name"))
         after = await self._start(request)
-        while not self._node.stopping.is_set():
+        while not self._node.stopping.is_set() and (not request.HasField("until") or after < request.until):
             changed = self._store.changed()
             events = await self._store.read(lambda tx, after=after: tx.events(after, _EVENTS_AT_ONCE))  # type: ignore[misc]
             for event in events:
                 after = event.revision
+                if request.HasField("until") and after > request.until:
+                    return
                 if _matches(filters, event):
                     yield pb.WatchEventsResponse(event=_to_event(event))
             if not events:

@@ -25,17 +25,17 @@ _sym_db = _symbol_database.Default()
 from netstore.api.v1 import common_pb2 as netstore_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18netstore/v1/system.proto\x12\x0bnetstore.v1\x1a\x18netstore/v1/common.proto\"\x8f\x01\n\x07\x46inding\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.netstore.v1.ResourceKind\x12\x13\n\x0bresource_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12(\n\x05state\x18\x05 \x01(\x0e\x32\x19.netstore.v1.FindingState\"\x83\x01\n\nUsageEntry\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.netstore.v1.ResourceKind\x12\r\n\x05total\x18\x02 \x01(\x03\x12\x0e\n\x06\x61\x63tive\x18\x03 \x01(\x03\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x19\n\x11reclaimable_bytes\x18\x05 \x01(\x03\"\xa0\x01\n\x0b\x43lusterInfo\x12(\n\x05state\x18\x01 \x01(\x0e\x32\x19.netstore.v1.ClusterState\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tnode_name\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x11\n\tendpoints\x18\x05 \x03(\t\x12\r\n\x05nodes\x18\x06 \x01(\x05\x12\x10\n\x08nodes_up\x18\x07 \x01(\x05\"\x10\n\x0eGetInfoRequest\"\x9d\x03\n\x0fGetInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x11\n\tnode_name\x18\x03 \x01(\t\x12\x0e\n\x06kernel\x18\x04 \x01(\t\x12\x17\n\x0fnetwork_drivers\x18\x05 \x03(\t\x12\x16\n\x0evolume_drivers\x18\x06 \x03(\t\x12\x0f\n\x07runtime\x18\x07 \x01(\t\x12\x11\n\tstate_dir\x18\x08 \x01(\t\x12\x0f\n\x07run_dir\x18\t \x01(\t\x12\x10\n\x08networks\x18\n \x01(\x03\x12\x11\n\tendpoints\x18\x0b \x01(\x03\x12\x0f\n\x07volumes\x18\x0c \x01(\x03\x12\x12\n\ncontainers\x18\r \x01(\x03\x12\x1a\n\x12\x63ontainers_running\x18\x0e \x01(\x03\x12\x0e\n\x06images\x18\x0f \x01(\x03\x12\x1a\n\x12resolver_connected\x18\x10 \x01(\x08\x12\x10\n\x08revision\x18\x11 \x01(\x03\x12\x10\n\x08warnings\x18\x12 \x03(\t\x12)\n\x07\x63luster\x18\x1e \x01(\x0b\x32\x18.netstore.v1.ClusterInfo\"$\n\x12\x43heckSystemRequest\x12\x0e\n\x06repair\x18\x01 \x01(\x08\"=\n\x13\x43heckSystemResponse\x12&\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x14.netstore.v1.Finding\"H\n\x12WatchEventsRequest\x12\x15\n\x08revision\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x0e\n\x06\x66ilter\x18\x02 \x03(\tB\x0b\n\t_revision\"8\n\x13WatchEventsResponse\x12!\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x12.netstore.v1.Event\"\x14\n\x12\x42\x61\x63kupStoreRequest\"$\n\x13\x42\x61\x63kupStoreResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"\x15\n\x13GetDiskUsageRequest\"@\n\x14GetDiskUsageResponse\x12(\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x17.netstore.v1.UsageEntry*|\n\x0c\x46indingState\x12\x1d\n\x19\x46INDING_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x46INDING_STATE_FOUND\x10\x01\x12\x1a\n\x16\x46INDING_STATE_REPAIRED\x10\x02\x12\x18\n\x14\x46INDING_STATE_FAILED\x10\x03*\x95\x01\n\x0c\x43lusterState\x12\x1d\n\x19\x43LUSTER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43LUSTER_STATE_JOINING\x10\x01\x12\x18\n\x14\x43LUSTER_STATE_JOINED\x10\x02\x12\x16\n\x12\x43LUSTER_STATE_AWAY\x10\x03\x12\x19\n\x15\x43LUSTER_STATE_REFUSED\x10\x04\x32\xa4\x03\n\rSystemService\x12\x44\n\x07GetInfo\x12\x1b.netstore.v1.GetInfoRequest\x1a\x1c.netstore.v1.GetInfoResponse\x12P\n\x0b\x43heckSystem\x12\x1f.netstore.v1.CheckSystemRequest\x1a .netstore.v1.CheckSystemResponse\x12R\n\x0bWatchEvents\x12\x1f.netstore.v1.WatchEventsRequest\x1a .netstore.v1.WatchEventsResponse0\x01\x12R\n\x0b\x42\x61\x63kupStore\x12\x1f.netstore.v1.BackupStoreRequest\x1a .netstore.v1.BackupStoreResponse0\x01\x12S\n\x0cGetDiskUsage\x12 .netstore.v1.GetDiskUsageRequest\x1a!.netstore.v1.GetDiskUsageResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18netstore/v1/system.proto\x12\x0bnetstore.v1\x1a\x18netstore/v1/common.proto\"\x8f\x01\n\x07\x46inding\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.netstore.v1.ResourceKind\x12\x13\n\x0bresource_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12(\n\x05state\x18\x05 \x01(\x0e\x32\x19.netstore.v1.FindingState\"\x83\x01\n\nUsageEntry\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.netstore.v1.ResourceKind\x12\r\n\x05total\x18\x02 \x01(\x03\x12\x0e\n\x06\x61\x63tive\x18\x03 \x01(\x03\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x19\n\x11reclaimable_bytes\x18\x05 \x01(\x03\"\xa0\x01\n\x0b\x43lusterInfo\x12(\n\x05state\x18\x01 \x01(\x0e\x32\x19.netstore.v1.ClusterState\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tnode_name\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x11\n\tendpoints\x18\x05 \x03(\t\x12\r\n\x05nodes\x18\x06 \x01(\x05\x12\x10\n\x08nodes_up\x18\x07 \x01(\x05\"\x10\n\x0eGetInfoRequest\"\x9d\x03\n\x0fGetInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x11\n\tnode_name\x18\x03 \x01(\t\x12\x0e\n\x06kernel\x18\x04 \x01(\t\x12\x17\n\x0fnetwork_drivers\x18\x05 \x03(\t\x12\x16\n\x0evolume_drivers\x18\x06 \x03(\t\x12\x0f\n\x07runtime\x18\x07 \x01(\t\x12\x11\n\tstate_dir\x18\x08 \x01(\t\x12\x0f\n\x07run_dir\x18\t \x01(\t\x12\x10\n\x08networks\x18\n \x01(\x03\x12\x11\n\tendpoints\x18\x0b \x01(\x03\x12\x0f\n\x07volumes\x18\x0c \x01(\x03\x12\x12\n\ncontainers\x18\r \x01(\x03\x12\x1a\n\x12\x63ontainers_running\x18\x0e \x01(\x03\x12\x0e\n\x06images\x18\x0f \x01(\x03\x12\x1a\n\x12resolver_connected\x18\x10 \x01(\x08\x12\x10\n\x08revision\x18\x11 \x01(\x03\x12\x10\n\x08warnings\x18\x12 \x03(\t\x12)\n\x07\x63luster\x18\x1e \x01(\x0b\x32\x18.netstore.v1.ClusterInfo\"$\n\x12\x43heckSystemRequest\x12\x0e\n\x06repair\x18\x01 \x01(\x08\"=\n\x13\x43heckSystemResponse\x12&\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x14.netstore.v1.Finding\"f\n\x12WatchEventsRequest\x12\x15\n\x08revision\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x0e\n\x06\x66ilter\x18\x02 \x03(\t\x12\x12\n\x05until\x18\x03 \x01(\x03H\x01\x88\x01\x01\x42\x0b\n\t_revisionB\x08\n\x06_until\"8\n\x13WatchEventsResponse\x12!\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x12.netstore.v1.Event\"\x14\n\x12\x42\x61\x63kupStoreRequest\"$\n\x13\x42\x61\x63kupStoreResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"\x15\n\x13GetDiskUsageRequest\"@\n\x14GetDiskUsageResponse\x12(\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x17.netstore.v1.UsageEntry*|\n\x0c\x46indingState\x12\x1d\n\x19\x46INDING_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x46INDING_STATE_FOUND\x10\x01\x12\x1a\n\x16\x46INDING_STATE_REPAIRED\x10\x02\x12\x18\n\x14\x46INDING_STATE_FAILED\x10\x03*\x95\x01\n\x0c\x43lusterState\x12\x1d\n\x19\x43LUSTER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43LUSTER_STATE_JOINING\x10\x01\x12\x18\n\x14\x43LUSTER_STATE_JOINED\x10\x02\x12\x16\n\x12\x43LUSTER_STATE_AWAY\x10\x03\x12\x19\n\x15\x43LUSTER_STATE_REFUSED\x10\x04\x32\xa4\x03\n\rSystemService\x12\x44\n\x07GetInfo\x12\x1b.netstore.v1.GetInfoRequest\x1a\x1c.netstore.v1.GetInfoResponse\x12P\n\x0b\x43heckSystem\x12\x1f.netstore.v1.CheckSystemRequest\x1a .netstore.v1.CheckSystemResponse\x12R\n\x0bWatchEvents\x12\x1f.netstore.v1.WatchEventsRequest\x1a .netstore.v1.WatchEventsResponse0\x01\x12R\n\x0b\x42\x61\x63kupStore\x12\x1f.netstore.v1.BackupStoreRequest\x1a .netstore.v1.BackupStoreResponse0\x01\x12S\n\x0cGetDiskUsage\x12 .netstore.v1.GetDiskUsageRequest\x1a!.netstore.v1.GetDiskUsageResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'netstore.api.v1.system_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINDINGSTATE']._serialized_start=1326
-  _globals['_FINDINGSTATE']._serialized_end=1450
-  _globals['_CLUSTERSTATE']._serialized_start=1453
-  _globals['_CLUSTERSTATE']._serialized_end=1602
+  _globals['_FINDINGSTATE']._serialized_start=1356
+  _globals['_FINDINGSTATE']._serialized_end=1480
+  _globals['_CLUSTERSTATE']._serialized_start=1483
+  _globals['_CLUSTERSTATE']._serialized_end=1632
   _globals['_FINDING']._serialized_start=68
   _globals['_FINDING']._serialized_end=211
   _globals['_USAGEENTRY']._serialized_start=214
@@ -51,17 +51,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHECKSYSTEMRESPONSE']._serialized_start=982
   _globals['_CHECKSYSTEMRESPONSE']._serialized_end=1043
   _globals['_WATCHEVENTSREQUEST']._serialized_start=1045
-  _globals['_WATCHEVENTSREQUEST']._serialized_end=1117
-  _globals['_WATCHEVENTSRESPONSE']._serialized_start=1119
-  _globals['_WATCHEVENTSRESPONSE']._serialized_end=1175
-  _globals['_BACKUPSTOREREQUEST']._serialized_start=1177
-  _globals['_BACKUPSTOREREQUEST']._serialized_end=1197
-  _globals['_BACKUPSTORERESPONSE']._serialized_start=1199
-  _globals['_BACKUPSTORERESPONSE']._serialized_end=1235
-  _globals['_GETDISKUSAGEREQUEST']._serialized_start=1237
-  _globals['_GETDISKUSAGEREQUEST']._serialized_end=1258
-  _globals['_GETDISKUSAGERESPONSE']._serialized_start=1260
-  _globals['_GETDISKUSAGERESPONSE']._serialized_end=1324
-  _globals['_SYSTEMSERVICE']._serialized_start=1605
-  _globals['_SYSTEMSERVICE']._serialized_end=2025
+  _globals['_WATCHEVENTSREQUEST']._serialized_end=1147
+  _globals['_WATCHEVENTSRESPONSE']._serialized_start=1149
+  _globals['_WATCHEVENTSRESPONSE']._serialized_end=1205
+  _globals['_BACKUPSTOREREQUEST']._serialized_start=1207
+  _globals['_BACKUPSTOREREQUEST']._serialized_end=1227
+  _globals['_BACKUPSTORERESPONSE']._serialized_start=1229
+  _globals['_BACKUPSTORERESPONSE']._serialized_end=1265
+  _globals['_GETDISKUSAGEREQUEST']._serialized_start=1267
+  _globals['_GETDISKUSAGEREQUEST']._serialized_end=1288
+  _globals['_GETDISKUSAGERESPONSE']._serialized_start=1290
+  _globals['_GETDISKUSAGERESPONSE']._serialized_end=1354
+  _globals['_SYSTEMSERVICE']._serialized_start=1635
+  _globals['_SYSTEMSERVICE']._serialized_end=2055
 # @@protoc_insertion_point(module_scope)
