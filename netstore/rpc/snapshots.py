@@ -81,6 +81,7 @@ class SnapshotServicer(snapshot_pb2_grpc.SnapshotServiceServicer):
             labels=check_labels(wanted.labels, field="volume.labels"),
             request_id=check_request_id(request.request_id),
         )  # fmt: skip
+        self._volumes.chores.wake()
         return pb.CloneVolumeResponse(
             volume=volumes.to_message(volume, []),
             consistency=_CONSISTENCY[taken.consistency],

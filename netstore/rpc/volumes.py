@@ -140,6 +140,7 @@ class VolumeServicer(volume_pb2_grpc.VolumeServiceServicer):
     ) -> pb.RestoreTrashedVolumeResponse:
         name = check_name("name", request.name) if request.name else ""
         volume = await self._volumes.removal.restore(request.volume, name)
+        self._volumes.chores.wake()
         return pb.RestoreTrashedVolumeResponse(volume=self._message(volume, []))
 
     async def EmptyTrash(self, request: pb.EmptyTrashRequest, context: Any) -> pb.EmptyTrashResponse:

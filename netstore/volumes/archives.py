@@ -26,7 +26,7 @@ from netstore.kernel.paths import closing
 from netstore.kernel.tar import TRAILER_SIZE, Packer, digest_in
 from netstore.model import Volume, VolumeSpec, new_id
 from netstore.networks.context import KeyedLocks
-from netstore.volumes.copies import reading
+from netstore.volumes.copies import reading, refuse_content
 from netstore.volumes.drivers.base import VolumeDriver
 from netstore.volumes.manager import VolumeManager
 from netstore.volumes.snapshots import refuse_filling
@@ -144,7 +144,6 @@ class Archives:
 
     async def _receive(self, file: Path, offset: int, chunks: AsyncIterator[bytes | str]) -> str:
         self._uploads.mkdir(exist_ok=True, mode=0o700)
-        await asyncio.to_thread(self.expire)
         with closing(os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)) as descriptor:
             there = os.fstat(descriptor).st_size
             if not 0 <= offset <= there:
@@ -178,6 +177,7 @@ class Archives:
                 await asyncio.to_thread(_unpack, driver, volume, file, digest, harmless=not wanted.privileges)
         finally:
             await asyncio.to_thread(file.unlink, missing_ok=True)
+        self._volumes.chores.wake()
         return (await self._volumes.get(volume.id))[0]
 
     def expire(self) -> None:
@@ -233,6 +233,7 @@ def _unpack(driver: VolumeDriver, volume: Volume, file: Path, digest: str, *, ha
     driver.create(volume)
     driver.stage(volume)
     try:
+        refuse_content(driver, volume)
         with (
             closing(os.open(driver.mountpoint(volume), _DIRECTORY)) as root,
             closing(os.open(file, os.O_RDONLY | os.O_CLOEXEC)) as descriptor,

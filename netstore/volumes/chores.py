@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from netstore.volumes.removal import Removal
 from netstore.volumes.schedules import Schedule
 from netstore.volumes.snapshots import Snapshots
 
-__all__ = ["DEFAULT_KEEP", "Chores", "note_schedule"]
+__all__ = ["DEFAULT_KEEP", "Chores"]
 
 log = structlog.get_logger(__name__)
 
@@ -31,15 +31,6 @@ class _Due:
     at: float
 
 
-def note_schedule(tx: Transaction, volume: Volume, before: str = "") -> None:
-    """Begin to count from now, when a volume gets a schedule or another one."""
-    if volume.spec.snapshot_schedule == before:
-        return
-    tx.execute("DELETE FROM snapshot_schedules WHERE volume_id = ?", volume.id)
-    if volume.spec.snapshot_schedule:
-        tx.execute("INSERT INTO snapshot_schedules VALUES (?, ?)", volume.id, time.time())
-
-
 class Chores:
     """Does what is due while it runs."""
 
@@ -48,6 +39,7 @@ class Chores:
         self._snapshots = snapshots
         self._removal = removal
         self._woken = asyncio.Event()
+        self.sweeps: list[Callable[[], None]] = []  # what else is to be done from time to time; may block
 
     def wake(self) -> None:
         """Look again: a schedule has changed."""
@@ -73,6 +65,8 @@ class Chores:
                     else:
                         wait = min(wait, due.at - time.time())
                 await self._removal.empty(only_expired=True)
+                for sweep in self.sweeps:
+                    await asyncio.to_thread(sweep)
             except NetstoreError as error:
                 log.error("a chore failed", error=str(error))
             with suppress(TimeoutError):

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from netstore.errors import Exhausted, InUse, KernelError, NetstoreError, Unsupported
+from netstore.errors import Exhausted, FailedPrecondition, InUse, KernelError, NetstoreError, Unsupported
 from netstore.kernel import loop
 from netstore.kernel.files import allocate, copy_data, exchange, sync_directory
 from netstore.kernel.filesystems import mount, unmount_all
@@ -26,7 +26,7 @@ from netstore.model import Consistency, Volume, new_id
 from netstore.volumes.drivers.base import Capability, VolumeDriver
 from netstore.volumes.trees import copy_tree
 
-__all__ = ["Taken", "drop", "fill", "put_back", "reading", "snapshot_file", "sweep", "take", "taken"]
+__all__ = ["Taken", "drop", "fill", "put_back", "reading", "refuse_content", "snapshot_file", "sweep", "take", "taken"]
 
 _DRAFT = "draft"
 _FREEZING = "freezing"
@@ -160,6 +160,7 @@ def _fill_files(
     maker.create(target)
     maker.stage(target)
     try:
+        refuse_content(maker, target)
         with (
             reading(driver, source, snapshot_id) as origin,
             closing(os.open(origin, _DIRECTORY)) as tree,
@@ -172,6 +173,19 @@ def _fill_files(
     finally:
         maker.unstage(target)
     return Taken(Consistency.LIVE if used and not snapshot_id else Consistency.UNUSED, 0.0, size)
+
+
+def refuse_content(driver: VolumeDriver, volume: Volume) -> None:
+    """Refuse to fill a staged volume that brought data of its own, as a disk may.
+
+    Raises:
+        FailedPrecondition: it did.
+    """
+    if set(os.listdir(driver.mountpoint(volume))) - {"lost+found"}:
+        raise FailedPrecondition(
+            f"volume {volume.name}: there is data on what it is to be made on", hint="take an empty device",
+            reason="NOT_EMPTY",
+        )  # fmt: skip
 
 
 @contextmanager

@@ -7,11 +7,10 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-from netstore.errors import AlreadyExists
+from netstore.errors import AlreadyExists, InvalidArgument
 from netstore.model import Consistency, Kind, Volume, VolumeSpec
 from netstore.store import Store, Transaction
 from netstore.volumes import rows
-from netstore.volumes.chores import note_schedule
 from netstore.volumes.copies import Taken, fill
 from netstore.volumes.drivers.base import VolumeDriver
 from netstore.volumes.sizes import prepared
@@ -52,7 +51,7 @@ class Filling:
             AlreadyExists: the name is taken.
             InvalidArgument, Unsupported, FailedPrecondition: the spec does not do.
         """
-        spec = prepared(spec, self._drivers)
+        spec = _own(prepared(spec, self._drivers))
         await self._store.read(lambda tx: self.refuse(tx, name))
         return spec
 
@@ -66,7 +65,7 @@ class Filling:
         Raises:
             AlreadyExists: the name is taken.
         """
-        spec = prepared(spec, self._drivers)
+        spec = _own(prepared(spec, self._drivers))
         driver = self._drivers[spec.driver]
 
         def insert(tx: Transaction) -> Volume:
@@ -86,7 +85,7 @@ class Filling:
                 revision = tx.event(Kind.VOLUME, "create", volume.id, volume.name, driver=spec.driver)
                 tx.volumes.update(replace(volume, filling="", revision=revision))
                 tx.answer(request_id, method, [volume.id])
-                note_schedule(tx, volume)
+                rows.note_schedule(tx, volume)
 
             await self._store.write(finish)
 
@@ -106,6 +105,8 @@ class Filling:
         snapshot_id = (await self._snapshots.get(source.id, snapshot))[0].id if snapshot else ""
         if spec is None:
             spec = replace(source.spec, snapshot_schedule="", snapshot_keep=0)
+            if _elsewhere(spec):  # what is mounted from elsewhere is copied here
+                spec = VolumeSpec(driver="local")
         spec = replace(spec, driver=spec.driver or source.spec.driver)
         making = self.making(
             name, spec, f"a clone of {source.name} is being made", labels=labels, request_id=request_id,
@@ -125,3 +126,19 @@ class Filling:
                 tx.volumes.delete(volume.id)
 
         await self._store.write(forget)
+
+
+def _elsewhere(spec: VolumeSpec) -> bool:
+    """Say whether a volume's data is not its own: a mount of what is there already, or of memory."""
+    return spec.driver == "local" and "type" in spec.options
+
+
+def _own(spec: VolumeSpec) -> VolumeSpec:
+    """Return the spec of a volume whose data is its own.
+
+    Raises:
+        InvalidArgument: it is not: what is there would be written over, or what is written lost.
+    """
+    if _elsewhere(spec):
+        raise InvalidArgument("spec.options[type]", spec.options["type"], "a volume with storage of its own to fill")
+    return spec

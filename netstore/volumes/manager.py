@@ -26,7 +26,7 @@ from netstore.errors import (
 from netstore.model import Finding, MountSpec, Volume, VolumeSpec
 from netstore.store import Store, Transaction
 from netstore.volumes import rows
-from netstore.volumes.chores import Chores, note_schedule
+from netstore.volumes.chores import Chores
 from netstore.volumes.drivers.base import Node, Usage, VolumeDriver, load_drivers
 from netstore.volumes.filling import Filling
 from netstore.volumes.ownership import begin, has_owner
@@ -150,7 +150,7 @@ class VolumeManager:
                 return present, False
             volume = rows.insert(tx, self._drivers[spec.driver], name, spec, labels)
             tx.answer(request_id, "CreateVolume", [volume.id])
-            note_schedule(tx, volume)
+            rows.note_schedule(tx, volume)
             return volume, True
 
         volume, made = await self._store.write(insert)
@@ -316,7 +316,7 @@ class VolumeManager:
             before.append(volume)
             wanted = changed_spec(self.driver_of(volume), volume, spec, used=bool(self.staging.holders(volume.id)))
             volume = replace(volume, spec=wanted, labels=volume.labels if labels is None else dict(labels))
-            note_schedule(tx, volume, before[0].spec.snapshot_schedule)
+            rows.note_schedule(tx, volume, before[0].spec.snapshot_schedule)
             return rows.changed(tx, volume)
 
         volume = await self._store.write(update)

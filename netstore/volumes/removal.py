@@ -126,6 +126,7 @@ class Removal:
             revision = tx.event(Kind.VOLUME, "restore", trashed.id, wanted)
             volume = replace(trashed.volume, name=wanted, revision=revision)
             tx.volumes.insert(volume)
+            rows.note_schedule(tx, volume)
             return volume
 
         return await self._store.write(bring)

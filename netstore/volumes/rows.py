@@ -22,6 +22,7 @@ __all__ = [
     "forget_stage",
     "insert",
     "note",
+    "note_schedule",
     "page",
     "refuse_difference",
     "rename_uses",
@@ -137,3 +138,12 @@ def refuse_difference(present: Volume, spec: VolumeSpec, labels: Mapping[str, st
             f"volume {present.name} exists and differs: {difference}",
             hint="choose another name, or remove the volume first", difference=difference,
         )  # fmt: skip
+
+
+def note_schedule(tx: Transaction, volume: Volume, before: str = "") -> None:
+    """Begin to count from now, when a volume gets a schedule or another one."""
+    if volume.spec.snapshot_schedule == before:
+        return
+    tx.execute("DELETE FROM snapshot_schedules WHERE volume_id = ?", volume.id)
+    if volume.spec.snapshot_schedule:
+        tx.execute("INSERT INTO snapshot_schedules VALUES (?, ?)", volume.id, time.time())

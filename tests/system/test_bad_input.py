@@ -372,6 +372,7 @@ ARCHIVES = [
     ("ImportVolume", importing(volume={"name": "v", "labels": {"": ""}}), INVALID, "volume.labels"),
     ("ImportVolume", importing(volume={"name": "v", "spec": {"size_bytes": -1}}), INVALID, "spec.size_bytes"),
     ("ImportVolume", importing(volume={"name": "v", "spec": {"driver": "x"}}), INVALID, "spec.driver"),
+    ("ImportVolume", importing(volume={"name": "v", "spec": {"options": {"type": "tmpfs", "device": "tmpfs"}}}), INVALID, "spec.options[type]"),
     ("ImportVolume", importing(volume={"name": "v"}, upload_id="../../x"), INVALID, "upload_id"),
     ("ImportVolume", importing(volume={"name": "v"}, offset=1), INVALID, "offset"),
     ("ImportVolume", importing(volume={"name": "v"}, offset=-1), INVALID, "offset"),

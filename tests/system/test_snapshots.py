@@ -164,3 +164,19 @@ def test_what_is_not_ours_is_copied_and_not_restored(node: Node, image: str) -> 
     node.cli("volume", "clone", "v@s", "copy", "-d", "local")
     assert node.out("run", "--rm", "-v", "copy:/v", image, "cat", "/v/file") == "one"
     assert node.out("system", "check") == "kernel and store agree"
+
+
+def test_a_clone_of_what_is_mounted_from_elsewhere_is_a_copy(node: Node, image: str) -> None:
+    outside = node.place / "outside"
+    outside.mkdir()
+    (outside / "file").write_text("there")
+    options = ["-o", "type=none", "-o", f"device={outside}", "-o", "o=bind"]
+    node.cli("volume", "create", *options, "v")
+    node.cli("volume", "clone", "v", "copy")
+    (outside / "file").write_text("changed")
+    assert node.out("run", "--rm", "-v", "copy:/v", image, "cat", "/v/file") == "there"
+    refused = node.cli("volume", "clone", "v", "other", "-d", "local", *options, check=False)
+    assert "a volume with storage of its own to fill" in refused.stderr
+    assert node.out("volume", "ls", "-q").split() == ["v", "copy"]
+    node.cli("volume", "rm", "copy")
+    assert (outside / "file").read_text() == "changed"

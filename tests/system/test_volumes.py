@@ -71,6 +71,7 @@ def test_rm_says_by_whom_and_the_trash_gives_back(node: Node, image: str) -> Non
     node.cli("volume", "rm", "-f", "nosuch")
     node.cli("rm", "-f", "c")
     node.cli("volume", "snapshot", "create", "v", "s")
+    node.cli("volume", "update", "v", "--snapshot-schedule", "@every 3s")
     node.cli("volume", "rm", "--trash", "24h", "v")
     assert node.out("volume", "ls", "-q") == ""
     assert table(node.out("volume", "trash", "ls"))[1][0] == "v"
@@ -83,7 +84,8 @@ def test_rm_says_by_whom_and_the_trash_gives_back(node: Node, image: str) -> Non
     assert "give another name to restore it by" in taken.stderr
     assert node.out("volume", "trash", "restore", "v", "back") == "back"
     assert (data_of(node, "back") / "file").read_text() == "kept\n"
-    assert node.out("volume", "snapshot", "ls", "-q") == "back@s"
+    assert node.out("volume", "snapshot", "ls", "-q", "-f", "name=s") == "back@s"
+    wait_until(lambda: "back@auto" in node.out("volume", "snapshot", "ls", "-q"), what="its schedule to go on")
     for name in ("back", "v"):
         node.cli("volume", "rm", "--trash", "1h", name)
     assert node.cli("volume", "trash", "empty", "nosuch", check=False).returncode == 1
