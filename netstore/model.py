@@ -227,6 +227,11 @@ class Network:
     create_time: float = 0.0
     revision: int = 0
 
+    @property
+    def scope(self) -> Scope:
+        """Where it is."""
+        return Scope.GLOBAL if self.vni else Scope.LOCAL
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sandbox:

@@ -15,7 +15,7 @@ from netstore.api.v1 import endpoint_pb2, network_pb2
 from netstore.cli.client import Client, pages, pass_client, tolerant
 from netstore.cli.commands import Group
 from netstore.cli.completion import names
-from netstore.cli.format import listing, shapes, short_id, show_objects, to_dict
+from netstore.cli.format import listing, name_of, shapes, short_id, show_objects, to_dict
 from netstore.cli.grammar import bandwidth, key_values, parse_port
 
 __all__ = ["group"]
@@ -134,7 +134,10 @@ def ls(client: Client, filters: tuple[str, ...], template: str | None, quiet: bo
     request = network_pb2.ListNetworksRequest(filter=filters)
     found = pages(client.networks.ListNetworks, request, "networks")
     ids = [short_id(network.id, full=no_trunc) for network in found]
-    rows = [(shown, n.name, n.spec.driver, "local") for shown, n in zip(ids, found, strict=True)]
+    rows = [
+        (shown, n.name, n.spec.driver, name_of(network_pb2.NetworkScope, n.status.scope, "NETWORK_SCOPE"))
+        for shown, n in zip(ids, found, strict=True)
+    ]
     listing(found, ("NETWORK ID", "NAME", "DRIVER", "SCOPE"), rows, template, quiet=quiet, ids=ids)
 
 

@@ -159,6 +159,7 @@ class ContainerManager:
             )
             if reserved.fresh:
                 undo.push_async_callback(self._undo, reserved)
+                await self._networks.endpoints.claim(reserved.sandbox, [network for network, _ in plan.networks])
                 await self._volumes.apply(list(reserved.made))
                 await self._mounting.fill(reserved.container, reserved.image, reserved.container.mounts)
                 undo.pop_all()

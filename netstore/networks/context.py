@@ -55,6 +55,8 @@ class Context:
     resolver: ResolverLink
     netns_dir: Path
     pools: Sequence[AddressPool]
+    global_pools: Sequence[AddressPool]
+    """Where networks that span nodes get their subnets."""
     options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Options, by driver, of networks that do not give them."""
     locks: KeyedLocks = field(default_factory=KeyedLocks)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
@@ -20,8 +20,9 @@ from netstore.drivers.base import Driver
 from netstore.drivers.options import ENDPOINT_OPTIONS, refuse_changes
 from netstore.errors import Conflict, KernelError, NetstoreError
 from netstore.kernel.sandboxes import open_resolver
-from netstore.model import Endpoint, Kind, Network, PortMapping, Sandbox, SandboxRef
+from netstore.model import Endpoint, Kind, Network, PortMapping, Sandbox, SandboxRef, Scope
 from netstore.networks import planning
+from netstore.networks.cluster.span import Span, no_cluster
 from netstore.networks.context import Context
 from netstore.networks.planning import AttachRequest, Plan
 from netstore.networks.policies import Policies
@@ -39,11 +40,12 @@ _Resolver = tuple[OpenSandbox, tuple[socket.socket, socket.socket]]
 class Endpoints:
     """The endpoints of a node."""
 
-    def __init__(self, context: Context, sandboxes: Sandboxes, policies: Policies) -> None:
+    def __init__(self, context: Context, sandboxes: Sandboxes, policies: Policies, span: Span | None) -> None:
         self._context = context
         self._store = context.store
         self._sandboxes = sandboxes
         self._policies = policies
+        self._span = span
         self.changed: Callable[[Sandbox], Awaitable[None]] | None = None
         """Told of a container's sandbox whose endpoints were attached or detached while it runs."""
 
@@ -60,7 +62,12 @@ class Endpoints:
             for inode in sorted({each.sandbox.inode for each in opened}):
                 await stack.enter_async_context(self._context.locks.hold(f"sandbox {inode}"))
             pairs = list(zip(requests, opened, strict=True))
-            planned = await self._carry_out(lambda tx: planning.attach(tx, pairs, request_id), planning.forget)
+
+            def undo(tx: Transaction, endpoint: Endpoint) -> None:
+                planning.forget(tx, endpoint)
+                tx.unanswer(request_id)
+
+            planned = await self._carry_out(lambda tx: planning.attach(tx, pairs, request_id), undo)
             for plan in planned:
                 await self._tell(plan.opened.sandbox)
             return [(plan.endpoint, plan.network, plan.opened.sandbox) for plan in planned]
@@ -76,6 +83,7 @@ class Endpoints:
             for network_id in sorted({each.network.id for each in planned}):
                 async with self._context.locks.hold(network_id):
                     pass
+            planned = await self._share(planned, undo)
             resolvers = await self._context.apply(self._make, planned, undo)
         for opened, sockets in resolvers:
             await self._sandboxes.add_resolver(opened, sockets)
@@ -85,7 +93,7 @@ class Endpoints:
         self, plan: Callable[[Transaction], list[Plan]], undo: _Change
     ) -> tuple[list[Plan], list[_Resolver] | None]:
         planned = self._store.write_here(plan)
-        if any(self._context.locks.held(each.network.id) for each in planned):
+        if any(self._context.locks.held(each.network.id) or self._spans(each.network) for each in planned):
             return planned, None
         return planned, self._make(planned, undo)
 
@@ -114,6 +122,53 @@ class Endpoints:
                 self._sandboxes.discard_resolver(opened, sockets)
             raise
         return list(resolvers.values())
+
+    def _spans(self, network: Network) -> bool:
+        return self._driver(network).scope is Scope.GLOBAL
+
+    async def _share(self, planned: list[Plan], undo: _Change) -> list[Plan]:
+        """Hold in the cluster what new endpoints on networks that span nodes have, or undo the plan and raise."""
+        try:
+            return [await self._shared(plan) if self._spans(plan.network) else plan for plan in planned]
+        except BaseException:
+            new = [plan for plan in planned if plan.fresh or plan.made]
+            await self._store.write(lambda tx: planning.each(tx, undo, new))
+            self._poke()
+            raise
+
+    async def _shared(self, plan: Plan) -> Plan:
+        span = self._required_span()
+        if plan.made:
+            plan = replace(plan, endpoint=await span.publication.claim(plan.endpoint, plan.network))
+        if plan.fresh:
+            async with self._context.locks.hold(plan.network.id):
+                plan = replace(plan, network=await span.networks.open(plan.network))
+            self._poke([] if plan.made else [plan.endpoint.id])
+        return plan
+
+    def _required_span(self) -> Span:
+        if self._span is None:
+            raise no_cluster()
+        return self._span
+
+    def _poke(self, endpoint_ids: Iterable[str] = ()) -> None:
+        if self._span:
+            self._span.publication.poke(endpoint_ids)
+
+    async def claim(self, sandbox: Sandbox, networks: Iterable[Network]) -> None:
+        """Hold in the cluster what a container's new reservations have on those of its networks that span nodes.
+
+        Raises:
+            AddressTaken, FailedPrecondition, Unavailable: see `Publication.claim`; the caller undoes the reservations.
+        """
+        spanning = {network.id: network for network in networks if self._spans(network)}
+        for endpoint in await self.of(sandbox) if spanning else ():
+            if endpoint.network_id in spanning:
+                await self._required_span().publication.claim(endpoint, spanning[endpoint.network_id])
+
+    async def of(self, sandbox: Sandbox) -> list[Endpoint]:
+        """Return the endpoints of a sandbox."""
+        return await self._store.read(lambda tx: tx.endpoints.all("sandbox_id = ?", sandbox.id))
 
     def _driver(self, network: Network) -> Driver:
         return self._context.driver(network.spec.driver)
@@ -152,6 +207,7 @@ class Endpoints:
             present, (promoted, last) = await self._store.write(
                 lambda tx: (tx.endpoints.get(endpoint_id), planning.detach(tx, endpoint_id))
             )
+            self._poke()
             endpoint = present or endpoint  # its labels, by which policies know it, may have changed
             removal = self._context.remove(self._driver(network).remove_endpoint, network, endpoint)
             if last and not sandbox.container_id:  # both wait for grace periods of the kernel's: side by side
@@ -212,6 +268,7 @@ class Endpoints:
             for plan in attached:
                 await self._take_out(plan.network, plan.endpoint, sandbox)
             await self._store.write(lambda tx: planning.each(tx, planning.park, attached))
+            self._poke(plan.endpoint.id for plan in attached)
             for plan in attached:
                 await self._context.remove(self._driver(plan.network).remove_endpoint, plan.network, plan.endpoint)
 
@@ -277,6 +334,7 @@ class Endpoints:
             joined = await self._store.write(change)
         else:
             joined = await self._policies.relabel(network, endpoint_id, change)
+        self._poke([endpoint_id])
         if joined[0].spec.options != before.spec.options and joined[0].attached:
             await self._follow(*joined, before)
         return joined

@@ -22,6 +22,7 @@ from netstore.store import Transaction
 
 __all__ = [
     "DEFAULT_POOLS",
+    "GLOBAL_POOLS",
     "AddressPool",
     "HostRoute",
     "allocate",
@@ -58,6 +59,10 @@ DEFAULT_POOLS: tuple[AddressPool, ...] = (
     (IPv4Network("192.168.0.0/16"), 20),
 )
 """Docker's, IPv4."""
+
+
+GLOBAL_POOLS: tuple[AddressPool, ...] = ((IPv4Network("10.0.0.0/8"), 24),)
+"""Docker's for networks that span nodes, IPv4."""
 
 
 def unique_local_pool(node_id: str) -> AddressPool:
@@ -278,7 +283,7 @@ def _subnet(text: str) -> IPNetwork:
     return ipaddress.ip_network(text)
 
 
-def allocate(tx: Transaction, network: Network, endpoint_id: str, spec: EndpointSpec) -> tuple[Address, ...]:
+def allocate(tx: Transaction, network: Network, endpoint_id: str | None, spec: EndpointSpec) -> tuple[Address, ...]:
     """Take an address of each family of a network for an endpoint: the static one, or the next free one.
 
     Raises:
@@ -316,7 +321,7 @@ def hold_link_local(tx: Transaction, network: Network, endpoint_id: str, spec: E
     return tuple(found)
 
 
-def _allocate_next(tx: Transaction, network: Network, pools: Sequence[Pool], endpoint_id: str) -> Address:
+def _allocate_next(tx: Transaction, network: Network, pools: Sequence[Pool], endpoint_id: str | None) -> Address:
     for pool in pools:
         row = tx.row("SELECT cursor FROM subnets WHERE network_id = ? AND subnet = ?", network.id, pool.subnet)
         number = _next_free(tx, network, pool, int.from_bytes(row[0], "big") if row else 0)
@@ -336,7 +341,7 @@ def _allocate_next(tx: Transaction, network: Network, pools: Sequence[Pool], end
 
 
 def _allocate_static(
-    tx: Transaction, network: Network, pools: Sequence[Pool], endpoint_id: str, text: str, field: str
+    tx: Transaction, network: Network, pools: Sequence[Pool], endpoint_id: str | None, text: str, field: str
 ) -> Address:
     subnets = ", ".join(pool.subnet for pool in pools)
     if not pools:
@@ -350,7 +355,7 @@ def _allocate_static(
     return _address(pool, address)
 
 
-def _hold(tx: Transaction, network: Network, address: IPAddress, endpoint_id: str, field: str) -> None:
+def _hold(tx: Transaction, network: Network, address: IPAddress, endpoint_id: str | None, field: str) -> None:
     """Take one address for an endpoint.
 
     Raises:
@@ -371,7 +376,16 @@ def _holder(tx: Transaction, network: Network, address: IPAddress) -> str:
         "SELECT endpoints.name, endpoints.id FROM addresses JOIN endpoints ON endpoints.id = endpoint_id"
         " WHERE addresses.network_id = ? AND address = ?", network.id, address.packed,
     )  # fmt: skip
-    return f"endpoint {row[0] or row[1][:12]}" if row else "the network itself (gateway or auxiliary address)"
+    if row:
+        return f"endpoint {row[0] or row[1][:12]}"
+    row = tx.row(
+        "SELECT json_extract(remote_endpoints.body, '$.name'), nodes.name FROM remote_addresses"
+        " JOIN remote_endpoints ON remote_endpoints.id = endpoint_id JOIN nodes ON nodes.id = node_id"
+        " WHERE remote_addresses.network_id = ? AND address = ?", network.id, address.packed,
+    )  # fmt: skip
+    if row:
+        return f"endpoint {row[0]} on node {row[1]}" if row[0] else f"node {row[1]} itself"
+    return "the network itself (gateway or auxiliary address)"
 
 
 def _next_free(tx: Transaction, network: Network, pool: Pool, cursor: int) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import structlog
 from netstore.config import ClusterConfig
 from netstore.drivers.base import Host, load_drivers
 from netstore.drivers.options import parse
-from netstore.errors import FailedPrecondition, InvalidArgument, KernelError
+from netstore.errors import InvalidArgument, KernelError
 from netstore.kernel.firewall import Firewall, relay_elements
 from netstore.kernel.links import Deletions, host_socket
 from netstore.kernel.sandboxes import open_relay
@@ -20,16 +19,20 @@ from netstore.kernel.sysctls import raise_neighbour_limits
 from netstore.model import Finding, Network
 from netstore.networks.cluster.cluster import Cluster, Work
 from netstore.networks.cluster.dataplane import DataPlane
+from netstore.networks.cluster.publication import Publication
+from netstore.networks.cluster.span import Span, no_cluster
+from netstore.networks.cluster.spanning import Spanning
 from netstore.networks.context import Context
 from netstore.networks.drops import Drops
 from netstore.networks.endpoints import Endpoints
 from netstore.networks.handover import RELAY, ResolverLink
-from netstore.networks.ipam import DEFAULT_POOLS, AddressPool, unique_local_pool
-from netstore.networks.networks import Networks
+from netstore.networks.ipam import DEFAULT_POOLS, GLOBAL_POOLS, AddressPool, unique_local_pool
+from netstore.networks.networks import DEFAULT_MTU, Networks
 from netstore.networks.policies import Policies
 from netstore.networks.reconcile import Reconciler
 from netstore.networks.sandboxes import Sandboxes
 from netstore.networks.supervision import ResolverProcess
+from netstore.networks.uplink import read_uplink
 from netstore.store import Store
 
 __all__ = ["NetworkManager"]
@@ -63,20 +66,20 @@ class NetworkManager:
         defaults = (*DEFAULT_POOLS, unique_local_pool(node_id))
         given = {base.version for base, _ in pools}
         pools = (*pools, *(pool for pool in defaults if pool[0].version not in given))
-        self._context = Context(store, drivers, self.resolver, run_dir / "netns", pools, options or {})
+        spanning = (*GLOBAL_POOLS, unique_local_pool(node_id))
+        self._context = Context(store, drivers, self.resolver, run_dir / "netns", pools, spanning, options or {})
         for name, values in self._context.options.items():
             if name not in drivers:
                 raise InvalidArgument("default-network-opts.DRIVER", name, f"one of {', '.join(sorted(drivers))}")
             parse(drivers[name].options, values, field=f"default-network-opts.{name}")
-        self.cluster = Cluster(cluster, store, node_id, self._localise) if cluster else None
-        self._data_plane = DataPlane(self._context, node_id)
         self.policies = Policies(self._context, self._firewall)
         self.drops = Drops(self._context, self._firewall.policing)
-        self.networks = Networks(self._context, self.policies)
+        self._span = self._build_span(cluster, node_id) if cluster else None
+        self.networks = Networks(self._context, self.policies, self._span)
         self.sandboxes = Sandboxes(self._context)
-        self.endpoints = Endpoints(self._context, self.sandboxes, self.policies)
+        self.endpoints = Endpoints(self._context, self.sandboxes, self.policies, self._span)
         self._reconciler = Reconciler(
-            self._context, self._firewall, self.endpoints, self.sandboxes, docker_user=docker_user
+            self._context, self._firewall, self.endpoints, self.sandboxes, self._span, docker_user=docker_user
         )
 
     @property
@@ -98,8 +101,21 @@ class NetworkManager:
             log.warning("neighbour tables keep their size", error=str(error))
         await self.networks.start()
         await self.check(repair=True)
-        if self.cluster:
-            self.cluster.start(Work(self._data_plane.follow, self._data_plane.resync, self._publish))
+        if self._span:
+            self._span.publication.evict = self.endpoints.detach
+            plane, publication = self._span.data_plane, self._span.publication
+            self._span.cluster.start(Work(plane.follow, plane.resync, self._publish, publication.release_stray))
+
+    def _build_span(self, config: ClusterConfig, node_id: str) -> Span:
+        store = self._context.store
+        cluster = Cluster(config, store, node_id, self._localise)
+        plane = DataPlane(self._context, node_id, self.policies.forget)
+        return Span(cluster, Spanning(self._context, cluster, plane), Publication(store, cluster), plane)
+
+    @property
+    def cluster(self) -> Cluster | None:
+        """The cluster that this node is in."""
+        return self._span.cluster if self._span else None
 
     def require_cluster(self) -> Cluster:
         """Return the cluster that this node is in.
@@ -108,17 +124,18 @@ class NetworkManager:
             FailedPrecondition: it is in none.
         """
         if self.cluster is None:
-            raise FailedPrecondition(
-                "this node is in no cluster", reason="NO_CLUSTER",
-                hint="write [cluster] into its configuration: see docs/howto/run-a-cluster.md",
-            )  # fmt: skip
+            raise no_cluster()
         return self.cluster
 
     def _localise(self, network: Network) -> Network:
-        return self._context.driver(network.spec.driver).validate(network)
+        """Fill in what is this node's own of a network of the cluster."""
+        driver = self._context.driver(network.spec.driver)
+        return driver.validate(replace(network, mtu=read_uplink().mtu or DEFAULT_MTU))
 
     async def _publish(self) -> None:
-        await asyncio.Event().wait()
+        assert self._span
+        await self._span.networks.finish()
+        await self._span.publication.publish()
 
     async def _give_relay(self) -> None:
         """Open the socket of the relay of [::1], if netstore-resolver does not hold it from before."""

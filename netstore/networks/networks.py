@@ -19,11 +19,13 @@ from netstore.errors import (
     InUse,
     InvalidArgument,
     NetstoreError,
+    Unsupported,
 )
 from netstore.kernel.namespaces import open_pinned
 from netstore.kernel.paths import closing
-from netstore.model import Endpoint, Kind, Network, NetworkSpec, PolicyAction, Pool, Route, Sandbox, new_id
+from netstore.model import Endpoint, Kind, Network, NetworkSpec, PolicyAction, Pool, Route, Sandbox, Scope, new_id
 from netstore.networks import ipam
+from netstore.networks.cluster.span import Span, no_cluster
 from netstore.networks.context import Context
 from netstore.networks.planning import changes, changes_of_labels
 from netstore.networks.policies import Policies, refuse_unpoliced
@@ -56,11 +58,12 @@ class NetworkChange:
 class Networks:
     """The networks of a node."""
 
-    def __init__(self, context: Context, policies: Policies) -> None:
+    def __init__(self, context: Context, policies: Policies, span: Span | None) -> None:
         self._context = context
         self._store = context.store
         self._overlaps: set[str] | None = None
         self._policies = policies
+        self._span = span
 
     async def start(self) -> None:
         """Make the predefined networks where they are not there yet."""
@@ -112,11 +115,23 @@ class Networks:
             network = driver.validate(network if driver.has_interfaces else replace(network, mtu=0))
         if _denies(spec) and not spec.config_only:
             refuse_unpoliced(network, driver)
+        if driver.scope is Scope.GLOBAL and not spec.config_only:
+            network, made = await self._create_spanning(network, uplink, request_id)
+            return network, warned if made else []
         async with self._context.locks.hold(network.id):
             network, made = await self._store.write(lambda tx: self._insert(tx, network, uplink, request_id))
             if made:
                 await self._apply(driver, network)
         return network, warned if made else []
+
+    async def _create_spanning(self, network: Network, uplink: Uplink, request_id: str) -> tuple[Network, bool]:
+        """Make a network on every node; its part in this one's kernel comes with the first endpoint here."""
+        if self._span is None:
+            raise no_cluster()
+        found, made = await self._span.networks.create(lambda tx: self._insert(tx, network, uplink, ""))
+        if made and request_id:
+            await self._store.write(lambda tx: tx.answer(request_id, "CreateNetwork", [found.id]))
+        return found, made
 
     def _insert(self, tx: Transaction, network: Network, uplink: Uplink, request_id: str) -> tuple[Network, bool]:
         for made in tx.answered(request_id, "CreateNetwork"):
@@ -126,9 +141,8 @@ class Networks:
             return _same(tx.networks.require(row[0]), network), False
         spec, driver = network.spec, self._context.driver(network.spec.driver)
         if driver.has_interfaces and spec.ipam_driver == "default":
-            resolved = ipam.resolve_pools(
-                tx, spec, network.pools, uplink.routes, self._context.pools, gateway=driver.chooses_gateway
-            )
+            pools = self._context.global_pools if driver.scope is Scope.GLOBAL else self._context.pools
+            resolved = ipam.resolve_pools(tx, spec, network.pools, uplink.routes, pools, gateway=driver.chooses_gateway)
             network = driver.validate(replace(network, pools=resolved, mtu=uplink.mtu or DEFAULT_MTU))
         driver.check_beside(network, tx.networks.all())
         if not spec.config_only:
@@ -177,6 +191,10 @@ class Networks:
             KernelError: the kernel refused; all is as it was.
         """
         found, _ = await self.get(reference)
+        if self._context.driver(found.spec.driver).scope is Scope.GLOBAL:
+            raise Unsupported(
+                f"network {found.name} spans nodes, and does not change", hint="create another one, and move to it"
+            )
 
         def edit(tx: Transaction, network: Network) -> Network:
             if etag and etag != str(network.revision):
@@ -226,6 +244,8 @@ class Networks:
         for network in networks:
             driver = self._context.driver(network.spec.driver)
             try:
+                if not driver.is_here(network):
+                    continue
                 wanted = driver.validate(replace(network, mtu=uplink.mtu or network.mtu)).mtu
                 if driver.has_interfaces and wanted != network.mtu:
                     await self._update(network.id, lambda _, network: network)
@@ -259,6 +279,12 @@ class Networks:
             _delete(tx, network)
             return network, [each for each in tx.networks.all() if network.interface == each.interface != ""]
 
+        if self._span:
+            spanning, _ = await self.get(reference)
+            if self._context.driver(spanning.spec.driver).scope is Scope.GLOBAL:
+                await self._store.read(lambda tx: _refuse_in_use(tx, spanning))
+                await self._span.networks.remove(spanning)
+                return
         network, sharing = await self._store.write(remove)
         driver = self._context.driver(network.spec.driver)
         async with self._context.locks.hold(network.id):

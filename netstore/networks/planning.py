@@ -67,12 +67,15 @@ class AttachRequest:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """An endpoint as committed, and where it goes. `fresh` is false for one that was attached before."""
+    """An endpoint as committed, and where it goes. `fresh` is false for one that was attached before, or is not to be
+    yet; `made` says that its row is new.
+    """
 
     endpoint: Endpoint
     network: Network
     opened: OpenSandbox
     fresh: bool = True
+    made: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +132,7 @@ def _attach_one(tx: Transaction, request: AttachRequest, opened: OpenSandbox) ->
         name, live, labels = container.name, _is_live(tx, sandbox), {**container.labels, **labels}
     place = Place(sandbox=sandbox, others=others, interfaces=_interfaces(opened))
     endpoint = reserve(tx, network, place, request.spec, name=name, labels=labels, attached=live)
-    return Plan(endpoint, network, opened, fresh=live)
+    return Plan(endpoint, network, opened, fresh=live, made=True)
 
 
 def _interfaces(opened: OpenSandbox) -> frozenset[str]:

@@ -22,7 +22,8 @@ from netstore.kernel.foreign import DOCKER_USER, Foreign
 from netstore.kernel.links import host_socket
 from netstore.kernel.namespaces import open_pinned, remove
 from netstore.kernel.sandboxes import is_redirected
-from netstore.model import Endpoint, Finding, Kind, Network, Sandbox
+from netstore.model import Endpoint, Finding, Kind, Network, Sandbox, Scope
+from netstore.networks.cluster.span import Span
 from netstore.networks.context import Context
 from netstore.networks.endpoints import Endpoints
 from netstore.networks.sandboxes import Sandboxes
@@ -54,9 +55,11 @@ class Reconciler:
     """Compares, and repairs when asked to. Each difference is a `Finding`."""
 
     def __init__(
-        self, context: Context, firewall: Firewall, endpoints: Endpoints, sandboxes: Sandboxes, *, docker_user: bool
-    ) -> None:
+        self, context: Context, firewall: Firewall, endpoints: Endpoints, sandboxes: Sandboxes, span: Span | None, *,
+        docker_user: bool,
+    ) -> None:  # fmt: skip
         self._context = context
+        self._span = span
         self._neighbours = Foreign()
         self._docker_user = docker_user
         self._firewall = firewall
@@ -115,11 +118,16 @@ class Reconciler:
         sandboxes = {sandbox.id: sandbox for sandbox in desired.sandboxes}
         for network in desired.networks:
             driver = self._context.driver(network.spec.driver)
+            if not driver.is_here(network):
+                continue
             observed = await self._context.apply(driver.observe, network)
             if not observed.interface:
                 finding = Finding(kind=Kind.NETWORK, resource_id=network.id, name=network.name,
                                   detail=f"interface {network.interface} is missing")  # fmt: skip
                 findings.append(await _repaired(finding, partial(self._apply_network, network), repair=repair))
+            if self._span and driver.scope is Scope.GLOBAL:
+                async with self._context.locks.hold(network.id):
+                    findings += await self._span.data_plane.check(network, repair=repair)
             held = {each.address for endpoint in desired.attached(network) for each in endpoint.every_address}
             if unknown := sorted(observed.neighbours - held):
                 finding = Finding(kind=Kind.NETWORK, resource_id=network.id, name=network.name,
@@ -205,7 +213,9 @@ class Reconciler:
         networks, endpoints = await self._context.store.read(lambda tx: (tx.networks.all(), tx.endpoints.all()))
         desired, wanted = _Desired(networks, endpoints, []), set(relay_elements(self._context.resolver.relay_port()))
         for network in networks:
-            wanted |= self._context.driver(network.spec.driver).elements(network, desired.attached(network))
+            driver = self._context.driver(network.spec.driver)
+            if driver.is_here(network):
+                wanted |= driver.elements(network, desired.attached(network))
         return present - wanted, wanted - present
 
     async def _names(self, desired: _Desired, *, repair: bool) -> list[Finding]:

@@ -19,6 +19,10 @@ __all__ = ["Names", "Service", "View"]
 _HOST_NAMES = ("host.docker.internal", "host.netstore.internal")
 _PROTOCOLS = ("tcp", "udp", "sctp")
 _SERVICE_LABEL = "netstore.service."
+_REMOTE_BY_ADDRESS = (
+    "SELECT remote_endpoints.body FROM remote_addresses JOIN remote_endpoints ON remote_endpoints.id = endpoint_id"
+    " JOIN nodes ON nodes.id = node_id WHERE remote_addresses.network_id = ? AND address = ? AND up"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,7 @@ class Names:
         """Open the database anew where it is there; False when it is not yet."""
         self.close()
         try:
-            self._rows("SELECT 1 FROM names LIMIT 1")
+            self._rows("SELECT 1 FROM names, remote_names LIMIT 1")
         except sqlite3.Error:
             self.close()
             return False
@@ -163,6 +167,12 @@ class Names:
             f" WHERE names.network_id IN ({marks}) AND names.name = ?",
             *networks, name,
         )  # fmt: skip
+        rows += self._rows(
+            f"SELECT remote_names.network_id, remote_endpoints.body FROM remote_names"
+            f" JOIN remote_endpoints ON remote_endpoints.id = endpoint_id JOIN nodes ON nodes.id = node_id"
+            f" WHERE remote_names.network_id IN ({marks}) AND remote_names.name = ? AND up",
+            *networks, name,
+        )  # fmt: skip
         found = [(view.networks.get(network_id, ""), json.loads(body)) for network_id, body in rows]
         return [(network, endpoint) for network, endpoint in found if endpoint["attached"]]
 
@@ -188,8 +198,8 @@ class Names:
             "SELECT containers.body, images.body FROM sandboxes JOIN containers ON containers.id = container_id"
             " JOIN images ON images.id = image_id WHERE sandboxes.id = ?"
         )
-        labels, exposed = dict(endpoint["labels"]), list[str]()
-        for texts in self._rows(query, endpoint["sandbox_id"]):
+        labels, exposed = dict(endpoint.get("labels", {})), list[str]()
+        for texts in self._rows(query, endpoint.get("sandbox_id", "")):
             container, image = map(json.loads, texts)
             labels |= container["labels"]
             exposed += [*container["spec"].get("exposed_ports", ()), *image["config"].get("exposed_ports", ())]
@@ -197,7 +207,7 @@ class Names:
         if number.isdecimal() and 0 < int(number) < 65536 and (declared or "tcp") == protocol:
             return int(number)
         port = _known_port(service, protocol)
-        ranges = [(each["container_port"], each["count"], each["protocol"]) for each in endpoint["ports"]]
+        ranges = [(each["container_port"], each["count"], each["protocol"]) for each in endpoint.get("ports", ())]
         published = any(first <= port < first + count and of == protocol for first, count, of in ranges)
         return port if port and (published or _exposes(exposed, port, protocol)) else 0
 
@@ -213,11 +223,15 @@ class Names:
                 endpoint = json.loads(body)
                 if endpoint["attached"]:
                     return _full_name(endpoint["name"] or name or "", network)
+            for (body,) in self._rows(_REMOTE_BY_ADDRESS, network_id, packed):
+                if name := json.loads(body)["name"]:
+                    return _full_name(name, network)
         return ""
 
 
 def _addresses(endpoint: Mapping[str, Any]) -> list[str]:
-    return [each["address"] for each in endpoint["addresses"]]
+    """Return the addresses of an endpoint; those of another node's are written without their prefix length."""
+    return [each if isinstance(each, str) else each["address"] for each in endpoint["addresses"]]
 
 
 def _host(pairs: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> tuple[str, ...]:

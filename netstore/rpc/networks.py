@@ -13,7 +13,7 @@ from netstore.api.v1 import network_pb2 as pb
 from netstore.api.v1 import network_pb2_grpc
 from netstore.drivers.options import boolean
 from netstore.errors import InvalidArgument
-from netstore.model import Network, NetworkSpec, PolicyAction, Pool, Route
+from netstore.model import Network, NetworkSpec, PolicyAction, Pool, Route, Scope
 from netstore.networks.manager import NetworkManager
 from netstore.networks.networks import NetworkChange
 from netstore.rpc.endpoints import check_address, published
@@ -210,6 +210,9 @@ def to_message(network: Network, endpoint_count: int) -> pb.Network:
             mtu=network.mtu,
             endpoint_count=endpoint_count,
             predefined=network.predefined,
+            scope=pb.NETWORK_SCOPE_GLOBAL if network.scope is Scope.GLOBAL else pb.NETWORK_SCOPE_LOCAL,
+            vni=network.vni,
+            host_addresses=[each.address for each in network.host_addresses],
         ),
     )
 
@@ -225,7 +228,7 @@ def _matches(filters: Filters, dangling: bool | None, network: Network, count: i
     kind = "builtin" if network.predefined else "custom"
     return (
         filters.any("driver", lambda value: value == network.spec.driver)
-        and filters.any("scope", lambda value: value == "local")
+        and filters.any("scope", lambda value: value == network.scope)
         and filters.any("type", lambda value: value == kind)
         and dangling in (None, count == 0 and not network.predefined and not network.spec.config_only)
     )

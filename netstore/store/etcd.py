@@ -22,8 +22,23 @@ from netstore.store.etcdpb import rpc_pb2 as pb
 from netstore.store.etcdpb import rpc_pb2_grpc as services
 
 __all__ = [
-    "Changes", "Compacted", "Compare", "Etcd", "KeyValue", "Op", "Snapshot", "TxnResult", "absent", "delete",
-    "delete_below", "get", "holds", "put", "unchanged",
+    "Changes",
+    "Compacted",
+    "Compare",
+    "Etcd",
+    "KeyValue",
+    "Op",
+    "Snapshot",
+    "TxnResult",
+    "absent",
+    "delete",
+    "delete_below",
+    "empty_below",
+    "exists",
+    "get",
+    "holds",
+    "put",
+    "unchanged",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -97,6 +112,18 @@ def absent(key: str) -> Compare:
 def unchanged(key: str, revision: int) -> Compare:
     """Condition: the key was last changed at that revision; 0 means that it does not exist."""
     return Compare(result=Compare.EQUAL, target=Compare.MOD, key=key.encode(), mod_revision=revision)
+
+
+def exists(key: str) -> Compare:
+    """Condition: the key exists."""
+    return Compare(result=Compare.GREATER, target=Compare.VERSION, key=key.encode(), version=0)
+
+
+def empty_below(prefix: str) -> Compare:
+    """Condition: no key begins so."""
+    return Compare(
+        result=Compare.EQUAL, target=Compare.CREATE, key=prefix.encode(), range_end=_end(prefix), create_revision=0
+    )
 
 
 def holds(key: str, value: bytes) -> Compare:

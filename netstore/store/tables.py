@@ -272,6 +272,11 @@ class Transaction:
                 "INSERT INTO requests VALUES (?, ?, ?, ?)", request_id, method, " ".join(resource_ids), time.time()
             )
 
+    def unanswer(self, request_id: str) -> None:
+        """Forget what a request made, when that is undone."""
+        if request_id:
+            self.execute("DELETE FROM requests WHERE request_id = ?", request_id)
+
     def meta(self, key: str) -> str:
         """Return a value of the node's own, "" when it has none."""
         row = self.row("SELECT value FROM meta WHERE key = ?", key)

@@ -201,12 +201,19 @@ def etcd3(underlay: Underlay, certificates: Path) -> Iterator[Etcd3]:
     members.close()
 
 
+class ClusterNode(Node):
+    """A node that also has the driver of plugin/."""
+
+    def command(self, name: str, *flags: str) -> list[str]:
+        return ["env", f"PYTHONPATH={Path(__file__).with_name('plugin')}", *super().command(name, *flags)]
+
+
 def start_node(etcd: Etcd3, number: int, name: str = "") -> Node:
     """Start netstored and its resolver on a new machine of the underlay; by default its name is n<number>."""
     machine = etcd.underlay.machine(number)
     place = etcd.underlay.place / f"n{number}"
     place.mkdir(mode=0o711)
-    node = Node(machine, place)
+    node = ClusterNode(machine, place)
     (place / "cluster.toml").write_text("[resolver]\nmanage = false\n" + etcd.config(number, name or f"n{number}"))
     node.start_resolver()
     node.start("--config", str(place / "cluster.toml"))

@@ -70,6 +70,30 @@ POLICY_ACTION_DENY: PolicyAction.ValueType  # 2
 """It is dropped."""
 Global___PolicyAction: _TypeAlias = PolicyAction  # noqa: Y015
 
+class _NetworkScope:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NetworkScopeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NetworkScope.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    NETWORK_SCOPE_UNSPECIFIED: _NetworkScope.ValueType  # 0
+    """Never returned."""
+    NETWORK_SCOPE_LOCAL: _NetworkScope.ValueType  # 1
+    """On one node."""
+    NETWORK_SCOPE_GLOBAL: _NetworkScope.ValueType  # 2
+    """On every node of the cluster."""
+
+class NetworkScope(_NetworkScope, metaclass=_NetworkScopeEnumTypeWrapper):
+    """NetworkScope says where a network is."""
+
+NETWORK_SCOPE_UNSPECIFIED: NetworkScope.ValueType  # 0
+"""Never returned."""
+NETWORK_SCOPE_LOCAL: NetworkScope.ValueType  # 1
+"""On one node."""
+NETWORK_SCOPE_GLOBAL: NetworkScope.ValueType  # 2
+"""On every node of the cluster."""
+Global___NetworkScope: _TypeAlias = NetworkScope  # noqa: Y015
+
 @_typing.final
 class IpamConfig(_message.Message):
     """IpamConfig is one address pool of a network."""
@@ -300,6 +324,9 @@ class NetworkStatus(_message.Message):
     ENDPOINT_COUNT_FIELD_NUMBER: _builtins.int
     PREDEFINED_FIELD_NUMBER: _builtins.int
     PORTS_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
+    VNI_FIELD_NUMBER: _builtins.int
+    HOST_ADDRESSES_FIELD_NUMBER: _builtins.int
     state: Global___NetworkState.ValueType
     """OUTPUT_ONLY. Where the network is in its life."""
     message: _builtins.str
@@ -312,6 +339,10 @@ class NetworkStatus(_message.Message):
     """OUTPUT_ONLY. How many endpoints are attached."""
     predefined: _builtins.bool
     """OUTPUT_ONLY. One of the three networks (bridge, host, none) that always exist."""
+    scope: Global___NetworkScope.ValueType
+    """OUTPUT_ONLY. Where the network is: its driver's scope."""
+    vni: _builtins.int
+    """OUTPUT_ONLY. Of scope global: its number on the wire (RFC 7348)."""
     @_builtins.property
     def ipam(self) -> _containers.RepeatedCompositeFieldContainer[Global___IpamConfig]:
         """OUTPUT_ONLY. The pools in use, gateways filled in."""
@@ -319,6 +350,10 @@ class NetworkStatus(_message.Message):
     @_builtins.property
     def ports(self) -> _containers.RepeatedCompositeFieldContainer[Global___PublishedPort]:
         """OUTPUT_ONLY. The ports that its endpoints publish, and who can reach them. Filled in by GetNetwork alone."""
+
+    @_builtins.property
+    def host_addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """OUTPUT_ONLY. Of scope global: the addresses of the answering node on it; none before its first endpoint there."""
 
     def __init__(
         self,
@@ -331,10 +366,13 @@ class NetworkStatus(_message.Message):
         endpoint_count: _builtins.int = ...,
         predefined: _builtins.bool = ...,
         ports: _abc.Iterable[Global___PublishedPort] | None = ...,
+        scope: Global___NetworkScope.ValueType = ...,
+        vni: _builtins.int = ...,
+        host_addresses: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint_count", b"endpoint_count", "interface", b"interface", "ipam", b"ipam", "message", b"message", "mtu", b"mtu", "ports", b"ports", "predefined", b"predefined", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint_count", b"endpoint_count", "host_addresses", b"host_addresses", "interface", b"interface", "ipam", b"ipam", "message", b"message", "mtu", b"mtu", "ports", b"ports", "predefined", b"predefined", "scope", b"scope", "state", b"state", "vni", b"vni"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -508,7 +546,7 @@ class ListNetworksRequest(_message.Message):
     @_builtins.property
     def filter(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """OPTIONAL. Terms "key=value": driver, id (prefix), name (part; "^" and "$" tie it to begin and end), label (k or k=v), type (custom, builtin),
-        scope (local), dangling (true, false). Different keys must all hold; of one key, one value must, but every label must.
+        scope (local, global), dangling (true, false). Different keys must all hold; of one key, one value must, but every label must.
         """
 
     def __init__(

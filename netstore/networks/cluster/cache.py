@@ -123,6 +123,8 @@ class Picture:
             if gone and forget_network(tx, gone):
                 effect.gone.append(gone)
             return
+        if tx.row("SELECT 1 FROM unpublished_removals WHERE network_id = ?", network_id):
+            return
         try:
             import_network(tx, decode_network(item.value), self.localise)
         except (NetstoreError, sqlite3.IntegrityError) as error:

@@ -12,7 +12,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -22,9 +22,11 @@ from netstore.errors import FailedPrecondition, NetstoreError, Unavailable
 from netstore.model import Network, Node, new_id
 from netstore.networks.cluster.cache import Effect, Picture, Seen, differences
 from netstore.networks.cluster.members import Members, Refused
-from netstore.networks.cluster.records import STATE
+from netstore.networks.cluster.records import STATE, EndpointRecord
 from netstore.store import Store
 from netstore.store.etcd import Changes, Etcd, Snapshot
+
+T = TypeVar("T")
 
 __all__ = ["LEASE_SECONDS", "Cluster", "State", "Work"]
 
@@ -32,6 +34,7 @@ LEASE_SECONDS = 9
 _KEEP_SECONDS = 3.0
 _PAUSES = (0.2, 0.5, 1.0, 2.0)
 _REFUSED_PAUSE = 5.0
+_RELIST_SECONDS = 5.0
 _AT_ONCE = 500  # changes in one commit: others wait for its end
 
 log = structlog.get_logger(__name__)
@@ -48,11 +51,13 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a session asks of others: `follow` makes the kernel follow, `resync` all of it, `publish` never ends."""
+    """What a session asks of others: `follow` makes the kernel follow, `resync` all of it, `publish` never ends,
+    `stray` is told of a record of this node's whose endpoint it does not have."""
 
     follow: Callable[[Effect], Awaitable[None]]
     resync: Callable[[], Awaitable[object]]
     publish: Callable[[], Coroutine[Any, Any, None]]
+    stray: Callable[[EndpointRecord], Awaitable[None]]
 
 
 class Cluster:
@@ -76,6 +81,8 @@ class Cluster:
         self._first_try = asyncio.Event()
         self._revision = 0
         self._moved = asyncio.Condition()
+        self._relist = asyncio.Event()
+        self._taking_up = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
     def start(self, work: Work) -> None:
@@ -103,6 +110,21 @@ class Cluster:
                 f"the cluster is not available: {self.reason}", reason="CLUSTER_UNAVAILABLE",
                 hint="networks of this node alone go on; `netstore system info` shows when it is back",
             )  # fmt: skip
+
+    async def ask(self, question: Awaitable[T]) -> T:
+        """Await a call of etcd's; when it does not answer, others are told so at once from then on."""
+        try:
+            return await question
+        except Refused:
+            raise
+        except Unavailable as error:
+            if self.state is State.JOINED:
+                await self._leave(State.AWAY, error)
+            raise
+
+    def relist(self) -> None:
+        """List everything anew soon: the picture may miss something."""
+        self._relist.set()
 
     async def caught_up(self, revision: int) -> None:
         """Wait until the picture is as new as a revision of etcd's.
@@ -193,6 +215,8 @@ class Cluster:
         self.node = await self.members.register(self.node, lease)
         changes = self.etcd.follow(STATE)
         first = await anext(changes)
+        self.refused = {}
+        self._revision = 0
         await self._take_up(first)
         await self._work.resync()
         log.info("joined the cluster", node=self.node.name, revision=self._revision)
@@ -201,6 +225,7 @@ class Cluster:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._keep(lease), name="cluster lease")
                 group.create_task(self._follow(changes), name="cluster watch")
+                group.create_task(self._list_anew(), name="cluster listing")
                 group.create_task(self._work.publish(), name="cluster publication")
         except BaseExceptionGroup as group:
             raise _first_of(group) from group
@@ -213,11 +238,27 @@ class Cluster:
             if self.state is State.AWAY:  # a call failed meanwhile, but etcd is back
                 await self._set(State.JOINED, "")
 
+    async def _list_anew(self) -> None:
+        """Look now and then whether a network that could not be here can be, and whenever somebody asks."""
+        while True:
+            try:
+                await asyncio.wait_for(self._relist.wait(), _RELIST_SECONDS)
+            except TimeoutError:
+                if not self.refused:
+                    continue
+            self._relist.clear()
+            async with self._taking_up:
+                found = await self.etcd.snapshot(STATE)
+                self.refused = {}
+                await self._take_up(found)
+                await self._work.resync()
+
     async def _follow(self, changes: AsyncIterator[Snapshot | Changes]) -> None:
         async for each in changes:
-            await self._take_up(each)
-            if isinstance(each, Snapshot):
-                await self._work.resync()
+            async with self._taking_up:
+                await self._take_up(each)
+                if isinstance(each, Snapshot):
+                    await self._work.resync()
 
     async def _take_up(self, found: Snapshot | Changes) -> None:
         if isinstance(found, Snapshot):
@@ -229,10 +270,12 @@ class Cluster:
             effect = await self._store.write(lambda tx, part=part: self._picture.apply(tx, part))  # type: ignore[misc]
             self.refused = {**self.refused, **effect.refused}
             await self._work.follow(effect)
+            for stray in effect.strays:
+                await self._work.stray(stray)
             if effect.removed_here:
                 raise self.members.removed(self.node)
         async with self._moved:
-            self._revision = found.revision
+            self._revision = max(self._revision, found.revision)
             self._moved.notify_all()
 
 

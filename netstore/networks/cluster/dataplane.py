@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
@@ -23,14 +23,16 @@ _Triple = tuple[str, str, str]
 class DataPlane:
     """What is in the kernel of endpoints of other nodes. What fails is logged, and repaired by the next resync."""
 
-    def __init__(self, context: Context, node_id: str) -> None:
+    def __init__(self, context: Context, node_id: str, forget: Callable[[Network], Awaitable[None]]) -> None:
+        """`forget` takes away what else there is of a network (its policies)."""
+        self._forget = forget
         self._context = context
         self._node_id = node_id
 
     async def follow(self, effect: Effect) -> None:
         """Do what an effect asks for."""
         for network in effect.gone:
-            await self._remove(network)
+            await self.remove(network)
         if effect.peers:
             await self.apply_peers()
         for network_id in {**effect.remove, **effect.add}:
@@ -85,10 +87,13 @@ class DataPlane:
             return str(error)
         return ""
 
-    async def _remove(self, network: Network) -> None:
+    async def remove(self, network: Network) -> None:
+        """Take a network of the cluster that is gone out of the kernel."""
         async with self._context.locks.hold(network.id):
             try:
-                await self._context.remove(self._driver(network).remove_network, network)
+                if self._driver(network).is_here(network):
+                    await self._context.remove(self._driver(network).remove_network, network)
+                await self._forget(network)
             except NetstoreError as error:
                 log.error("a network of the cluster that is gone stays", network=network.name, error=str(error))
 

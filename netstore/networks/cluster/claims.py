@@ -1,0 +1,66 @@
+"""Holding names, addresses, MACs and numbers: create-if-absent transactions, which may be repeated.
+
+A key that is held says in its value who holds it. So a transaction whose answer was lost, and which is made again,
+finds that it succeeded.
+"""
+
+from __future__ import annotations
+
+from netstore.errors import NotFound, Unavailable
+from netstore.networks.cluster.members import Refused, member_key
+from netstore.networks.cluster.records import ENDPOINTS, HOSTS, NETWORKS, EndpointRecord, encode
+from netstore.store.etcd import Etcd, KeyValue, absent, delete, exists, get, holds, put
+
+__all__ = ["hold", "key_of", "release"]
+
+_TRIES = 20
+
+
+def key_of(record: EndpointRecord, *, host: bool = False) -> str:
+    """Return the key of an endpoint's record, or of a node's own addresses on a network."""
+    return f"{HOSTS}{record.network_id}/{record.node_id}" if host else f"{ENDPOINTS}{record.network_id}/{record.id}"
+
+
+async def hold(etcd: Etcd, record: EndpointRecord, *, host: bool = False) -> dict[str, str]:
+    """Hold all that a record claims, and publish it; what is so already costs no write.
+
+    Returns:
+        Keys that others hold, and their endpoint ids; {} when all of it is held now, else nothing was changed.
+
+    Raises:
+        Refused: the node was removed from the cluster.
+        NotFound: the network was.
+        Unavailable: etcd does not answer.
+    """
+    key, value, mine = key_of(record, host=host), encode(record), record.id.encode()
+    same = [holds(key, value), *(holds(claim, mine) for claim in record.claims)]
+    needed = [member_key(record.node_id), f"{NETWORKS}{record.network_id}"]
+    looks = [get(each) for each in (*needed, *record.claims)]
+    result = await etcd.transact(same, [], looks)
+    for _ in range(_TRIES):
+        if result.succeeded:
+            return {}
+        member, network, *claims = (found[0] if found else None for found in result.found)
+        if member is None:
+            raise Refused("this node was removed from the cluster", reason="NODE_REMOVED", hint="restart its netstored")
+        if network is None:
+            raise NotFound("network", record.network_id[:12], hint="it was removed from the cluster meanwhile")
+        held: dict[str, KeyValue] = {claim.key: claim for claim in claims if claim}
+        others = {claim: item.value.decode() for claim, item in held.items() if item.value != mine}
+        if others:
+            return others
+        conditions = [exists(each) for each in needed]
+        conditions += [holds(claim, mine) if claim in held else absent(claim) for claim in record.claims]
+        then = [put(key, value), *(put(claim, mine) for claim in record.claims if claim not in held)]
+        result = await etcd.transact(conditions, then, looks)
+    raise Unavailable(f"endpoint {record.name or record.id[:12]}: others change the cluster at the same time")
+
+
+async def release(etcd: Etcd, record: EndpointRecord, *, host: bool = False) -> None:
+    """Give back what a record claims, as far as it is its own, and take the record away."""
+    mine = record.id.encode()
+    found = await etcd.transact([], [get(claim) for claim in record.claims])
+    held = [items[0].key for items in found.found if items and items[0].value == mine]
+    # What is ours cannot become another's in between: only its holder gives it back.
+    await etcd.transact([holds(claim, mine) for claim in held], [delete(each) for each in held])
+    await etcd.transact([], [delete(key_of(record, host=host))])

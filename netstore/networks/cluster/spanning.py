@@ -1,0 +1,276 @@
+"""Networks that span nodes: created and removed by one transaction, and used on a node from its first endpoint on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from ipaddress import ip_address
+from typing import TypeVar
+
+import structlog
+
+from netstore.drivers.base import Driver
+from netstore.errors import Exhausted, FailedPrecondition, InUse, Unavailable
+from netstore.model import Address, EndpointSpec, Network, stable_mac
+from netstore.networks import ipam
+from netstore.networks.cluster import cache, claims
+from netstore.networks.cluster.cluster import Cluster
+from netstore.networks.cluster.dataplane import DataPlane
+from netstore.networks.cluster.members import member_key
+from netstore.networks.cluster.records import (
+    CLAIMS,
+    ENDPOINTS,
+    HOSTS,
+    NETWORKS,
+    SUBNETS,
+    decode_endpoint,
+    decode_network,
+    encode,
+    shared,
+)
+from netstore.networks.context import Context
+from netstore.store import Transaction
+from netstore.store.etcd import KeyValue, Op, absent, delete, delete_below, empty_below, exists, get, put, unchanged
+
+__all__ = ["Spanning"]
+
+_TRIES = 20
+_FIRST_VNI, _LAST_VNI = 4096, (1 << 24) - 1
+"""Docker's choice begins there too."""
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+
+class _Rehearsed(Exception):
+    """Takes a transaction back that only was to be tried."""
+
+
+class Spanning:
+    """The networks of the cluster."""
+
+    def __init__(self, context: Context, cluster: Cluster, data_plane: DataPlane) -> None:
+        self._context = context
+        self._store = context.store
+        self._cluster = cluster
+        self._data_plane = data_plane
+
+    async def create(self, plan: Callable[[Transaction], tuple[Network, bool]]) -> tuple[Network, bool]:
+        """Make the network that `plan` inserts on every node, or return the one that it found (with False).
+
+        `plan` runs several times, and all that it writes is taken back: what is inserted in the end is what etcd has.
+
+        Raises:
+            FailedPrecondition: the VNI is taken.
+            Unavailable: etcd does not answer, or this node is not in the cluster.
+        """
+        for _ in range(_TRIES):
+            await self._cluster.ready()
+            mark = await self._cluster.ask(self._cluster.etcd.read(SUBNETS))
+            await self._cluster.caught_up(mark.revision if mark else 0)
+            network, made = await self._rehearse(plan)
+            if not made:
+                return network, False
+            network = await self._store.read(lambda tx, found=network: _numbered(tx, found))  # type: ignore[misc]
+            conditions = [unchanged(SUBNETS, mark.revision if mark else 0), exists(member_key(self._cluster.node.id))]
+            conditions += [absent(key) for key in _claims(network)]
+            result = await self._cluster.ask(self._cluster.etcd.transact(conditions, _puts(network)))
+            await self._cluster.caught_up(result.revision)
+            if result.succeeded:
+                return await self._found(network), True
+        raise Unavailable(f"network {network.name}: others create networks at the same time", hint="try again")
+
+    async def _rehearse(self, plan: Callable[[Transaction], T]) -> T:
+        found: list[T] = []
+
+        def tried(tx: Transaction) -> None:
+            found.append(plan(tx))
+            raise _Rehearsed
+
+        try:
+            await self._store.write(tried)
+        except _Rehearsed:
+            pass
+        return found[0]
+
+    async def _found(self, network: Network) -> Network:
+        found = await self._store.read(lambda tx: tx.networks.get(network.id))
+        if found is None:
+            why = self._cluster.refused.get(network.id, "another node removed it at once")
+            raise FailedPrecondition(f"network {network.name} is in the cluster, but not on this node: {why}")
+        return found
+
+    async def remove(self, network: Network) -> None:
+        """Remove a network from every node; while etcd is away from this one, and from the others later.
+
+        Raises:
+            InUse: it has endpoints on other nodes.
+        """
+        others = await self._store.read(lambda tx: cache.remotes(tx, network.id))
+        _refuse_used(network, [each.name for each in others if each.name])
+        try:
+            await self._cluster.ready()
+        except Unavailable:
+            await self._store.write(lambda tx: _remove_later(tx, network))
+            await self._data_plane.remove(network)
+            return
+        revision = await self._remove(network)
+        await self._cluster.caught_up(revision)
+
+    async def _remove(self, network: Network) -> int:
+        """Remove a network from etcd; returns the revision from which on it is gone."""
+        looks = [get(f"{NETWORKS}{network.id}")]
+        result = await self._cluster.ask(
+            self._cluster.etcd.transact(
+                [exists(f"{NETWORKS}{network.id}"), empty_below(f"{ENDPOINTS}{network.id}/")],
+                _deletions(network),
+                looks,
+            )
+        )
+        if not result.succeeded and result.found[0]:
+            items = (await self._cluster.ask(self._cluster.etcd.snapshot(f"{ENDPOINTS}{network.id}/"))).items
+            _refuse_used(network, [record.name or record.id[:12] for record in map(decode_endpoint, _values(items))])
+        return result.revision
+
+    async def finish(self) -> None:
+        """Do what could not be done while etcd was away, and put back what it lost (a backup was restored)."""
+        for (body,) in await self._store.read(lambda tx: tx.rows("SELECT body FROM unpublished_removals")):
+            network = decode_network(body)
+            try:
+                await self._remove(network)
+            except InUse as error:
+                log.warning("a network that was removed here while etcd was away stays", reason=str(error))
+                self._cluster.relist()
+            await self._store.write(
+                lambda tx, of=network.id: tx.execute("DELETE FROM unpublished_removals WHERE network_id = ?", of)  # type: ignore[misc]
+            )
+        used = "id IN (SELECT network_id FROM global_networks) AND id IN (SELECT network_id FROM endpoints)"
+        for network in await self._store.read(lambda tx: tx.networks.all(used)):
+            await self._put_back(network)
+
+    async def _put_back(self, network: Network) -> None:
+        conditions = [absent(key) for key in (f"{NETWORKS}{network.id}", *_claims(network))]
+        result = await self._cluster.ask(
+            self._cluster.etcd.transact(conditions, _puts(network), [get(f"{NETWORKS}{network.id}")])
+        )
+        if result.succeeded:
+            log.warning("etcd had lost a network: it is put back", network=network.name)
+        elif not result.found[0]:
+            log.error("etcd has lost a network, and another has its name or number", network=network.name)
+            return
+        if network.host_addresses:
+            record = cache.host_record(network, self._cluster.node, network.host_addresses, network.host_mac_address)
+            if others := await claims.hold(self._cluster.etcd, record, host=True):
+                log.error("another has this node's address", network=network.name, taken=sorted(others))
+
+    async def open(self, network: Network) -> Network:
+        """Make a network real on this node, with addresses of the node's own on it; the caller has its lock.
+
+        Raises:
+            Unavailable: etcd does not answer.
+            KernelError: the kernel refused.
+        """
+        present = await self._store.read(lambda tx: tx.networks.require(network.id))
+        driver = self._context.driver(network.spec.driver)
+        if driver.is_here(present):
+            return present
+        opened = await self._take_addresses(driver, present)
+        await self._store.write(lambda tx: tx.networks.update(opened))
+        try:
+            await self._context.apply(driver.apply_network, opened)
+        except BaseException:
+            await self._store.write(lambda tx: tx.networks.update(present))
+            raise
+        await self._data_plane.check(opened, repair=True)
+        return opened
+
+    async def _take_addresses(self, driver: Driver, network: Network) -> Network:
+        await self._cluster.ready()
+        node = self._cluster.node
+        before = await self._cluster.ask(self._cluster.etcd.read(f"{HOSTS}{network.id}/{node.id}"))
+        if before:  # from a run that ended in between
+            await self._store.write(lambda tx: _give_back(tx, network.id, before.value))
+            await self._cluster.ask(claims.release(self._cluster.etcd, decode_endpoint(before.value), host=True))
+        for _ in range(_TRIES):
+            addresses = await self._store.write(lambda tx: _reserve(tx, network))
+            mac = stable_mac(f"{network.id} {addresses[0].address}")
+            record = cache.host_record(network, node, addresses, mac)
+            others = await self._cluster.ask(claims.hold(self._cluster.etcd, record, host=True))
+            if not others:
+                return driver.validate(replace(network, host_addresses=addresses, host_mac_address=mac))
+        raise Unavailable(f"network {network.name}: others take its addresses at the same time", hint="try again")
+
+
+def _values(items: list[KeyValue]) -> list[bytes]:
+    return [item.value for item in items]
+
+
+def _reserve(tx: Transaction, network: Network) -> tuple[Address, ...]:
+    found = ipam.allocate(tx, network, None, EndpointSpec())
+    if not found:
+        raise Exhausted(f"network {network.name} has no subnet for the node's own address", hint="give it one")
+    return found
+
+
+def _give_back(tx: Transaction, network_id: str, value: bytes) -> None:
+    for address in decode_endpoint(value).addresses:
+        packed = ip_address(address).packed
+        tx.execute(
+            "DELETE FROM addresses WHERE network_id = ? AND address = ? AND endpoint_id IS NULL", network_id, packed
+        )
+
+
+def _numbered(tx: Transaction, network: Network) -> Network:
+    """Return a network with a number of its own.
+
+    Raises:
+        FailedPrecondition: the one that it was given is taken.
+    """
+    used = {vni for (vni,) in tx.rows("SELECT vni FROM global_networks ORDER BY vni")}
+    if network.vni in used:
+        row = tx.row("SELECT name FROM networks JOIN global_networks ON network_id = id WHERE vni = ?", network.vni)
+        holder = row[0] if row else "another"
+        raise FailedPrecondition(
+            f"VNI {network.vni} is taken by network {holder}", hint="choose another, or none to take a free one",
+            reason="VNI_TAKEN", network=holder,
+        )  # fmt: skip
+    if network.vni:
+        return network
+    free = next((vni for vni in range(_FIRST_VNI, _LAST_VNI) if vni not in used), 0)
+    if not free:
+        raise Exhausted("no VNI is free", hint="remove networks", reason="VNIS_EXHAUSTED")
+    return replace(network, vni=free)
+
+
+def _claims(network: Network) -> list[str]:
+    return [f"{CLAIMS}names/networks/{network.name}", f"{CLAIMS}vnis/{network.vni}"]
+
+
+def _puts(network: Network) -> list[Op]:
+    mine = network.id.encode()
+    return [put(SUBNETS, mine), *(put(key, mine) for key in _claims(network)),
+            put(f"{NETWORKS}{network.id}", encode(shared(network)))]  # fmt: skip
+
+
+def _deletions(network: Network) -> list[Op]:
+    below = (f"{HOSTS}{network.id}/", f"{CLAIMS}addresses/{network.id}/", f"{CLAIMS}macs/{network.id}/")
+    return [put(SUBNETS, network.id.encode()), *(delete(key) for key in _claims(network)), *map(delete_below, below),
+            delete(f"{NETWORKS}{network.id}")]  # fmt: skip
+
+
+def _remove_later(tx: Transaction, network: Network) -> None:
+    tx.execute(
+        "INSERT OR REPLACE INTO unpublished_removals VALUES (?, ?)", network.id, encode(shared(network)).decode()
+    )
+    cache.forget_network(tx, network)
+
+
+def _refuse_used(network: Network, names: list[str]) -> None:
+    if names:
+        shown = ", ".join(sorted(names)[:10])
+        raise InUse(
+            f"network {network.name} has {len(names)} endpoint(s) on other nodes: {shown}",
+            hint="disconnect them, or remove their containers, first; `netstore node rm` a node that is no more",
+            endpoints=shown,
+        )  # fmt: skip
