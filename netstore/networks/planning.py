@@ -324,9 +324,12 @@ def activate(tx: Transaction, opened: OpenSandbox, wanted: Mapping[str, Sequence
 
 def park(tx: Transaction, endpoint: Endpoint) -> None:
     """Make an endpoint a reservation: its addresses stay, its ports are freed."""
+    present = tx.endpoints.get(endpoint.id)  # as it is by now: its labels may have changed
+    if present is None:
+        return
     ports.release(tx, endpoint.id)
     revision = tx.event(Kind.ENDPOINT, "disconnect", endpoint.id, endpoint.name)
-    tx.endpoints.update(replace(endpoint, attached=False, ports=(), revision=revision))
+    tx.endpoints.update(replace(present, attached=False, ports=(), revision=revision))
 
 
 def publish(
