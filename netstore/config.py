@@ -109,6 +109,12 @@ class VolumesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             raise NetstoreError(f"volumes: trash {self.trash!r} is not accepted", hint=str(error)) from error
 
 
+class AdaptersConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename="kebab"):
+    """[adapters]: foreign protocols that are served. `cni`: RUN_DIR/cni.sock, for the program netstore-cni."""
+
+    cni: bool = True
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename="kebab"):
     """The whole file. Keys are written with hyphens: `state-dir = "/var/lib/netstore"`."""
 
@@ -132,6 +138,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     cluster: ClusterConfig | None = None
     """Without it the node is on its own."""
     firewall: FirewallConfig = FirewallConfig()
+    adapters: AdaptersConfig = AdaptersConfig()
 
     def address_pools(self) -> list[tuple[IPv4Network | IPv6Network, int]]:
         """Return the address pools, checked.

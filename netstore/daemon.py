@@ -27,6 +27,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from netstore import __version__, logs
+from netstore.adapters.cni import server as cni
 from netstore.api.v1 import (
     archive_pb2,
     archive_pb2_grpc,
@@ -142,6 +143,8 @@ class Daemon:
             stack.enter_context(DiskWatch(self._volumes))
             server, checks = self._build()
             await self._listen(server)
+            if self._config.adapters.cni:
+                await stack.enter_async_context(cni.serve(self._networks, self._run_dir / "cni.sock"))
             await server.start()
             log.info(
                 "netstored is ready", version=__version__, listen=self._addresses(), state_dir=str(self._state_dir)

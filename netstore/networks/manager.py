@@ -16,7 +16,7 @@ from netstore.kernel.firewall import Firewall, relay_elements
 from netstore.kernel.links import Deletions, host_socket
 from netstore.kernel.sandboxes import open_relay
 from netstore.kernel.sysctls import raise_neighbour_limits
-from netstore.model import Finding, Network
+from netstore.model import Endpoint, Finding, Network, Sandbox
 from netstore.networks.cluster.cluster import Cluster, Work
 from netstore.networks.cluster.dataplane import DataPlane
 from netstore.networks.cluster.publication import Publication
@@ -148,6 +148,10 @@ class NetworkManager:
     async def check(self, *, repair: bool) -> list[Finding]:
         """Compare kernel and store; see `Reconciler.check`."""
         return await self._reconciler.check(repair=repair)
+
+    async def missing(self, endpoint: Endpoint, network: Network, sandbox: Sandbox) -> str:
+        """Say what the kernel lacks of an attached endpoint; see `Reconciler.missing`."""
+        return await self._reconciler.missing(endpoint, network, sandbox)
 
     async def lost(self, endpoint_ids: Collection[str]) -> bool:
         """Say whether one of these endpoints, whose interface went away, should be attached: we did not detach it."""

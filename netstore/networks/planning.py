@@ -57,12 +57,13 @@ Joined = tuple[Endpoint, Network, Sandbox]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttachRequest:
-    """One attachment that a caller asks for."""
+    """One attachment that a caller asks for. `dns_servers` are for a sandbox that is not known yet."""
 
     network: str
     sandbox: SandboxRef
     spec: EndpointSpec
     labels: Mapping[str, str] = field(default_factory=dict)
+    dns_servers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ def _attach_one(tx: Transaction, request: AttachRequest, opened: OpenSandbox) ->
             hint="give `--network host` or `--network none` when the container is created",
         )
     known = known_sandbox(tx, opened.sandbox)
-    opened = replace(opened, sandbox=known or opened.sandbox)
+    opened = replace(opened, sandbox=known or replace(opened.sandbox, dns_servers=request.dns_servers))
     sandbox = opened.sandbox
     others: list[Endpoint] = []
     if known is None:

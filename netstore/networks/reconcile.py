@@ -21,7 +21,7 @@ from netstore.kernel.firewall import Element, Firewall, relay_elements
 from netstore.kernel.foreign import DOCKER_USER, Foreign
 from netstore.kernel.links import host_socket
 from netstore.kernel.namespaces import open_pinned, remove
-from netstore.kernel.sandboxes import is_redirected
+from netstore.kernel.sandboxes import interface_names, is_redirected
 from netstore.model import Endpoint, Finding, Kind, Network, Sandbox, Scope
 from netstore.networks.cluster.span import Span
 from netstore.networks.context import Context
@@ -158,6 +158,25 @@ class Reconciler:
                 return namespace is None or await self._context.apply(driver.is_inside, network, endpoint, namespace)
         except NetstoreError:  # its namespace is gone: a finding of its own
             return True
+
+    async def missing(self, endpoint: Endpoint, network: Network, sandbox: Sandbox) -> str:
+        """Say what the kernel lacks of an attached endpoint in a namespace, "" for nothing.
+
+        Raises:
+            KernelError: its namespace is gone.
+        """
+        driver = self._context.driver(network.spec.driver)
+        observed = await self._context.apply(driver.observe, network)
+        if not observed.interface:
+            return f"interface {network.interface} of network {network.name} is missing"
+        if not await self._is_there(driver, observed, network, endpoint, sandbox):
+            return f"interface {endpoint.host_interface} is missing"
+        async with self._sandboxes.reopen(sandbox) as opened:
+            assert opened.namespace is not None
+            there = await self._context.apply(interface_names, opened.namespace)
+        if endpoint.interface_name not in there:
+            return f"interface {endpoint.interface_name} is missing in {sandbox.path}"
+        return ""
 
     async def _apply_network(self, network: Network) -> None:
         async with self._context.locks.hold(network.id):

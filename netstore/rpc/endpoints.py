@@ -37,6 +37,7 @@ __all__ = [
     "check_static",
     "check_twins",
     "published",
+    "to_attach",
     "to_message",
     "to_port",
     "to_port_message",
@@ -77,14 +78,14 @@ class EndpointServicer(endpoint_pb2_grpc.EndpointServiceServicer):
         return pb.ListEndpointsResponse(endpoints=[to_message(*joined) for joined in shown], next_page_token=token)
 
     async def AttachEndpoint(self, request: pb.AttachEndpointRequest, context: Any) -> pb.AttachEndpointResponse:
-        wanted = [_to_attach(request.endpoint)]
+        wanted = [to_attach(request.endpoint)]
         made = await self._endpoints.attach(wanted, request_id=check_request_id(request.request_id))
         return pb.AttachEndpointResponse(endpoint=to_message(*made[0]))
 
     async def AttachEndpoints(self, request: pb.AttachEndpointsRequest, context: Any) -> pb.AttachEndpointsResponse:
         if not 1 <= len(request.endpoints) <= _MAX_BATCH:
             raise InvalidArgument("endpoints", f"{len(request.endpoints)} endpoints", f"1 to {_MAX_BATCH}")
-        wanted = [_to_attach(endpoint, f"endpoints[{i}].") for i, endpoint in enumerate(request.endpoints)]
+        wanted = [to_attach(endpoint, f"endpoints[{i}].") for i, endpoint in enumerate(request.endpoints)]
         made = await self._endpoints.attach(wanted, request_id=check_request_id(request.request_id))
         return pb.AttachEndpointsResponse(endpoints=[to_message(*joined) for joined in made])
 
@@ -248,7 +249,12 @@ def check_links(links: Sequence[str], field: str) -> tuple[str, ...]:
     return tuple(checked)
 
 
-def _to_attach(endpoint: pb.Endpoint, prefix: str = "") -> AttachRequest:
+def to_attach(endpoint: pb.Endpoint, prefix: str = "") -> AttachRequest:
+    """Translate an endpoint that is asked for.
+
+    Raises:
+        InvalidArgument: naming the field.
+    """
     spec = endpoint.spec
     if not spec.network:
         raise InvalidArgument(f"{prefix}spec.network", "", "the name or id of a network")

@@ -214,4 +214,9 @@ MIGRATIONS: tuple[str, ...] = (
     -- Lists of volumes are read page by page, in this order.
     CREATE INDEX volumes_by_age ON volumes(json_extract(body, '$.create_time'), id);
     """,
+    """
+    -- What a runtime attached through CNI is found by: its container's id, a label.
+    CREATE INDEX endpoints_by_cni ON endpoints(json_extract(body, '$.labels."cni.container-id"'))
+    WHERE json_extract(body, '$.labels."cni.container-id"') IS NOT NULL;
+    """,
 )

@@ -1,0 +1,1 @@
+"""Foreign protocols, translated into the same managers. Adapters keep no state."""

@@ -1,0 +1,213 @@
+"""CNI's commands: a call in, calls of the network manager, a result out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from ipaddress import ip_address, ip_interface
+from typing import Any
+
+from netstore.adapters.cni.messages import (
+    BAD_CONFIG,
+    NOT_AVAILABLE,
+    CniError,
+    Config,
+    Create,
+    Identity,
+    PortMapping,
+    Request,
+    result,
+)
+from netstore.api.v1 import common_pb2, endpoint_pb2, network_pb2
+from netstore.drivers.options import BANDWIDTH_IN, BANDWIDTH_OUT
+from netstore.errors import FailedPrecondition, NetstoreError, NotFound
+from netstore.model import Endpoint, Network, Sandbox
+from netstore.networks.context import KeyedLocks
+from netstore.networks.manager import NetworkManager
+from netstore.networks.planning import AttachRequest
+from netstore.rpc.endpoints import to_attach
+from netstore.rpc.fields import check_name, check_servers
+from netstore.rpc.networks import to_spec
+
+__all__ = ["Plugin"]
+
+# Written so that the index of the schema serves them.
+_CONTAINER = """json_extract(body, '$.labels."cni.container-id"')"""
+_OF_CONTAINER = f"{_CONTAINER} = ?"
+_OF_CONFIG = f"""{_CONTAINER} > '' AND json_extract(body, '$.labels."cni.network"') = ?"""
+_PROTOCOLS = {
+    "": common_pb2.PROTOCOL_TCP,
+    "tcp": common_pb2.PROTOCOL_TCP,
+    "udp": common_pb2.PROTOCOL_UDP,
+    "sctp": common_pb2.PROTOCOL_SCTP,
+}
+Joined = tuple[Endpoint, Network, Sandbox]
+
+
+class Plugin:
+    """Carries out calls. Those about one container come one after the other, in the order in which they arrived: a
+    runtime that gave up waiting for ADD calls DEL at once.
+    """
+
+    def __init__(self, networks: NetworkManager) -> None:
+        self._manager = networks
+        self._locks = KeyedLocks()
+        self._verbs = {
+            "ADD": self._add, "DEL": self._delete, "CHECK": self._check, "GC": self._collect, "STATUS": self._status,
+        }  # fmt: skip
+
+    async def call(self, request: Request) -> dict[str, Any] | None:
+        """Carry out one call; returns what is printed, None for nothing.
+
+        Raises:
+            CniError: with the specification's code, or one of ours from 100.
+        """
+        async with self._locks.hold(request.variables.get("CNI_CONTAINERID", "")):
+            try:
+                return await self._verbs[request.command](request)
+            except NetstoreError as error:
+                raise CniError.of(error) from error
+
+    async def _add(self, request: Request) -> dict[str, Any]:
+        if request.config.previous is not None:
+            raise CniError(BAD_CONFIG, "prevResult: netstore-cni makes the interface", "name it first in plugins")
+        wanted = _wanted(request)
+        try:
+            joined = await self._attach(wanted)
+        except NotFound:
+            if request.config.create is None:
+                raise
+            await self._make_network(request.config.network_name, request.config.create)
+            joined = await self._attach(wanted)
+        if not request.identity.has(joined[0]):
+            raise FailedPrecondition(
+                f"{request.variables['CNI_NETNS']} is attached to network {wanted.network} already, by somebody else",
+                hint="detach it first, or name another network",
+            )
+        return result(request, *joined)
+
+    async def _attach(self, wanted: AttachRequest) -> Joined:
+        (joined,) = await self._manager.endpoints.attach([wanted])
+        return joined
+
+    async def _make_network(self, name: str, create: Create) -> None:
+        pools = [
+            network_pb2.IpamConfig(subnet=subnet, gateway=gateway)
+            for subnet, gateway in ((create.subnet, create.gateway), (create.subnet6, ""))
+            if subnet or gateway
+        ]
+        spec = network_pb2.NetworkSpec(
+            driver=create.driver, internal=create.internal, options=create.options, ipam=pools,
+            enable_ipv6=bool(create.subnet6) or ":" in create.subnet,
+        )  # fmt: skip
+        await self._manager.networks.create(check_name("network", name), to_spec(spec))
+
+    async def _delete(self, request: Request) -> None:
+        for endpoint, _, _ in await self._find(request.identity):
+            await self._manager.endpoints.detach(endpoint.id)
+
+    async def _find(self, identity: Identity) -> list[Joined]:
+        found = await self._manager.endpoints.all(_OF_CONTAINER, identity.container)
+        return [joined for joined in found if identity.has(joined[0])]
+
+    async def _check(self, request: Request) -> None:
+        for joined in await self._find(request.identity):
+            missing = await self._manager.missing(*joined) or _difference(request.config, joined[0])
+            if missing:
+                raise FailedPrecondition(missing, hint="`netstore system check --repair` repairs what it can")
+            return
+        raise NotFound("attachment", f"{request.identity.interface} of container {request.identity.container}")
+
+    async def _collect(self, request: Request) -> None:
+        valid = request.config.valid
+        if valid is None:
+            raise CniError(BAD_CONFIG, "cni.dev/valid-attachments is missing", "GC needs it: a list, [] for none")
+        wanted = {(each.container_id, each.ifname) for each in valid}
+        found = await self._manager.endpoints.all(_OF_CONFIG, request.config.name)
+        stale = [
+            endpoint.id
+            for endpoint, _, _ in found
+            if (endpoint.labels["cni.container-id"], endpoint.labels.get("cni.ifname", "")) not in wanted
+        ]
+        done = await asyncio.gather(*map(self._manager.endpoints.detach, stale), return_exceptions=True)
+        for failed in done:  # the others were collected all the same
+            if isinstance(failed, BaseException):
+                raise failed
+
+    async def _status(self, request: Request) -> None:
+        try:
+            await self._manager.networks.get(request.config.network_name)
+        except NotFound as error:
+            if request.config.create is None:
+                raise CniError(NOT_AVAILABLE, error.what, _MISSING) from error
+
+
+_MISSING = 'create it (`netstore network create`), or write "create": {} into the network configuration'
+
+
+def _wanted(request: Request) -> AttachRequest:
+    """Translate what ADD asks for: capabilities come before args.cni, these before CNI_ARGS."""
+    config, arguments, variables = request.config, request.arguments, request.variables
+    runtime, given = config.runtime, config.args.cni
+    spec = endpoint_pb2.EndpointSpec(
+        network=config.network_name,
+        sandbox=endpoint_pb2.SandboxRef(netns_path=variables["CNI_NETNS"]),
+        name=arguments.get("K8S_POD_NAME", ""),
+        interface_name=variables["CNI_IFNAME"],
+        mac_address=runtime.mac or given.mac or arguments.get("MAC", ""),
+        aliases=[*_aliases(config), *given.aliases],
+        ports=[_port(each) for each in runtime.port_mappings if each.host_port],
+    )
+    for field, address in _addresses(runtime.ips or given.ips or arguments.get("IP", "").split(",")).items():
+        setattr(spec, field, address)
+    for key, rate in ((BANDWIDTH_IN, runtime.bandwidth.ingress_rate), (BANDWIDTH_OUT, runtime.bandwidth.egress_rate)):
+        if rate:
+            spec.options[key] = str(rate)
+    labels = {each.key: each.value for each in given.labels} | request.identity.labels()
+    servers = (runtime.dns and (runtime.dns.servers or runtime.dns.nameservers)) or config.dns.nameservers
+    return replace(
+        to_attach(endpoint_pb2.Endpoint(spec=spec, labels=labels)), dns_servers=check_servers(servers, "dns.servers")
+    )
+
+
+def _aliases(config: Config) -> Sequence[str]:
+    aliases = config.runtime.aliases
+    return aliases.get(config.name, []) if isinstance(aliases, dict) else aliases
+
+
+def _port(port: PortMapping) -> common_pb2.PortMapping:
+    protocol = _PROTOCOLS.get(port.protocol.lower())
+    if protocol is None:
+        text = f"portMappings: protocol {port.protocol[:200]!r} is not accepted"
+        raise CniError(BAD_CONFIG, text, "tcp, udp or sctp")
+    return common_pb2.PortMapping(
+        host_ip=port.host_ip, host_port=port.host_port, container_port=port.container_port, protocol=protocol
+    )
+
+
+def _addresses(texts: Sequence[str]) -> dict[str, str]:
+    """Return at most one address of each family, by field; a prefix length is the network's own to say."""
+    found: dict[str, str] = {}
+    for text in filter(None, texts):
+        try:
+            address = ip_interface(text).ip
+        except ValueError as error:
+            raise CniError(BAD_CONFIG, f"ips: {text[:200]!r} is not accepted", "10.9.0.5/24 or fd00::5/64") from error
+        field = f"ipv{address.version}_address"
+        if field in found:
+            raise CniError(BAD_CONFIG, f"ips: {text[:200]!r} is not accepted", "one address of each family")
+        found[field] = str(address)
+    return found
+
+
+def _difference(config: Config, endpoint: Endpoint) -> str:
+    """Say which of the endpoint's addresses the chain's result lacks, "" for none."""
+    if config.previous is None:
+        return ""
+    try:
+        held = {ip_interface(each.address).ip for each in config.previous.ips}
+    except ValueError as error:
+        raise CniError(BAD_CONFIG, f"prevResult: {error}") from error
+    lacking = [each.address for each in endpoint.addresses if ip_address(each.address) not in held]
+    return f"prevResult lacks {', '.join(lacking)}, which the interface has" if lacking else ""
