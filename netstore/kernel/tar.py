@@ -11,6 +11,8 @@ import os
 import struct
 import subprocess
 import tempfile
+from collections import deque
+from collections.abc import Iterable
 
 import zstandard
 
@@ -57,43 +59,41 @@ class Packer:
             os.close(writing)
         self._output = os.fdopen(reading, "rb", buffering=0)
         packing = zstandard.ZstdCompressor(level=level or 1, threads=_THREADS, write_checksum=True)
-        self._zstd = packing.compressobj() if level else None
-        self._ready = bytearray()
+        self._zstd = packing.chunker(chunk_size=CHUNK) if level else None  # twice as fast as its compressobj
+        self._ready: deque[bytes] = deque()
         self._ended = False
         self.sha256 = hashlib.sha256()
         self.plain_bytes = 0
         self.size_bytes = 0
 
     def read(self) -> bytes:
-        """Return the next bytes of the stream, `CHUNK` of them; fewer, and then b"", at its end.
+        """Return the next bytes of the stream, at most `CHUNK` of them; b"" at its end.
 
         Raises:
             NetstoreError: tar failed.
         """
-        while len(self._ready) < CHUNK and not self._ended:
-            self._ready += self._more()  # Zstandard gives many at a time
-        with memoryview(self._ready) as view:
-            data = bytes(view[:CHUNK])
-        del self._ready[:CHUNK]
+        while not self._ready and not self._ended:
+            self._more()
+        data = self._ready.popleft() if self._ready else b""
         self.size_bytes += len(data)
         return data
 
-    def _more(self) -> bytes:
+    def _more(self) -> None:
         data = self._output.read(CHUNK)
         self.plain_bytes += len(data)
         if data:
-            packed = self._zstd.compress(data) if self._zstd else data
-            self.sha256.update(packed)
-            return packed
+            self._give(self._zstd.compress(data) if self._zstd else (data,))
+            return
         self._ended = True
         self._finish()
-        packed = self._zstd.flush() if self._zstd else b""
-        self.sha256.update(packed)
         if self._zstd:
-            last = trailer_of(self.sha256.hexdigest())
-            self.sha256.update(last)
-            packed += last
-        return packed
+            self._give(self._zstd.finish())  # type: ignore[no-untyped-call]
+            self._give((trailer_of(self.sha256.hexdigest()),))
+
+    def _give(self, chunks: Iterable[bytes]) -> None:
+        for chunk in chunks:
+            self.sha256.update(chunk)
+            self._ready.append(chunk)
 
     def _finish(self) -> None:
         if self._tar.wait() not in (0, 1):  # 1: a file changed while it was read
