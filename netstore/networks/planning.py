@@ -57,13 +57,17 @@ Joined = tuple[Endpoint, Network, Sandbox]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttachRequest:
-    """One attachment that a caller asks for. `dns_servers` are for a sandbox that is not known yet."""
+    """One attachment that a caller asks for. `dns_servers` are for a sandbox that is not known yet.
+
+    `port_keeper` is the name of processes that keep host ports free for the caller (podman's conmon), "" for none.
+    """
 
     network: str
     sandbox: SandboxRef
     spec: EndpointSpec
     labels: Mapping[str, str] = field(default_factory=dict)
     dns_servers: tuple[str, ...] = ()
+    port_keeper: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +136,9 @@ def _attach_one(tx: Transaction, request: AttachRequest, opened: OpenSandbox) ->
         container = tx.containers.require(sandbox.container_id)
         name, live, labels = container.name, _is_live(tx, sandbox), {**container.labels, **labels}
     place = Place(sandbox=sandbox, others=others, interfaces=_interfaces(opened))
-    endpoint = reserve(tx, network, place, request.spec, name=name, labels=labels, attached=live)
+    endpoint = reserve(
+        tx, network, place, request.spec, name=name, labels=labels, attached=live, port_keeper=request.port_keeper
+    )
     return Plan(endpoint, network, opened, fresh=live, made=True)
 
 
@@ -168,7 +174,7 @@ def _is_live(tx: Transaction, sandbox: Sandbox) -> bool:
 
 def reserve(
     tx: Transaction, network: Network, place: Place, spec: EndpointSpec, *,
-    name: str = "", labels: Mapping[str, str] | None = None, attached: bool,
+    name: str = "", labels: Mapping[str, str] | None = None, attached: bool, port_keeper: str = "",
 ) -> Endpoint:  # fmt: skip
     """Add an endpoint's row and take its addresses; ports too when it is to be attached at once.
 
@@ -206,7 +212,7 @@ def reserve(
             link_local_addresses=ipam.hold_link_local(tx, network, endpoint_id, spec),
         )
         if attached and spec.ports:
-            claimed = ports.claim(tx, endpoint_id, _publishable(network, endpoint, spec.ports))
+            claimed = ports.claim(tx, endpoint_id, _publishable(network, endpoint, spec.ports), keeper=port_keeper)
             endpoint = replace(endpoint, ports=claimed)
         endpoint = _take_default_route(tx, network, endpoint, place.others)
     try:

@@ -41,14 +41,18 @@ def matching(ports: Iterable[PortMapping], asked: PortMapping) -> list[PortMappi
     ]  # fmt: skip
 
 
-def claim(tx: Transaction, endpoint_id: str, ports: Sequence[PortMapping]) -> tuple[PortMapping, ...]:
+def claim(
+    tx: Transaction, endpoint_id: str, ports: Sequence[PortMapping], *, keeper: str = ""
+) -> tuple[PortMapping, ...]:
     """Take host ports for an endpoint and return them; those of port 0, or of a choice, get a free one.
+
+    Processes of the name `keeper` may listen on them: they keep them free for the caller, and serve nobody.
 
     Raises:
         AddressTaken: an endpoint, or a process of the host, has one.
         Exhausted: none that would do is free.
     """
-    return tuple(_claim(tx, endpoint_id, port) for port in ports)
+    return tuple(_claim(tx, endpoint_id, port, keeper) for port in ports)
 
 
 def release(tx: Transaction, endpoint_id: str, ports: Iterable[PortMapping] | None = None) -> None:
@@ -63,9 +67,9 @@ def release(tx: Transaction, endpoint_id: str, ports: Iterable[PortMapping] | No
         )  # fmt: skip
 
 
-def _claim(tx: Transaction, endpoint_id: str, port: PortMapping) -> PortMapping:
+def _claim(tx: Transaction, endpoint_id: str, port: PortMapping, keeper: str) -> PortMapping:
     if port.host_port and not port.host_port_last:
-        holder = _insert(tx, endpoint_id, port)
+        holder = _insert(tx, endpoint_id, port, keeper)
         if holder:
             last = f"-{port.host_port + port.count - 1}" if port.count > 1 else ""
             raise AddressTaken(
@@ -82,7 +86,7 @@ def _claim(tx: Transaction, endpoint_id: str, port: PortMapping) -> PortMapping:
     start = highest[0] + 1 if highest and highest[0] < top else low
     for number in (*range(start, top + 1), *range(low, min(start, top + 1))):
         candidate = replace(port, host_port=number, host_port_last=0)
-        if not _insert(tx, endpoint_id, candidate):
+        if not _insert(tx, endpoint_id, candidate, keeper):
             return candidate
     raise Exhausted(f"no {port.protocol} port from {low} to {high} is free", hint="unpublish some, or name the port")
 
@@ -91,7 +95,7 @@ def _shown(port: PortMapping) -> str:
     return f"[{port.host_ip}]" if ":" in port.host_ip else port.host_ip or "0.0.0.0"
 
 
-def _insert(tx: Transaction, endpoint_id: str, port: PortMapping) -> str:
+def _insert(tx: Transaction, endpoint_id: str, port: PortMapping, keeper: str) -> str:
     """Take a port or a range; returns "" on success, else who has it, or a part of it."""
     last = port.host_port + port.count - 1
     try:
@@ -108,7 +112,7 @@ def _insert(tx: Transaction, endpoint_id: str, port: PortMapping) -> str:
         return f"endpoint {row[0] or row[1][:12]}" if row else "another endpoint"
     for number in range(port.host_port, last + 1):
         holder = _bound_on_host(port, number)
-        if holder:
+        if holder and not (keeper and f"({keeper})" in holder):
             release(tx, endpoint_id, [port])
             return holder
     return ""

@@ -36,6 +36,8 @@ __all__ = ["Plugin"]
 _CONTAINER = """json_extract(body, '$.labels."cni.container-id"')"""
 _OF_CONTAINER = f"{_CONTAINER} = ?"
 _OF_CONFIG = f"""{_CONTAINER} > '' AND json_extract(body, '$.labels."cni.network"') = ?"""
+_PORT_KEEPER = "conmon"
+"""Podman lets it listen on a container's published ports, so that nobody else takes them."""
 _PROTOCOLS = {
     "": common_pb2.PROTOCOL_TCP,
     "tcp": common_pb2.PROTOCOL_TCP,
@@ -167,7 +169,9 @@ def _wanted(request: Request) -> AttachRequest:
     labels = {each.key: each.value for each in given.labels} | request.identity.labels()
     servers = (runtime.dns and (runtime.dns.servers or runtime.dns.nameservers)) or config.dns.nameservers
     return replace(
-        to_attach(endpoint_pb2.Endpoint(spec=spec, labels=labels)), dns_servers=check_servers(servers, "dns.servers")
+        to_attach(endpoint_pb2.Endpoint(spec=spec, labels=labels)),
+        dns_servers=check_servers(servers, "dns.servers"),
+        port_keeper=_PORT_KEEPER,
     )
 
 
@@ -195,7 +199,7 @@ def _addresses(texts: Sequence[str]) -> dict[str, str]:
         except ValueError as error:
             raise CniError(BAD_CONFIG, f"ips: {text[:200]!r} is not accepted", "10.9.0.5/24 or fd00::5/64") from error
         field = f"ipv{address.version}_address"
-        if field in found:
+        if found.get(field, str(address)) != str(address):  # podman names one twice when it reloads
             raise CniError(BAD_CONFIG, f"ips: {text[:200]!r} is not accepted", "one address of each family")
         found[field] = str(address)
     return found
