@@ -174,6 +174,10 @@ class Driver(ABC):
                 hint="use a bridge network that is not internal",
             )
 
+    def node_elements(self) -> set[Element]:
+        """Return the firewall elements that the node needs, whatever networks it has. Pure."""
+        return set()
+
     def elements(self, network: Network, endpoints: Collection[Endpoint]) -> set[Element]:
         """Return the firewall elements that the network and those endpoints of it need. Pure."""
         return set()

@@ -11,7 +11,7 @@ each has an address and a MAC of its own on the network besides; frames to that 
 from __future__ import annotations
 
 import errno
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from netstore.drivers.base import Host, Observed
@@ -55,7 +55,6 @@ class OverlayDriver(BridgedDriver):
     def __init__(self, host: Host) -> None:
         super().__init__(host)
         self._peers: frozenset[str] = frozenset()
-        self._here: set[str] = set()
 
     def validate(self, network: Network) -> Network:
         """Choose the bridge's name, the identifier, and the MTU: what the tunnel leaves of the underlay's."""
@@ -76,8 +75,9 @@ class OverlayDriver(BridgedDriver):
 
     def apply_network(self, network: Network) -> None:
         """Make the bridge, then the tunnel, then what makes the node's own MAC on the network the host's."""
-        super().apply_network(network)
         route, name = host_socket(), _tunnel(network)
+        fresh = route.index_of(network.interface) is None
+        super().apply_network(network)
         isolated = not parse(self.options, network.spec.options)[ICC]
         bridge = route.index_of(network.interface)
         assert bridge is not None
@@ -92,29 +92,26 @@ class OverlayDriver(BridgedDriver):
         try:
             route.run(requests)
         except KernelError as error:
-            self.remove_network(network)
+            if fresh:
+                self.remove_network(network)
             if error.errno == errno.EEXIST:
                 raise FailedPrecondition(
                     f"VXLAN identifier {network.vni} is in use on this node by an interface that is not ours",
                     hint=f"choose another (-o {VNIS}=NUMBER), or remove that interface",
                 ) from error
             raise
-        self._here.add(network.id)
 
     def remove_network(self, network: Network) -> None:
         """Remove the tunnel, then what bridges have."""
-        self._here.discard(network.id)
         found = host_socket().link(_tunnel(network))
         if found is not None and found.alias in ("", alias("network", network.id)):
             self.host.deletions.delete(found.name)
         super().remove_network(network)
-        if self._here:  # others need it still
-            self.host.firewall.add(self._shared_elements())
 
     def network_elements(self, network: Network) -> list[Element]:
-        """Return what bridges have, the node's own MAC behind the tunnel, and who is heard."""
+        """Return what bridges have, and the node's own MAC behind the tunnel."""
         own = [("ours", f"{_tunnel(network)} . {network.host_mac_address}")] if network.host_mac_address else []
-        return [*super().network_elements(network), *own, *self._shared_elements()]
+        return [*super().network_elements(network), *own]
 
     def bridge_addresses(self, network: Network) -> list[tuple[str, int]]:
         """Return the node's own address first, from which the host speaks; the gateway's is no one node's."""
@@ -141,12 +138,18 @@ class OverlayDriver(BridgedDriver):
 
     def apply_peers(self, addresses: Collection[str]) -> None:
         """Change whose tunnels are heard."""
-        before = set(self._shared_elements())
+        before = self.node_elements()
         self._peers = frozenset(addresses)
-        if self._here:
-            wanted = set(self._shared_elements())
-            self.host.firewall.remove(sorted(before - wanted))
-            self.host.firewall.add(sorted(wanted - before))
+        with self.host.firewall.steady:
+            self.host.firewall.remove(sorted(before - self.node_elements()))
+            self.host.firewall.add(sorted(self.node_elements()))
+
+    def node_elements(self) -> set[Element]:
+        """Return where tunnels come in, and whose."""
+        if not self.host.vtep:
+            return set()
+        peers = {("vteps6" if ":" in each else "vteps", each) for each in self._peers}
+        return {("tunnels", str(self.host.vxlan_port)), *peers}
 
     def observe(self, network: Network) -> Observed:
         """Look for bridge, tunnel and ports, and tell what leads to other nodes from what leads to endpoints here."""
@@ -174,14 +177,6 @@ class OverlayDriver(BridgedDriver):
             name, vni=network.vni, local=self.host.vtep, port=self.host.vxlan_port, master=bridge, mtu=network.mtu
         )
 
-    def _shared_elements(self) -> list[Element]:
-        return [("tunnels", str(self.host.vxlan_port)), *_peer_elements(self._peers)]
-
 
 def _tunnel(network: Network) -> str:
     return kernel_name(TUNNEL_PREFIX, network.id)
-
-
-def _peer_elements(addresses: Collection[str]) -> Iterator[Element]:
-    for each in sorted(addresses):
-        yield ("vteps6" if ":" in each else "vteps"), each

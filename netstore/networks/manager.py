@@ -27,12 +27,12 @@ from netstore.networks.drops import Drops
 from netstore.networks.endpoints import Endpoints
 from netstore.networks.handover import RELAY, ResolverLink
 from netstore.networks.ipam import DEFAULT_POOLS, GLOBAL_POOLS, AddressPool, unique_local_pool
-from netstore.networks.networks import DEFAULT_MTU, Networks
+from netstore.networks.networks import Networks
 from netstore.networks.policies import Policies
 from netstore.networks.reconcile import Reconciler
 from netstore.networks.sandboxes import Sandboxes
 from netstore.networks.supervision import ResolverProcess
-from netstore.networks.uplink import read_uplink
+from netstore.networks.uplink import DEFAULT_MTU, read_uplink
 from netstore.store import Store
 
 __all__ = ["NetworkManager"]
@@ -100,6 +100,8 @@ class NetworkManager:
         except KernelError as error:  # a read-only /proc/sys
             log.warning("neighbour tables keep their size", error=str(error))
         await self.networks.start()
+        if self._span:
+            await self._span.data_plane.apply_peers()  # before the check would take what is there for too much
         await self.check(repair=True)
         if self._span:
             self._span.publication.evict = self.endpoints.detach

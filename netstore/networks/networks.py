@@ -29,13 +29,12 @@ from netstore.networks.cluster.span import Span, no_cluster
 from netstore.networks.context import Context
 from netstore.networks.planning import changes, changes_of_labels
 from netstore.networks.policies import Policies, refuse_unpoliced
-from netstore.networks.uplink import Uplink, overlaps, read_uplink, warnings
+from netstore.networks.uplink import DEFAULT_MTU, Uplink, overlaps, read_uplink, warnings
 from netstore.store import Transaction
 
 __all__ = ["DEFAULT_NETWORK", "NetworkChange", "Networks"]
 
 DEFAULT_NETWORK = "bridge"
-DEFAULT_MTU = 1500
 _PREDEFINED = {DEFAULT_NETWORK: "bridge", "host": "host", "none": "null"}
 
 

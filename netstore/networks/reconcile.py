@@ -231,6 +231,8 @@ class Reconciler:
         present = await self._context.apply(self._firewall.elements) or set()
         networks, endpoints = await self._context.store.read(lambda tx: (tx.networks.all(), tx.endpoints.all()))
         desired, wanted = _Desired(networks, endpoints, []), set(relay_elements(self._context.resolver.relay_port()))
+        for driver in self._context.drivers.values():
+            wanted |= driver.node_elements()
         for network in networks:
             driver = self._context.driver(network.spec.driver)
             if driver.is_here(network):

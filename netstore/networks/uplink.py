@@ -13,7 +13,10 @@ from netstore.model import Network, Pool
 from netstore.networks import ipam
 from netstore.networks.ipam import HostRoute
 
-__all__ = ["Uplink", "overlaps", "read_uplink", "warnings"]
+__all__ = ["DEFAULT_MTU", "Uplink", "overlaps", "read_uplink", "warnings"]
+
+DEFAULT_MTU = 1500
+"""Bytes; of a node without an uplink."""
 
 RTF_REJECT, RTF_LOCAL = 0x200, 0x80000000
 

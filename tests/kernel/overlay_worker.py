@@ -53,7 +53,7 @@ def main(wanted: dict[str, str]) -> None:
     driver.apply_remote(network, add=remotes, remove=())
     driver.apply_remote(network, add=remotes, remove=())
     seen = driver.observe(network)
-    elements = driver.elements(network, [endpoint])
+    elements = driver.elements(network, [endpoint]) | driver.node_elements()
     print(
         json.dumps(
             {

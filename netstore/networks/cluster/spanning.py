@@ -29,6 +29,7 @@ from netstore.networks.cluster.records import (
     shared,
 )
 from netstore.networks.context import Context
+from netstore.networks.uplink import DEFAULT_MTU, read_uplink
 from netstore.store import Transaction
 from netstore.store.etcd import KeyValue, Op, absent, delete, delete_below, empty_below, exists, get, put, unchanged
 
@@ -192,13 +193,15 @@ class Spanning:
         if before:  # from a run that ended in between
             await self._store.write(lambda tx: _give_back(tx, network.id, before.value))
             await self._cluster.ask(claims.release(self._cluster.etcd, decode_endpoint(before.value), host=True))
+        uplink = await self._context.apply(read_uplink)
         for _ in range(_TRIES):
             addresses = await self._store.write(lambda tx: _reserve(tx, network))
             mac = stable_mac(f"{network.id} {addresses[0].address}")
             record = cache.host_record(network, node, addresses, mac)
             others = await self._cluster.ask(claims.hold(self._cluster.etcd, record, host=True))
             if not others:
-                return driver.validate(replace(network, host_addresses=addresses, host_mac_address=mac))
+                taken = replace(network, host_addresses=addresses, host_mac_address=mac)
+                return driver.validate(replace(taken, mtu=uplink.mtu or DEFAULT_MTU))
         raise Unavailable(f"network {network.name}: others take its addresses at the same time", hint="try again")
 
 
