@@ -190,7 +190,7 @@ def tolerant(client: Client) -> Iterator[Callable[[Callable[[], object]], bool]]
 def pages(call: Callable[[Any], Any], request: Any, field: str) -> list[Any]:
     """Return the items of every page of a list."""
     items: list[Any] = []
-    request.page_size = 1000
+    request.page_size = 500
     while True:
         response = call(request)
         items += getattr(response, field)

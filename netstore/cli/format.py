@@ -51,8 +51,8 @@ def listing(
 ) -> None:  # fmt: skip
     """Show a list: ids with `quiet`, else as the template says, else a table."""
     if quiet:
-        for each in ids:
-            click.echo(each)
+        if ids:
+            click.echo("\n".join(ids))
     elif template and template != "table":
         show_objects(messages, template)
     else:
@@ -92,8 +92,8 @@ def _pick(document: dict[str, Any], match: re.Match[str]) -> str:
 def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print columns three spaces apart, as Docker does: for eyes, and for awk."""
     widths = [max(len(row[i]) for row in (headers, *rows)) for i in range(len(headers))]
-    for row in (headers, *rows):
-        click.echo("   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    lines = ("   ".join(map(str.ljust, row, widths)).rstrip() for row in (headers, *rows))
+    click.echo("\n".join(lines))  # once: it flushes each time
 
 
 def short_id(text: str, *, full: bool) -> str:
