@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 
@@ -23,20 +25,24 @@ def run_tool(
     """
     settings = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", **(environment or {})}
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=timeout, env=settings, check=False,
-            stdin=subprocess.DEVNULL,
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            errors="replace", env=settings, process_group=0,
         )  # fmt: skip
     except FileNotFoundError as error:
         raise Unsupported(
             f"{doing}: {command[0]} is not installed", hint=f"install {package or command[0]}", reason="TOOL_MISSING"
         ) from error
-    except subprocess.TimeoutExpired as error:
-        raise Unavailable(
-            f"{doing}: {command[0]} did not end in {timeout:g} s, and was killed",
-            hint="is the server or device reachable?", reason="TIMEOUT",
-        ) from error  # fmt: skip
-    if done.returncode not in accepted:
-        said = " ".join((done.stderr or done.stdout).split())[-400:]
-        raise NetstoreError(f"{doing}: {said or f'status {done.returncode}'}", reason="TOOL_FAILED", tool=command[0])
-    return done.stdout
+    with process:
+        try:
+            output, errors = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired as error:
+            os.killpg(process.pid, signal.SIGKILL)  # its helpers too: mount.nfs would go on, and mount later
+            raise Unavailable(
+                f"{doing}: {command[0]} did not end in {timeout:g} s, and was killed",
+                hint="is the server or device reachable?", reason="TIMEOUT",
+            ) from error  # fmt: skip
+    if process.returncode not in accepted:
+        said = " ".join((errors or output).split())[-400:]
+        raise NetstoreError(f"{doing}: {said or f'status {process.returncode}'}", reason="TOOL_FAILED", tool=command[0])
+    return output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -18,7 +19,7 @@ WORKER = Path(__file__).with_name("driver_worker.py")
 def test_driver(host: Host, driver: str) -> None:
     host.netns("c")
     done = host.run(sys.executable, str(WORKER), driver, check=False)
-    if done.returncode == NOT_IN_KERNEL:
+    if done.returncode == NOT_IN_KERNEL and "NETSTORE_TEST_LAB" not in os.environ:
         pytest.skip(f"{done.stdout.strip()}: proven in the lab")
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
