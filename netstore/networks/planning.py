@@ -205,9 +205,7 @@ def reserve(
         endpoint = replace(
             endpoint,
             mac_address=spec.mac_address or spec.options.get(MAC_ADDRESS) or stable_mac(identity),
-            interface_name=spec.interface_name
-            or spec.options.get(INTERFACE)
-            or _free_interface(place, _interface_prefix(network)),
+            interface_name=_asked_interface(place, spec) or _free_interface(place, _interface_prefix(network)),
             addresses=addresses,
             link_local_addresses=ipam.hold_link_local(tx, network, endpoint_id, spec),
         )
@@ -227,6 +225,16 @@ def reserve(
 
 def _interface_prefix(network: Network) -> str:
     return network.spec.options.get("com.docker.network.container_iface_prefix", "eth")
+
+
+def _asked_interface(place: Place, spec: EndpointSpec) -> str:
+    name = spec.interface_name or spec.options.get(INTERFACE, "")
+    if name and name in place.interfaces - {each.interface_name for each in place.others}:
+        raise AddressTaken(
+            f"spec.interface_name: the sandbox has an interface {name} already, which is not ours",
+            hint="choose another interface name, or none",
+        )
+    return name
 
 
 def _free_interface(place: Place, prefix: str) -> str:

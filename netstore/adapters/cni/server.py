@@ -24,7 +24,7 @@ from netstore.networks.manager import NetworkManager
 
 __all__ = ["serve"]
 
-_MOST = 4 << 20
+_MOST, _BACKLOG = 4 << 20, 4096
 _READ_SECONDS, _FINISH_SECONDS = 30.0, 10.0
 
 log = structlog.get_logger(__name__)
@@ -34,7 +34,7 @@ log = structlog.get_logger(__name__)
 async def serve(networks: NetworkManager, path: Path) -> AsyncIterator[None]:
     """Answer calls on a socket that is root's alone. In the end what has begun runs to its end."""
     server = _Server(Plugin(networks))
-    listening = await asyncio.start_unix_server(server.answer, sock=_listen(path))
+    listening = await asyncio.start_unix_server(server.answer, sock=_bind(path), backlog=_BACKLOG)
     try:
         yield
     finally:
@@ -47,7 +47,7 @@ def _remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def _listen(path: Path) -> socket.socket:
+def _bind(path: Path) -> socket.socket:
     _remove(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     mask = os.umask(0o177)
@@ -55,7 +55,6 @@ def _listen(path: Path) -> socket.socket:
         listener.bind(str(path))
     finally:
         os.umask(mask)
-    listener.listen(4096)
     return listener
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import random
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -279,6 +281,70 @@ def test_many_at_once(cni: Cni) -> None:
         list(pool.map(lambda call: cni.call(*call), muddle))
         list(pool.map(lambda name: cni.ok("DEL", name), names))
     assert cni.endpoints() == []
+
+
+def spoken(cni: Cni, command: str, container: str, body: bytes | None = None) -> bytes:
+    """Return a call as the program sends it."""
+    pairs = (f"{name}={value}" for name, value in cni.variables(command, container).items())
+    return "\0".join(pairs).encode() + b"\0\0" + (json.dumps(cni.config()).encode() if body is None else body)
+
+
+async def test_a_thousand_at_once(cni: Cni) -> None:
+    """A thousand callers, some of whom talk nonsense, break off, or go away: each who listens gets an answer."""
+    path = f"{cni.node.place}/run/cni.sock"
+
+    async def call(number: int) -> bytes:
+        verb, name = random.choice(("ADD", "DEL", "CHECK", "GC", "MOVE")), random.choice("ab")
+        whole = spoken(cni, verb, name)
+        reader, writer = await asyncio.open_unix_connection(path)
+        try:
+            if number % 5 == 0:
+                writer.write(whole[: random.randrange(len(whole))])
+            elif number % 5 == 1:
+                writer.write(spoken(cni, verb, name, bytes(random.randrange(256) for _ in range(200))))
+            else:
+                writer.write(whole)
+            writer.write_eof()
+            return b"0" if number % 7 == 0 else await reader.read()
+        finally:
+            writer.close()
+
+    random.seed(8)
+    for status, printed in ((a[:1], a[1:]) for a in await asyncio.gather(*map(call, range(1000)))):
+        assert status in (b"0", b"1")
+        answer = json.loads(printed) if printed else {}
+        assert status == b"0" or answer["code"] in (4, 6, 7, 101), answer
+    cni.ok("DEL", "a")
+    cni.ok("DEL", "b")
+    assert cni.endpoints() == []
+    assert "defect" not in cni.node.log()
+
+
+async def test_given_up(cni: Cni) -> None:
+    """A runtime that gives up waiting for ADD, and calls DEL at once, leaves nothing: DEL comes after it."""
+    path = f"{cni.node.place}/run/cni.sock"
+    cni.ok("ADD", "b")  # makes the network
+    for _ in range(10):
+        _, abandoned = await asyncio.open_unix_connection(path)
+        abandoned.write(spoken(cni, "ADD", "a"))
+        abandoned.write_eof()
+        reader, writer = await asyncio.open_unix_connection(path)
+        abandoned.transport.abort()
+        writer.write(spoken(cni, "DEL", "a"))
+        writer.write_eof()
+        assert await reader.read() == b"0"
+        writer.close()
+        assert len(cni.endpoints()) == 1
+    cni.ok("DEL", "b")
+
+
+def test_an_interface_of_that_name(cni: Cni) -> None:
+    """Where the name is taken inside, the message says so, and nothing is left."""
+    cni.node.host.sh("ip -n a link add eth0 type veth peer name x0")
+    assert "eth0" in str(cni.call("ADD"))
+    assert cni.endpoints() == []
+    cni.ok("ADD", "b")
+    cni.ok("DEL", "b")
 
 
 def test_killed_in_between(cni: Cni) -> None:
