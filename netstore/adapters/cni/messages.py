@@ -12,7 +12,7 @@ from netstore.errors import InvalidArgument, NetstoreError
 from netstore.kernel.sandboxes import RESOLVER_ADDRESS
 from netstore.model import Endpoint, Network, Sandbox, stable_mac
 
-__all__ = ["VERSIONS", "CniError", "Config", "Dns", "Identity", "Request", "decode", "result"]
+__all__ = ["VERSIONS", "CniError", "Config", "Dns", "Identity", "Named", "Request", "decode", "result"]
 
 VERSIONS = ("0.4.0", "1.0.0", "1.1.0")
 """Versions of configurations and results. The program netstore-cni, which answers VERSION, has them too."""
@@ -69,8 +69,8 @@ class Dns(msgspec.Struct, kw_only=True):
     options: list[str] = []
 
 
-class PortMapping(msgspec.Struct, kw_only=True, rename={"host_port": "hostPort", "host_ip": "hostIP",
-                                                        "container_port": "containerPort"}):  # fmt: skip
+class PortMapping(msgspec.Struct, kw_only=True, rename={"host_port": "hostport", "host_ip": "hostip",
+                                                        "container_port": "containerport"}):  # fmt: skip
     """One entry of the capability portMappings; host port 0 is not published."""
 
     host_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
@@ -79,15 +79,15 @@ class PortMapping(msgspec.Struct, kw_only=True, rename={"host_port": "hostPort",
     host_ip: str = ""
 
 
-class Bandwidth(msgspec.Struct, kw_only=True, rename="camel"):
+class Bandwidth(msgspec.Struct, kw_only=True, rename={"ingress_rate": "ingressrate", "egress_rate": "egressrate"}):
     """Bits a second, 0 for no limit; ingress is what the container receives. Bursts are the kernel's to choose."""
 
     ingress_rate: Annotated[int, msgspec.Meta(ge=0)] = 0
     egress_rate: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
-class RuntimeConfig(msgspec.Struct, kw_only=True, rename={"port_mappings": "portMappings"}):
-    """The capabilities. Aliases are a list, or lists by network (podman)."""
+class RuntimeConfig(msgspec.Struct, kw_only=True, rename={"port_mappings": "portmappings"}):
+    """The capabilities, their keys in lower case. Aliases are a list, or lists by network (podman)."""
 
     port_mappings: list[PortMapping] = []
     bandwidth: Bandwidth = msgspec.field(default_factory=Bandwidth)
@@ -149,17 +149,22 @@ class Previous(msgspec.Struct, kw_only=True):
     ips: list[PreviousAddress] = []
 
 
-class Config(msgspec.Struct, kw_only=True):
-    """A network configuration; keys that are not here are other plugins' or runtimes'."""
+class Named(msgspec.Struct, kw_only=True):
+    """What DEL needs of a configuration: nothing that ADD would refuse may keep a runtime from cleaning up."""
 
     cni_version: str = msgspec.field(name="cniVersion", default="")
     name: str = ""
+
+
+class Config(Named, kw_only=True):
+    """A network configuration; keys that are not here are other plugins' or runtimes'."""
+
     network: str = ""
     create: Create | None = None
     ipam: dict[str, Any] = {}
     dns: Dns = msgspec.field(default_factory=Dns)
     args: Args = msgspec.field(default_factory=Args)
-    runtime: RuntimeConfig = msgspec.field(name="runtimeConfig", default_factory=RuntimeConfig)
+    runtime: dict[str, Any] = msgspec.field(name="runtimeConfig", default_factory=dict)
     previous: Previous | None = msgspec.field(name="prevResult", default=None)
     valid: list[Attachment] | None = msgspec.field(name="cni.dev/valid-attachments", default=None)
 
@@ -186,11 +191,12 @@ class Identity(msgspec.Struct, frozen=True):
 
 
 class Request(msgspec.Struct, frozen=True):
-    """One call: what is to be done, in which configuration, and CNI's variables."""
+    """One call: what is to be done, in which configuration, CNI's variables, and for ADD the capabilities."""
 
     command: str
     config: Config
     variables: Mapping[str, str]
+    runtime: RuntimeConfig
 
     @property
     def identity(self) -> Identity:
@@ -225,14 +231,31 @@ def decode(variables: Mapping[str, str], body: bytes) -> Request:
             BAD_ENVIRONMENT, f"CNI_COMMAND: {command[:200]!r} is not accepted", f"one of {', '.join(_NEEDED)}, VERSION"
         )
     try:
-        config = msgspec.json.decode(body, type=Config)
+        if command == "DEL":
+            named = msgspec.json.decode(body, type=Named)
+            config = Config(cni_version=named.cni_version, name=named.name)
+        else:
+            config = msgspec.json.decode(body, type=Config)
+        runtime = msgspec.convert(_lowered(config.runtime), RuntimeConfig) if command == "ADD" else RuntimeConfig()
     except msgspec.ValidationError as error:
         raise CniError(BAD_CONFIG, f"the network configuration is not accepted: {error}") from error
     except (msgspec.DecodeError, RecursionError) as error:
         raise CniError(UNDECODABLE, f"the network configuration is no JSON: {error}") from error
     _check_config(command, config)
     _check_variables(command, variables)
-    return Request(command, config, variables)
+    return Request(command, config, variables, runtime)
+
+
+def _lowered(capabilities: Mapping[str, Any]) -> dict[str, Any]:
+    """Return capabilities with keys in lower case: containerd writes HostPort, and Go does not mind."""
+
+    def inner(value: Any) -> Any:
+        if isinstance(value, list):
+            return [inner(each) for each in value]
+        return {key.lower(): each for key, each in value.items()} if isinstance(value, dict) else value
+
+    # Keys of aliases are names.
+    return {key.lower(): value if key.lower() == "aliases" else inner(value) for key, value in capabilities.items()}
 
 
 def _check_config(command: str, config: Config) -> None:
@@ -285,7 +308,7 @@ def result(request: Request, endpoint: Endpoint, network: Network, sandbox: Sand
         addresses.append(entry)
     return {
         "cniVersion": version, "interfaces": interfaces, "ips": addresses, "routes": _routes(endpoint, network),
-        "dns": _dns(request.config, names=sandbox.resolver and not network.predefined),
+        "dns": _dns(request, names=sandbox.resolver and not network.predefined),
     }  # fmt: skip
 
 
@@ -298,9 +321,9 @@ def _routes(endpoint: Endpoint, network: Network) -> list[dict[str, str]]:
     return [*out, *({"dst": route.destination, "gw": route.gateway} for route in network.spec.routes)]
 
 
-def _dns(config: Config, *, names: bool) -> dict[str, Any]:
+def _dns(request: Request, *, names: bool) -> dict[str, Any]:
     """Return what resolv.conf should say: our resolver where it answers, which asks the servers that were given."""
-    given, own = config.runtime.dns or Dns(), config.dns
+    given, own = request.runtime.dns or Dns(), request.config.dns
     answer = {
         "nameservers": [RESOLVER_ADDRESS] if names else given.servers or given.nameservers or own.nameservers,
         "domain": given.domain or own.domain,

@@ -151,14 +151,14 @@ _MISSING = 'create it (`netstore network create`), or write "create": {} into th
 def _wanted(request: Request) -> AttachRequest:
     """Translate what ADD asks for: capabilities come before args.cni, these before CNI_ARGS."""
     config, arguments, variables = request.config, request.arguments, request.variables
-    runtime, given = config.runtime, config.args.cni
+    runtime, given = request.runtime, config.args.cni
     spec = endpoint_pb2.EndpointSpec(
         network=config.network_name,
         sandbox=endpoint_pb2.SandboxRef(netns_path=variables["CNI_NETNS"]),
         name=arguments.get("K8S_POD_NAME", ""),
         interface_name=variables["CNI_IFNAME"],
         mac_address=runtime.mac or given.mac or arguments.get("MAC", ""),
-        aliases=[*_aliases(config), *given.aliases],
+        aliases=[*_aliases(request), *given.aliases],
         ports=[_port(each) for each in runtime.port_mappings if each.host_port],
     )
     for field, address in _addresses(runtime.ips or given.ips or arguments.get("IP", "").split(",")).items():
@@ -175,9 +175,9 @@ def _wanted(request: Request) -> AttachRequest:
     )
 
 
-def _aliases(config: Config) -> Sequence[str]:
-    aliases = config.runtime.aliases
-    return aliases.get(config.name, []) if isinstance(aliases, dict) else aliases
+def _aliases(request: Request) -> Sequence[str]:
+    aliases = request.runtime.aliases
+    return aliases.get(request.config.name, []) if isinstance(aliases, dict) else aliases
 
 
 def _port(port: PortMapping) -> common_pb2.PortMapping:

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from netstore.adapters.cni.messages import TRY_LATER, UNDECODABLE, VERSIONS, CniError, decode
+from netstore.adapters.cni.messages import TRY_LATER, UNDECODABLE, VERSIONS, CniError, Named, decode
 from netstore.adapters.cni.plugin import Plugin
 from netstore.networks.manager import NetworkManager
 
@@ -116,14 +116,10 @@ async def _read(reader: asyncio.StreamReader) -> tuple[dict[str, str], bytes]:
     return {name: value for name, _, value in pairs}, body
 
 
-class _Versioned(msgspec.Struct):
-    version: str = msgspec.field(name="cniVersion", default="")
-
-
 def _version(body: bytes) -> str:
     """Return the version in which an error is told: the configuration's, where it can be read and we know it."""
     try:
-        version = msgspec.json.decode(body, type=_Versioned).version
+        version = msgspec.json.decode(body, type=Named).cni_version
     except (msgspec.DecodeError, RecursionError):
         return VERSIONS[-1]
     return version if version in VERSIONS else VERSIONS[-1]
