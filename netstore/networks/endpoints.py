@@ -133,7 +133,8 @@ class Endpoints:
         except BaseException:
             new = [plan for plan in planned if plan.fresh or plan.made]
             await self._store.write(lambda tx: planning.each(tx, undo, new))
-            self._poke()
+            for plan in new:
+                self._poke(plan.network)
             raise
 
     async def _shared(self, plan: Plan) -> Plan:
@@ -143,7 +144,8 @@ class Endpoints:
         if plan.fresh:
             async with self._context.locks.hold(plan.network.id):
                 plan = replace(plan, network=await span.networks.open(plan.network))
-            self._poke([] if plan.made else [plan.endpoint.id])
+            if not plan.made:
+                self._poke(plan.network, plan.endpoint.id)
         return plan
 
     def _required_span(self) -> Span:
@@ -151,8 +153,9 @@ class Endpoints:
             raise no_cluster()
         return self._span
 
-    def _poke(self, endpoint_ids: Iterable[str] = ()) -> None:
-        if self._span:
+    def _poke(self, network: Network, *endpoint_ids: str) -> None:
+        """Let the cluster hear soon of what changed on a network that spans nodes."""
+        if self._span and self._spans(network):
             self._span.publication.poke(endpoint_ids)
 
     async def claim(self, sandbox: Sandbox, networks: Iterable[Network]) -> None:
@@ -207,7 +210,7 @@ class Endpoints:
             present, (promoted, last) = await self._store.write(
                 lambda tx: (tx.endpoints.get(endpoint_id), planning.detach(tx, endpoint_id))
             )
-            self._poke()
+            self._poke(network)
             endpoint = present or endpoint  # its labels, by which policies know it, may have changed
             removal = self._context.remove(self._driver(network).remove_endpoint, network, endpoint)
             if last and not sandbox.container_id:  # both wait for grace periods of the kernel's: side by side
@@ -268,7 +271,8 @@ class Endpoints:
             for plan in attached:
                 await self._take_out(plan.network, plan.endpoint, sandbox)
             await self._store.write(lambda tx: planning.each(tx, planning.park, attached))
-            self._poke(plan.endpoint.id for plan in attached)
+            for plan in attached:
+                self._poke(plan.network, plan.endpoint.id)
             for plan in attached:
                 await self._context.remove(self._driver(plan.network).remove_endpoint, plan.network, plan.endpoint)
 
@@ -334,7 +338,7 @@ class Endpoints:
             joined = await self._store.write(change)
         else:
             joined = await self._policies.relabel(network, endpoint_id, change)
-        self._poke([endpoint_id])
+        self._poke(network, endpoint_id)
         if joined[0].spec.options != before.spec.options and joined[0].attached:
             await self._follow(*joined, before)
         return joined

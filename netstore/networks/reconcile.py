@@ -125,6 +125,7 @@ class Reconciler:
                 finding = Finding(kind=Kind.NETWORK, resource_id=network.id, name=network.name,
                                   detail=f"interface {network.interface} is missing")  # fmt: skip
                 findings.append(await _repaired(finding, partial(self._apply_network, network), repair=repair))
+                observed = await self._context.apply(driver.observe, network)
             if self._span and driver.scope is Scope.GLOBAL:
                 async with self._context.locks.hold(network.id):
                     findings += await self._span.data_plane.check(network, repair=repair)

@@ -101,7 +101,7 @@ class Changes:
 
 
 class Compacted(Exception):
-    """The history that a watch would need is gone: list everything anew."""
+    """The history that a watch would need is gone, or was another (a backup was restored): list everything anew."""
 
 
 def absent(key: str) -> Compare:
@@ -346,7 +346,7 @@ class Etcd:
             await call.write(pb.WatchRequest(create_request=create))
             while True:
                 answer = await self._next(call)
-                if answer.compact_revision:
+                if answer.compact_revision or answer.header.revision + 1 < revision:
                     raise Compacted
                 if answer.canceled:
                     raise _failure(answer.cancel_reason)

@@ -35,7 +35,7 @@ def told(node: Node, network_id: str) -> dict[str, list[str]]:
 
 def resolves(node: Node, sandbox: str, name: str) -> str:
     done = node.host.run(
-        "ip", "netns", "exec", sandbox, "dig", "+short", "+time=1", "+tries=1", "@127.0.0.11", name, check=False
+        "ip", "netns", "exec", sandbox, "dig", "+short", "+time=1", "+tries=1", "@127.0.0.11", "-q", name, check=False
     )
     return " ".join(sorted(re.findall(r"^[0-9.]+$", done.stdout, re.MULTILINE)))
 
@@ -189,3 +189,75 @@ def test_containers_reserve_and_drained_nodes_refuse(etcd3: Etcd3, nodes3: list[
     assert "other" not in two.out("ps", "-a")
     two.cli("start", "web")  # what is reserved may run
     wait_until(lambda: resolves(one, "a", "web"), what="its return")
+
+
+def test_what_is_refused(etcd3: Etcd3, nodes3: list[Node]) -> None:
+    joined(nodes3)
+    one, two, three = nodes3
+    vni = "com.docker.network.driver.overlay.vxlanid_list"
+    one.cli("network", "create", "-d", "overlay", "-o", f"{vni}=5000", "--subnet", "10.5.0.0/24", "app")
+    wait_until(lambda: "app" in two.out("network", "ls"), what="the network on n2")
+    for flags, text in (
+        (("-o", f"{vni}=5000"), "VNI 5000 is taken by network app"),
+        (("--subnet", "10.5.0.0/25"), "subnet 10.5.0.0/25 overlaps 10.5.0.0/24 of network app"),
+        (("-o", f"{vni}=16777216"), "16777216"),
+        (("-o", "encrypted=true"), "encrypted"),
+    ):
+        refused = two.cli("network", "create", "-d", "overlay", *flags, "other", check=False)
+        assert refused.returncode == 1
+        assert text in refused.stderr
+    assert "other" not in one.out("network", "ls")
+    assert "spans nodes" in two.cli("network", "update", "--label-add", "a=b", "app", check=False).stderr
+    # A network of n3 alone stands in the way of one of the cluster, there and nowhere else.
+    three.cli("network", "create", "--subnet", "10.6.0.0/24", "mine")
+    one.cli("network", "create", "-d", "overlay", "--subnet", "10.7.0.0/24", "mine")
+    one.cli("network", "create", "-d", "overlay", "--subnet", "10.6.0.0/16", "wide")
+    wait_until(lambda: three.cli("system", "info").stderr.count("is not on this node") == 2, what="the warnings")
+    assert "overlay" not in three.out("network", "ls", "--filter", "name=mine")
+    second = connect(two, "b", "mine")
+    three.cli("network", "rm", "mine")
+    wait_until(lambda: "overlay" in three.out("network", "ls", "--filter", "name=mine"), what="the cluster's network")
+    connect(three, "c", "mine")
+    wait_until(lambda: resolves(three, "c", "b") == second, what="what was there before")
+    assert "is not on this node" not in three.cli("system", "info").stderr
+
+
+def test_etcd_comes_back_from_a_backup(etcd3: Etcd3, nodes3: list[Node]) -> None:
+    """What is used is put back; the snapshot here is the emptiest that there is: a new etcd."""
+    joined(nodes3)
+    one, two, three = nodes3
+    network = create(one)
+    one.cli("network", "create", "-d", "spanning", "unused")
+    first, second = connect(one, "a"), connect(two, "b")
+    wait_until(lambda: resolves(one, "a", "b") == second, what="b's name")
+    etcd3.kill(0, 1, 2)
+    for machine in etcd3.machines:
+        machine.sh("rm -r /run/netns/etcd-*")
+    etcd3.start(0, 1, 2)
+    wait_until(lambda: list(states(three).values()) == ["up"] * 3, seconds=20, what="the nodes")
+    wait_until(lambda: "unused" not in three.out("network", "ls"), what="the end of what nobody uses")
+    third = connect(three, "c") if "app" in three.out("network", "ls") else ""
+    assert len({first, second, third}) == 3
+    wait_until(lambda: resolves(one, "a", "b") == second, what="b's name")
+    wait_until(lambda: third in told(one, network), what="what is new")
+    assert resolves(three, "c", "a") == first
+
+
+def test_history_is_compacted_while_a_node_is_cut_off(etcd3: Etcd3, nodes3: list[Node]) -> None:
+    joined(nodes3)
+    one, two, three = nodes3
+    network = create(one)
+    connect(three, "c")
+    second = connect(two, "b")
+    wait_until(lambda: second in told(three, network), what="b on n3")
+    etcd3.underlay.cut(3)
+    two.cli("network", "disconnect", "app", "--netns", "/run/netns/b")
+    first = connect(one, "a", "app", "--ip", "10.0.0.77")
+    newest = json.loads(etcd3.ctl("get", "x", "-w", "json"))["header"]["revision"]
+    etcd3.ctl("compact", str(newest))
+    wait_until(lambda: info(three)["state"] == "away", seconds=20, what="n3 to notice")
+    etcd3.underlay.heal()
+    wait_until(lambda: {first} <= told(three, network).keys(), seconds=20, what="what n3 missed")
+    assert told(three, network).get(second, ["", ""])[1] != f"{UNDERLAY}.2", "b is gone; its address may be another's"
+    assert not resolves(three, "c", "b")
+    assert resolves(three, "c", "a") == first

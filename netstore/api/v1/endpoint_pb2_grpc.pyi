@@ -52,6 +52,8 @@ class EndpointServiceStub:
     attached to that network already with another spec | ALREADY_EXISTS | detach first
     the address, MAC or host port is taken | FAILED_PRECONDITION (metadata: holder) | choose another, or none
     the network has no free address, or the bridge no free port | RESOURCE_EXHAUSTED | use another network
+    the network spans nodes, and etcd does not answer | UNAVAILABLE (CLUSTER_UNAVAILABLE) | try again when it does
+    the network spans nodes, and this one is drained | FAILED_PRECONDITION (NODE_DRAINED) | use another node
     """
     AttachEndpoints: _grpc.UnaryUnaryMultiCallable[_endpoint_pb2.AttachEndpointsRequest, _endpoint_pb2.AttachEndpointsResponse]
     """AttachEndpoints attaches many, all or none, in one durable commit. Errors as AttachEndpoint; metadata `index`
@@ -106,6 +108,8 @@ class EndpointServiceAsyncStub(EndpointServiceStub):
     attached to that network already with another spec | ALREADY_EXISTS | detach first
     the address, MAC or host port is taken | FAILED_PRECONDITION (metadata: holder) | choose another, or none
     the network has no free address, or the bridge no free port | RESOURCE_EXHAUSTED | use another network
+    the network spans nodes, and etcd does not answer | UNAVAILABLE (CLUSTER_UNAVAILABLE) | try again when it does
+    the network spans nodes, and this one is drained | FAILED_PRECONDITION (NODE_DRAINED) | use another node
     """
     AttachEndpoints: _aio.UnaryUnaryMultiCallable[_endpoint_pb2.AttachEndpointsRequest, _endpoint_pb2.AttachEndpointsResponse]  # type: ignore[assignment]
     """AttachEndpoints attaches many, all or none, in one durable commit. Errors as AttachEndpoint; metadata `index`
@@ -175,6 +179,8 @@ class EndpointServiceServicer(metaclass=_abc_1.ABCMeta):
         attached to that network already with another spec | ALREADY_EXISTS | detach first
         the address, MAC or host port is taken | FAILED_PRECONDITION (metadata: holder) | choose another, or none
         the network has no free address, or the bridge no free port | RESOURCE_EXHAUSTED | use another network
+        the network spans nodes, and etcd does not answer | UNAVAILABLE (CLUSTER_UNAVAILABLE) | try again when it does
+        the network spans nodes, and this one is drained | FAILED_PRECONDITION (NODE_DRAINED) | use another node
         """
 
     @_abc_1.abstractmethod

@@ -96,6 +96,9 @@ class NetworkServiceServicer:
         a subnet overlaps another network's | FAILED_PRECONDITION (metadata: network, subnet) | choose another subnet
         no default pool is free | RESOURCE_EXHAUSTED | give a subnet, or remove unused networks
         unknown driver or option | INVALID_ARGUMENT | the error lists what is accepted
+        a driver whose networks span nodes, on a node in no cluster | FAILED_PRECONDITION (NO_CLUSTER) | configure [cluster]
+        its VNI is another network's | FAILED_PRECONDITION (VNI_TAKEN; metadata: network) | choose another, or none
+        etcd does not answer | UNAVAILABLE (CLUSTER_UNAVAILABLE) | try again when it does
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -50,6 +50,9 @@ class NetworkServiceStub:
     a subnet overlaps another network's | FAILED_PRECONDITION (metadata: network, subnet) | choose another subnet
     no default pool is free | RESOURCE_EXHAUSTED | give a subnet, or remove unused networks
     unknown driver or option | INVALID_ARGUMENT | the error lists what is accepted
+    a driver whose networks span nodes, on a node in no cluster | FAILED_PRECONDITION (NO_CLUSTER) | configure [cluster]
+    its VNI is another network's | FAILED_PRECONDITION (VNI_TAKEN; metadata: network) | choose another, or none
+    etcd does not answer | UNAVAILABLE (CLUSTER_UNAVAILABLE) | try again when it does
     """
     UpdateNetwork: _grpc.UnaryUnaryMultiCallable[_network_pb2.UpdateNetworkRequest, _network_pb2.UpdateNetworkResponse]
     """UpdateNetwork changes the fields that the mask names, while the network is used.
@@ -94,6 +97,9 @@ class NetworkServiceAsyncStub(NetworkServiceStub):
     a subnet overlaps another network's | FAILED_PRECONDITION (metadata: network, subnet) | choose another subnet
     no default pool is free | RESOURCE_EXHAUSTED | give a subnet, or remove unused networks
     unknown driver or option | INVALID_ARGUMENT | the error lists what is accepted
+    a driver whose networks span nodes, on a node in no cluster | FAILED_PRECONDITION (NO_CLUSTER) | configure [cluster]
+    its VNI is another network's | FAILED_PRECONDITION (VNI_TAKEN; metadata: network) | choose another, or none
+    etcd does not answer | UNAVAILABLE (CLUSTER_UNAVAILABLE) | try again when it does
     """
     UpdateNetwork: _aio.UnaryUnaryMultiCallable[_network_pb2.UpdateNetworkRequest, _network_pb2.UpdateNetworkResponse]  # type: ignore[assignment]
     """UpdateNetwork changes the fields that the mask names, while the network is used.
@@ -153,6 +159,9 @@ class NetworkServiceServicer(metaclass=_abc_1.ABCMeta):
         a subnet overlaps another network's | FAILED_PRECONDITION (metadata: network, subnet) | choose another subnet
         no default pool is free | RESOURCE_EXHAUSTED | give a subnet, or remove unused networks
         unknown driver or option | INVALID_ARGUMENT | the error lists what is accepted
+        a driver whose networks span nodes, on a node in no cluster | FAILED_PRECONDITION (NO_CLUSTER) | configure [cluster]
+        its VNI is another network's | FAILED_PRECONDITION (VNI_TAKEN; metadata: network) | choose another, or none
+        etcd does not answer | UNAVAILABLE (CLUSTER_UNAVAILABLE) | try again when it does
         """
 
     @_abc_1.abstractmethod

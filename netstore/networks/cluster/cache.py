@@ -31,7 +31,7 @@ from netstore.store.etcd import KeyValue
 
 __all__ = [
     "Effect", "Picture", "Seen", "differences", "forget_network", "host_record", "import_network", "peers", "remotes",
-    "unpublished",
+    "unpublished", "users",
 ]  # fmt: skip
 
 Seen = tuple[bool, KeyValue]
@@ -269,6 +269,13 @@ def remotes(tx: Transaction, network_id: str) -> list[RemoteEndpoint]:
     )  # fmt: skip
     records = [decode_endpoint(body) for (body,) in rows]
     return [record.remote for record in records if record.attached]
+
+
+def users(tx: Transaction, network_id: str) -> list[str]:
+    """Return the names, or ids, of all endpoints of other nodes on a network: reserved ones and lost nodes', too."""
+    rows = tx.rows("SELECT body FROM remote_endpoints WHERE network_id = ?", network_id)
+    found = [decode_endpoint(body) for (body,) in rows]
+    return [each.name or each.id[:12] for each in found if each.id != _host_id(network_id, each.node_id)]
 
 
 def peers(tx: Transaction, node_id: str) -> list[str]:

@@ -7,7 +7,7 @@ finds that it succeeded.
 from __future__ import annotations
 
 from netstore.errors import NotFound, Unavailable
-from netstore.networks.cluster.members import Refused, member_key
+from netstore.networks.cluster.members import member_key
 from netstore.networks.cluster.records import ENDPOINTS, HOSTS, NETWORKS, EndpointRecord, encode
 from netstore.store.etcd import Etcd, KeyValue, absent, delete, exists, get, holds, put
 
@@ -28,9 +28,8 @@ async def hold(etcd: Etcd, record: EndpointRecord, *, host: bool = False) -> dic
         Keys that others hold, and their endpoint ids; {} when all of it is held now, else nothing was changed.
 
     Raises:
-        Refused: the node was removed from the cluster.
-        NotFound: the network was.
-        Unavailable: etcd does not answer.
+        NotFound: the network was removed.
+        Unavailable: etcd does not answer, or the node was removed.
     """
     key, value, mine = key_of(record, host=host), encode(record), record.id.encode()
     same = [holds(key, value), *(holds(claim, mine) for claim in record.claims)]
@@ -42,7 +41,10 @@ async def hold(etcd: Etcd, record: EndpointRecord, *, host: bool = False) -> dic
             return {}
         member, network, *claims = (found[0] if found else None for found in result.found)
         if member is None:
-            raise Refused("this node was removed from the cluster", reason="NODE_REMOVED", hint="restart its netstored")
+            raise Unavailable(
+                "the cluster does not know this node", hint="was it removed? `netstore system info` says how it stands",
+                reason="CLUSTER_UNAVAILABLE",
+            )  # fmt: skip
         if network is None:
             raise NotFound("network", record.network_id[:12], hint="it was removed from the cluster meanwhile")
         held: dict[str, KeyValue] = {claim.key: claim for claim in claims if claim}

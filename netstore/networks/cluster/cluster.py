@@ -60,6 +60,10 @@ class Work:
     stray: Callable[[EndpointRecord], Awaitable[None]]
 
 
+class _Anew(Exception):
+    """The session has to begin anew, and nothing is wrong."""
+
+
 class Cluster:
     """The cluster as this node sees it."""
 
@@ -186,6 +190,8 @@ class Cluster:
         while True:
             try:
                 await self._session()
+            except _Anew:
+                log.info("cluster: begins anew")
             except Refused as error:
                 await self._leave(State.REFUSED, error)
                 await asyncio.sleep(_REFUSED_PAUSE)
@@ -255,10 +261,10 @@ class Cluster:
 
     async def _follow(self, changes: AsyncIterator[Snapshot | Changes]) -> None:
         async for each in changes:
+            if isinstance(each, Snapshot):  # its history is gone, or was replaced: so may what it knows of us
+                raise _Anew
             async with self._taking_up:
                 await self._take_up(each)
-                if isinstance(each, Snapshot):
-                    await self._work.resync()
 
     async def _take_up(self, found: Snapshot | Changes) -> None:
         if isinstance(found, Snapshot):
@@ -275,7 +281,7 @@ class Cluster:
             if effect.removed_here:
                 raise self.members.removed(self.node)
         async with self._moved:
-            self._revision = max(self._revision, found.revision)
+            self._revision = found.revision if isinstance(found, Snapshot) else max(self._revision, found.revision)
             self._moved.notify_all()
 
 

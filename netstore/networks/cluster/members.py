@@ -38,6 +38,11 @@ def member_key(node_id: str) -> str:
     return f"{CLAIMS}members/{node_id}"
 
 
+def _grave(node_id: str) -> str:
+    """Return the key that tells a running node that it was removed, from one that etcd has lost (an old backup)."""
+    return f"{CLAIMS}removed/{node_id}"
+
+
 def _claims(node: Node) -> dict[str, str]:
     """Return the keys that a node holds, and what they are for a message."""
     return {
@@ -63,7 +68,7 @@ class Members:
         for _ in range(_TRIES):
             present = await self._etcd.read(f"{NODES}{node.id}")
             old = decode_node(present.value) if present else None
-            if self._joined and await self._etcd.read(member_key(node.id)) is None:
+            if self._joined and await self._etcd.read(_grave(node.id)):
                 raise self.removed(node)
             await self._refuse_twin(node, old)
             created = old.create_time if old else time.time()
@@ -84,6 +89,7 @@ class Members:
             if old != wanted:  # before it is up: others see it in this order
                 then.append(put(f"{NODES}{node.id}", encode(wanted)))
             then += [put(f"{ALIVE}{node.id}", self._instance, lease), put(member_key(node.id), b"")]
+            then.append(delete(_grave(node.id)))
             if (await self._etcd.transact(conditions, then)).succeeded:
                 self._joined = True
                 return wanted
@@ -136,7 +142,9 @@ class Members:
                 f"node {node.name} is up", hint="stop its netstored and wait for 10 s, or give --force", node=node.name
             )
         # From here on it can claim nothing more.
-        await self._etcd.transact([], [delete(member_key(node.id)), delete(f"{ALIVE}{node.id}")])
+        await self._etcd.transact(
+            [], [delete(member_key(node.id)), delete(f"{ALIVE}{node.id}"), put(_grave(node.id), b"")]
+        )
         gone: list[Op] = []
         for prefix in (ENDPOINTS, HOSTS):
             for item in (await self._etcd.snapshot(prefix)).items:

@@ -10,6 +10,7 @@ MAC or a number: they are created if absent, and say who holds them in their val
     STATE/hosts/NETWORK/NODE    EndpointRecord of the node        CLAIMS/addresses/NETWORK/IP    ENDPOINT
                                                                   CLAIMS/macs/NETWORK/MAC        ENDPOINT
     CLAIMS/members/NODE         exists as long as the node may claim anything
+    CLAIMS/removed/NODE exists from its removal until its next start
     CLAIMS/subnets              changes with every network that comes or goes, so that two never take overlapping ones
 """
 

@@ -108,8 +108,7 @@ class Spanning:
         Raises:
             InUse: it has endpoints on other nodes.
         """
-        others = await self._store.read(lambda tx: cache.remotes(tx, network.id))
-        _refuse_used(network, [each.name for each in others if each.name])
+        _refuse_used(network, await self._store.read(lambda tx: cache.users(tx, network.id)))
         try:
             await self._cluster.ready()
         except Unavailable:
