@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Sequence
 
 from netstore.errors import KernelError
 from netstore.kernel.namespaces import inside, open_pinned, socket_inside
@@ -15,8 +16,8 @@ from netstore.kernel.paths import closing
 from netstore.kernel.redirect import has_redirect, redirect, remove_redirect
 from netstore.kernel.route import RouteSocket
 
-__all__ = ["RESOLVER_ADDRESS", "close_resolver", "interface_names", "is_redirected", "open_relay", "open_resolver",
-           "raise_loopback"]  # fmt: skip
+__all__ = ["RESOLVER_ADDRESS", "close_resolver", "interface_names", "is_redirected", "lacking", "open_relay",
+           "open_resolver", "raise_loopback"]  # fmt: skip
 
 RESOLVER_ADDRESS = "127.0.0.11"
 """Where Docker's embedded resolver answers, and ours."""
@@ -26,6 +27,19 @@ def interface_names(namespace: int) -> set[str]:
     """Return the names of a namespace's interfaces [0.03 ms]."""
     with inside(namespace):
         return {name for _, name in socket.if_nameindex()}
+
+
+def lacking(namespace: int, addresses: Sequence[str]) -> list[str]:
+    """Return those of some addresses that a namespace does not have: nobody can be reached at them."""
+    missing = []
+    for address in addresses:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with socket_inside(namespace, family, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.bind((address, 0))
+            except OSError:
+                missing.append(address)
+    return missing
 
 
 def raise_loopback(namespace: int) -> None:

@@ -21,7 +21,7 @@ from netstore.kernel.firewall import Element, Firewall, relay_elements
 from netstore.kernel.foreign import DOCKER_USER, Foreign
 from netstore.kernel.links import host_socket
 from netstore.kernel.namespaces import open_pinned, remove
-from netstore.kernel.sandboxes import interface_names, is_redirected
+from netstore.kernel.sandboxes import interface_names, is_redirected, lacking
 from netstore.model import Endpoint, Finding, Kind, Network, Sandbox, Scope
 from netstore.networks.cluster.span import Span
 from netstore.networks.context import Context
@@ -175,8 +175,11 @@ class Reconciler:
         async with self._sandboxes.reopen(sandbox) as opened:
             assert opened.namespace is not None
             there = await self._context.apply(interface_names, opened.namespace)
+            gone = await self._context.apply(lacking, opened.namespace, [each.address for each in endpoint.addresses])
         if endpoint.interface_name not in there:
             return f"interface {endpoint.interface_name} is missing in {sandbox.path}"
+        if gone:
+            return f"address {', '.join(gone)} is missing in {sandbox.path}"
         return ""
 
     async def _apply_network(self, network: Network) -> None:

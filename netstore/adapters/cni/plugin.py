@@ -65,7 +65,8 @@ class Plugin:
         Raises:
             CniError: with the specification's code, or one of ours from 100.
         """
-        async with self._locks.hold(request.variables.get("CNI_CONTAINERID", "")):
+        key = request.variables.get("CNI_CONTAINERID", "") or request.command
+        async with self._locks.hold(key):
             try:
                 return await self._verbs[request.command](request)
             except NetstoreError as error:

@@ -194,6 +194,10 @@ def test_check_sees_what_is_wrong(cni: Cni) -> None:
     added = cni.ok("ADD")
     wrong = added | {"ips": [{"address": "10.77.0.99/24"}]}
     assert "prevResult" in cni.fails(103, "CHECK", prevResult=wrong)
+    cni.node.host.sh("ip -n a addr del 10.77.0.2/24 dev eth0")
+    assert "10.77.0.2" in cni.fails(103, "CHECK", prevResult=added)
+    cni.node.host.sh("ip -n a addr add 10.77.0.2/24 dev eth0")
+    cni.ok("CHECK", prevResult=added)
     cni.node.host.sh("ip -n a link set eth0 name eth9")
     assert "eth0" in cni.fails(103, "CHECK", prevResult=added)
     cni.ok("DEL")
