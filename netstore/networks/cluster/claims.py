@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from netstore.errors import NotFound, Unavailable
 from netstore.networks.cluster.members import member_key
-from netstore.networks.cluster.records import ENDPOINTS, HOSTS, NETWORKS, EndpointRecord, encode
+from netstore.networks.cluster.records import ENDPOINTS, HOSTS, NETWORKS, RECOVERING, EndpointRecord, encode
 from netstore.store.etcd import Etcd, KeyValue, absent, delete, exists, get, holds, put
 
-__all__ = ["hold", "key_of", "release"]
+__all__ = ["RECOVERY_SECONDS", "hold", "key_of", "recovers", "release"]
 
 _TRIES = 20
+RECOVERY_SECONDS = 10
+"""Enough for every node to notice, and to put back what it holds."""
 
 
 def key_of(record: EndpointRecord, *, host: bool = False) -> str:
@@ -21,8 +23,9 @@ def key_of(record: EndpointRecord, *, host: bool = False) -> str:
     return f"{HOSTS}{record.network_id}/{record.node_id}" if host else f"{ENDPOINTS}{record.network_id}/{record.id}"
 
 
-async def hold(etcd: Etcd, record: EndpointRecord, *, host: bool = False) -> dict[str, str]:
-    """Hold all that a record claims, and publish it; what is so already costs no write.
+async def hold(etcd: Etcd, record: EndpointRecord, *, host: bool = False, new: bool = False) -> dict[str, str]:
+    """Hold all that a record claims, and publish it; what is so already costs no write. What is `new` waits until
+    every node has put back what it holds, when etcd has lost it.
 
     Returns:
         Keys that others hold, and their endpoint ids; {} when all of it is held now, else nothing was changed.
@@ -34,12 +37,14 @@ async def hold(etcd: Etcd, record: EndpointRecord, *, host: bool = False) -> dic
     key, value, mine = key_of(record, host=host), encode(record), record.id.encode()
     same = [holds(key, value), *(holds(claim, mine) for claim in record.claims)]
     needed = [member_key(record.node_id), f"{NETWORKS}{record.network_id}"]
-    looks = [get(each) for each in (*needed, *record.claims)]
+    looks = [get(each) for each in (RECOVERING, *needed, *record.claims)]
     result = await etcd.transact(same, [], looks)
     for _ in range(_TRIES):
         if result.succeeded:
             return {}
-        member, network, *claims = (found[0] if found else None for found in result.found)
+        recovering, member, network, *claims = (found[0] if found else None for found in result.found)
+        if recovering and new:
+            raise recovers()
         if member is None:
             raise Unavailable(
                 "the cluster does not know this node", hint="was it removed? `netstore system info` says how it stands",
@@ -51,11 +56,19 @@ async def hold(etcd: Etcd, record: EndpointRecord, *, host: bool = False) -> dic
         others = {claim: item.value.decode() for claim, item in held.items() if item.value != mine}
         if others:
             return others
-        conditions = [exists(each) for each in needed]
+        conditions = [*(exists(each) for each in needed), *([absent(RECOVERING)] if new else [])]
         conditions += [holds(claim, mine) if claim in held else absent(claim) for claim in record.claims]
         then = [put(key, value), *(put(claim, mine) for claim in record.claims if claim not in held)]
         result = await etcd.transact(conditions, then, looks)
     raise Unavailable(f"endpoint {record.name or record.id[:12]}: others change the cluster at the same time")
+
+
+def recovers() -> Unavailable:
+    """Return what is said while nodes put back what etcd has lost."""
+    return Unavailable(
+        "etcd has lost what it knew (a backup was restored?), and the nodes put it back", reason="CLUSTER_RECOVERING",
+        hint=f"try again in {RECOVERY_SECONDS} s",
+    )  # fmt: skip
 
 
 async def release(etcd: Etcd, record: EndpointRecord, *, host: bool = False) -> None:

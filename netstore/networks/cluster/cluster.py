@@ -21,10 +21,11 @@ from netstore.config import ClusterConfig
 from netstore.errors import FailedPrecondition, NetstoreError, Unavailable
 from netstore.model import Network, Node, new_id
 from netstore.networks.cluster.cache import Effect, Picture, Seen, differences
+from netstore.networks.cluster.claims import RECOVERY_SECONDS
 from netstore.networks.cluster.members import Members, Refused
-from netstore.networks.cluster.records import STATE, EndpointRecord
+from netstore.networks.cluster.records import RECOVERING, STATE, EndpointRecord
 from netstore.store import Store
-from netstore.store.etcd import Changes, Etcd, Snapshot
+from netstore.store.etcd import Changes, Etcd, Snapshot, put
 
 T = TypeVar("T")
 
@@ -84,6 +85,7 @@ class Cluster:
         self._picture = Picture(node_id, localise)
         self._first_try = asyncio.Event()
         self._revision = 0
+        self._newest = 0  # of all sessions
         self._moved = asyncio.Condition()
         self._relist = asyncio.Event()
         self._taking_up = asyncio.Lock()
@@ -221,8 +223,11 @@ class Cluster:
         self.node = await self.members.register(self.node, lease)
         changes = self.etcd.follow(STATE)
         first = await anext(changes)
+        if first.revision < self._newest:
+            await self._recover()
         self.refused = {}
         self._revision = 0
+        self._newest = first.revision
         await self._take_up(first)
         await self._work.resync()
         log.info("joined the cluster", node=self.node.name, revision=self._revision)
@@ -235,6 +240,12 @@ class Cluster:
                 group.create_task(self._work.publish(), name="cluster publication")
         except BaseExceptionGroup as group:
             raise _first_of(group) from group
+
+    async def _recover(self) -> None:
+        """Let nobody claim anything new until every node has put back what it holds."""
+        log.warning("etcd has lost what it knew: what is held is put back", newest=self._newest)
+        lease = await self.etcd.grant(RECOVERY_SECONDS)
+        await self.etcd.transact([], [put(RECOVERING, b"", lease)])
 
     async def _keep(self, lease: int) -> None:
         while True:
@@ -282,6 +293,7 @@ class Cluster:
                 raise self.members.removed(self.node)
         async with self._moved:
             self._revision = found.revision if isinstance(found, Snapshot) else max(self._revision, found.revision)
+            self._newest = max(self._newest, self._revision)
             self._moved.notify_all()
 
 

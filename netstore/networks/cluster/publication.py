@@ -73,7 +73,7 @@ class Publication:
                         hint=f"use another node, or `netstore node undrain {self._cluster.node.name}`",
                         reason="NODE_DRAINED",
                     )  # fmt: skip
-                others = await self._cluster.ask(claims.hold(self._cluster.etcd, record))
+                others = await self._cluster.ask(claims.hold(self._cluster.etcd, record, new=True))
                 if not others:
                     return endpoint
                 taken = [key.rsplit("/", 1)[1] for key in others]

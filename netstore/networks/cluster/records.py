@@ -11,6 +11,7 @@ MAC or a number: they are created if absent, and say who holds them in their val
                                                                   CLAIMS/macs/NETWORK/MAC        ENDPOINT
     CLAIMS/members/NODE         exists as long as the node may claim anything
     CLAIMS/removed/NODE exists from its removal until its next start
+    CLAIMS/recovering   exists for a while after etcd lost what it knew: nothing new is claimed meanwhile
     CLAIMS/subnets              changes with every network that comes or goes, so that two never take overlapping ones
 """
 
@@ -22,8 +23,10 @@ import msgspec
 
 from netstore.model import Network, Node, RemoteEndpoint
 
-__all__ = ["ALIVE", "CLAIMS", "ENDPOINTS", "HOSTS", "NETWORKS", "NODES", "STATE", "SUBNETS", "EndpointRecord",
-           "decode_endpoint", "decode_network", "decode_node", "encode", "shared"]  # fmt: skip
+__all__ = [
+    "ALIVE", "CLAIMS", "ENDPOINTS", "HOSTS", "NETWORKS", "NODES", "RECOVERING", "STATE", "SUBNETS", "EndpointRecord",
+    "decode_endpoint", "decode_network", "decode_node", "encode", "shared",
+]  # fmt: skip
 
 _ROOT = "/netstore/1/"
 STATE = f"{_ROOT}state/"
@@ -32,6 +35,7 @@ NODES, ALIVE, NETWORKS, ENDPOINTS, HOSTS = (
     f"{STATE}{name}/" for name in ("nodes", "alive", "networks", "endpoints", "hosts")
 )
 SUBNETS = f"{CLAIMS}subnets"
+RECOVERING = f"{CLAIMS}recovering"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

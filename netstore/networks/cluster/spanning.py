@@ -22,6 +22,7 @@ from netstore.networks.cluster.records import (
     ENDPOINTS,
     HOSTS,
     NETWORKS,
+    RECOVERING,
     SUBNETS,
     decode_endpoint,
     decode_network,
@@ -75,8 +76,10 @@ class Spanning:
                 return network, False
             network = await self._store.read(lambda tx, found=network: _numbered(tx, found))  # type: ignore[misc]
             conditions = [unchanged(SUBNETS, mark.revision if mark else 0), exists(member_key(self._cluster.node.id))]
-            conditions += [absent(key) for key in _claims(network)]
-            result = await self._cluster.ask(self._cluster.etcd.transact(conditions, _puts(network)))
+            conditions += [absent(key) for key in (RECOVERING, *_claims(network))]
+            result = await self._cluster.ask(self._cluster.etcd.transact(conditions, _puts(network), [get(RECOVERING)]))
+            if not result.succeeded and result.found[0]:
+                raise claims.recovers()
             await self._cluster.caught_up(result.revision)
             if result.succeeded:
                 return await self._found(network), True
@@ -197,7 +200,7 @@ class Spanning:
             addresses = await self._store.write(lambda tx: _reserve(tx, network))
             mac = stable_mac(f"{network.id} {addresses[0].address}")
             record = cache.host_record(network, node, addresses, mac)
-            others = await self._cluster.ask(claims.hold(self._cluster.etcd, record, host=True))
+            others = await self._cluster.ask(claims.hold(self._cluster.etcd, record, host=True, new=True))
             if not others:
                 taken = replace(network, host_addresses=addresses, host_mac_address=mac)
                 return driver.validate(replace(taken, mtu=uplink.mtu or DEFAULT_MTU))
