@@ -138,6 +138,7 @@ class Reconciler:
             for endpoint in desired.attached(network):
                 sandbox = sandboxes[endpoint.sandbox_id]
                 if await self._is_there(driver, observed, network, endpoint, sandbox):
+                    findings += await self._unfinished(network, endpoint, sandbox, repair=repair)
                     continue
                 missing = endpoint.interface_name if driver.ends_inside else endpoint.host_interface
                 finding = Finding(kind=Kind.ENDPOINT, resource_id=endpoint.id, name=endpoint.name or endpoint.id[:12],
@@ -160,6 +161,32 @@ class Reconciler:
         except NetstoreError:  # its namespace is gone: a finding of its own
             return True
 
+    async def _unfinished(
+        self, network: Network, endpoint: Endpoint, sandbox: Sandbox, *, repair: bool
+    ) -> list[Finding]:
+        """At the start, find an endpoint whose pair was made when netstored was killed, and nothing inside. Later what
+        is inside is the container's own to change.
+        """
+        if self._grace or not sandbox.path or not (gone := await self._lacking(endpoint, sandbox)):
+            return []
+        finding = Finding(kind=Kind.ENDPOINT, resource_id=endpoint.id, name=endpoint.name or endpoint.id[:12],
+                          detail=f"address {', '.join(gone)} is missing inside")  # fmt: skip
+        return [await _repaired(finding, partial(self._finish, network, endpoint, sandbox), repair=repair)]
+
+    async def _finish(self, network: Network, endpoint: Endpoint, sandbox: Sandbox) -> None:
+        driver = self._context.driver(network.spec.driver)
+        async with self._sandboxes.reopen(sandbox) as opened:
+            await self._context.apply(driver.apply_endpoint, network, endpoint, opened.namespace)
+
+    async def _lacking(self, endpoint: Endpoint, sandbox: Sandbox) -> list[str]:
+        """Return those of an endpoint's addresses that its namespace does not have."""
+        addresses = [each.address for each in endpoint.addresses]
+        try:
+            async with self._sandboxes.reopen(sandbox) as opened:
+                return await self._context.apply(lacking, opened.namespace, addresses) if opened.namespace else []
+        except NetstoreError:  # its namespace is gone: a finding of its own
+            return []
+
     async def missing(self, endpoint: Endpoint, network: Network, sandbox: Sandbox) -> str:
         """Say what the kernel lacks of an attached endpoint in a namespace, "" for nothing.
 
@@ -175,10 +202,9 @@ class Reconciler:
         async with self._sandboxes.reopen(sandbox) as opened:
             assert opened.namespace is not None
             there = await self._context.apply(interface_names, opened.namespace)
-            gone = await self._context.apply(lacking, opened.namespace, [each.address for each in endpoint.addresses])
         if endpoint.interface_name not in there:
             return f"interface {endpoint.interface_name} is missing in {sandbox.path}"
-        if gone:
+        if gone := await self._lacking(endpoint, sandbox):
             return f"address {', '.join(gone)} is missing in {sandbox.path}"
         return ""
 

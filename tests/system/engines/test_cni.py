@@ -371,3 +371,15 @@ def test_killed_in_between(cni: Cni) -> None:
         cni.ok("DEL", name)
     assert cni.endpoints() == []
     assert cni.node.out("system", "check") == "kernel and store agree"
+
+
+def test_finished_at_the_start(cni: Cni) -> None:
+    """An endpoint whose pair was made when the daemon was killed, and nothing inside, is whole once it is back."""
+    added = cni.ok("ADD")
+    cni.node.kill()
+    cni.node.host.sh("ip -n a link set eth0 down; ip -n a addr flush dev eth0")
+    cni.node.start()
+    assert addresses(cni.node.host, "a") == {each["address"] for each in added["ips"]}
+    cni.ok("CHECK", prevResult=added)
+    cni.node.host.sh("ip netns exec a ping -c1 -W2 203.0.113.1")
+    cni.ok("DEL")
