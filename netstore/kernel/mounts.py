@@ -9,6 +9,7 @@ import ctypes
 import errno
 import os
 import struct
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -47,7 +48,7 @@ OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
 MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH, MOVE_MOUNT_BENEATH = 0x4, 0x40, 0x200
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 0x1, 0x2, 0x4, 0x8
 MOUNT_ATTR_IDMAP = 0x100000
-MS_PRIVATE = 1 << 18
+MS_RDONLY, MS_PRIVATE = 1, 1 << 18
 AT_FDCWD, AT_EMPTY_PATH, AT_RECURSIVE = -100, 0x1000, 0x8000
 AT_SYMLINK_NOFOLLOW, AT_STATX_DONT_SYNC = 0x100, 0x4000
 STATX_MNT_ID, STATX_ATTR_MOUNT_ROOT = 0x1000, 0x2000
@@ -71,31 +72,36 @@ def overlay(lower: Sequence[Path], upper: Path, work: Path) -> int:
     Raises:
         KernelError: the kernel refused.
     """
-    to = str(upper.parent)
+    writable = (("upperdir", str(upper)), ("workdir", str(work)))
+    try:
+        return _overlay(lower, writable, str(upper.parent), 0)
+    except KernelError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    return _overlay_by_page(lower, writable, upper.parent / "mounting", 0)
+
+
+def _overlay(lower: Sequence[Path], writable: Iterable[tuple[str, str]], to: str, attributes: int) -> int:
+    """Make it by descriptor. EINVAL before Linux 6.8: `lowerdir+` is unknown, which 6.1 says in the end alone."""
     with closing(
         _checked(syscall(SYS_fsopen, ctypes.c_char_p(b"overlay"), FSOPEN_CLOEXEC), "opening", "overlay")
     ) as fs:
-        for layer in lower:
-            result = _set(fs, "lowerdir+", str(layer))
-            if result == -errno.EINVAL and layer == lower[0]:
-                return _overlay_by_page(lower, upper, work)
-            _checked(result, "stacking layers of", to)
-        _checked(_set(fs, "upperdir", str(upper)), "stacking layers of", to)
-        _checked(_set(fs, "workdir", str(work)), "stacking layers of", to)
+        for key, value in (*(("lowerdir+", str(layer)) for layer in lower), *writable):
+            _checked(_set(fs, key, value), "stacking layers of", to)
         _checked(syscall(SYS_fsconfig, fs, FSCONFIG_CMD_CREATE, None, None, 0), "making the overlay of", to)
-        return _checked(syscall(SYS_fsmount, fs, FSMOUNT_CLOEXEC, 0), "mounting the overlay of", to)
+        return _checked(syscall(SYS_fsmount, fs, FSMOUNT_CLOEXEC, attributes), "mounting the overlay of", to)
 
 
-def _overlay_by_page(lower: Sequence[Path], upper: Path, work: Path) -> int:
-    """Mount at the work directory's neighbour, take a detached copy, and unmount there."""
-    data = f"lowerdir={':'.join(map(str, lower))},upperdir={upper},workdir={work}"
+def _overlay_by_page(lower: Sequence[Path], writable: Iterable[tuple[str, str]], place: Path, flags: int) -> int:
+    """Mount at a place that is made for it, take a detached copy, and unmount there."""
+    to = str(place.parent)
+    data = ",".join(f"{key}={value}" for key, value in (("lowerdir", ":".join(map(str, lower))), *writable))
     if len(data) >= os.sysconf("SC_PAGESIZE"):
-        raise KernelError(errno.E2BIG, "stacking layers of", str(upper.parent), hint="Linux 6.8 has no such limit")
-    place = upper.parent / "mounting"
+        raise KernelError(errno.E2BIG, "stacking layers of", to, hint="Linux 6.8 has no such limit")
     place.mkdir(exist_ok=True)
     try:
-        if _libc.mount(b"overlay", os.fsencode(place), b"overlay", 0, os.fsencode(data)) != 0:
-            raise KernelError(ctypes.get_errno(), "making the overlay of", str(upper.parent))
+        if _libc.mount(b"overlay", os.fsencode(place), b"overlay", flags, os.fsencode(data)) != 0:
+            raise KernelError(ctypes.get_errno(), "making the overlay of", to)
         try:
             return open_tree(place)
         finally:
@@ -116,18 +122,13 @@ def layers_only(lower: Sequence[Path]) -> int:
     Raises:
         KernelError: the kernel refused.
     """
-    doing, to = "stacking layers of", str(lower[0])
-    with closing(
-        _checked(syscall(SYS_fsopen, ctypes.c_char_p(b"overlay"), FSOPEN_CLOEXEC), "opening", "overlay")
-    ) as fs:
-        for layer in lower:
-            result = _set(fs, "lowerdir+", str(layer))
-            if result == -errno.EINVAL and layer == lower[0]:  # before Linux 6.8
-                _checked(_set(fs, "lowerdir", ":".join(map(str, lower))), doing, to)
-                break
-            _checked(result, doing, to)
-        _checked(syscall(SYS_fsconfig, fs, FSCONFIG_CMD_CREATE, None, None, 0), "making the overlay of", to)
-        return _checked(syscall(SYS_fsmount, fs, FSMOUNT_CLOEXEC, MOUNT_ATTR_RDONLY), "mounting the overlay of", to)
+    try:
+        return _overlay(lower, (), str(lower[0]), MOUNT_ATTR_RDONLY)
+    except KernelError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    with tempfile.TemporaryDirectory(prefix="netstore-") as directory:
+        return _overlay_by_page(lower, (), Path(directory) / "mounting", MS_RDONLY)
 
 
 def tmpfs(options: Iterable[str]) -> int:

@@ -12,14 +12,17 @@ CODE = """
 import os, sys
 from pathlib import Path
 from netstore.kernel import mounts
-make = getattr(mounts, sys.argv[2])
 place = Path(sys.argv[1])
 for name in ("top", "bottom", "diff", "work", "root"):
     (place / name).mkdir()
 (place / "bottom/file").write_text("bottom")
 (place / "top/file").write_text("top")
 (place / "bottom/other").write_text("other")
-mount = make([place / "top", place / "bottom"], place / "diff", place / "work")
+layers, diff, work = [place / "top", place / "bottom"], place / "diff", place / "work"
+if sys.argv[2] == "overlay":
+    mount = mounts.overlay(layers, diff, work)
+else:
+    mount = mounts._overlay_by_page(layers, [("upperdir", diff), ("workdir", work)], place / "mounting", 0)
 assert not mounts.is_mount_point(place / "root")
 mounts.attach(mount, place / "root")
 assert mounts.is_mount_point(place / "root")
