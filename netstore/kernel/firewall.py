@@ -20,13 +20,14 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any, TypeAlias
+from typing import Any
 
 from netstore.kernel import policing
 from netstore.kernel.elements import NFT_MSG_DELSETELEM, NFT_MSG_NEWSETELEM, PlainElements
 from netstore.kernel.nftables import Nftables
 from netstore.kernel.policing import BRIDGED, ROUTED, Policing, Skeleton
-from netstore.model import PAIR_PREFIX, Address, PortMapping, Protocol
+from netstore.kernel.skeleton import EXPIRING, GUARD_SETS, TABLES
+from netstore.model import Address, PortMapping, Protocol
 
 __all__ = [
     "Element",
@@ -40,225 +41,10 @@ __all__ = [
 
 # A set's or map's name, and one element of it as nft writes it: ("ports", "tcp . 8080 : 172.18.0.2 . 80").
 Element = tuple[str, str]
-_Sets: TypeAlias = dict[str, tuple[str, str]]
-_Chains: TypeAlias = dict[str, tuple[str, tuple[str, ...]]]
-
-WELL_KNOWN = "inet_proto . inet_service"
-
-_SETS: _Sets = {
-    "bridges": ("set", "type ifname;"),
-    "internal": ("set", "type ifname;"),
-    "same": ("set", "type ifname . ifname;"),
-    "own": ("set", "type ifname . ifname;"),
-    # Nothing between these and other bridges of ours.
-    "strict": ("set", "type ifname;"),
-    # Bridges of networks that have policies, and the chains of those.
-    "policed": ("map", "type ifname : verdict;"),
-    # May be reached from outside without having published anything (gateway mode nat-unprotected).
-    "open": ("set", "type ifname;"),
-    "open6": ("set", "type ifname;"),
-    # Published ports may be reached at the container's own address: from everywhere, or from one interface.
-    "routed": ("set", "type ifname;"),
-    "routed6": ("set", "type ifname;"),
-    "trusted": ("set", "type ifname . ifname;"),
-    # Ports served on ::1, and where the relay listens that serves them.
-    "relayed": ("set", "type inet_service;"),
-    "relayed_ranges": ("set", "type inet_service; flags interval;"),
-    "relay": ("map", "type inet_proto : inet_service;"),
-    # UDP ports of our tunnels, and the nodes whose tunnels are heard. Nobody else's are, whichever way they come: a
-    # container's would otherwise be masqueraded into a trusted node's.
-    "tunnels": ("set", "type inet_service;"),
-    "vteps": ("set", "type ipv4_addr;"),
-    "vteps6": ("set", "type ipv6_addr;"),
-}
-for _six, _addr in (("", "ipv4_addr"), ("6", "ipv6_addr")):
-    _SETS |= {
-        f"masqueraded{_six}": ("set", "type ifname;"),
-        f"sources{_six}": ("map", f"type ifname : {_addr};"),
-        f"subnets{_six}": ("set", f"type ifname . {_addr}; flags interval;"),
-        f"ports{_six}": ("map", f"type {WELL_KNOWN} : {_addr} . inet_service;"),
-        f"ports_at{_six}": ("map", f"type {_addr} . {WELL_KNOWN} : {_addr} . inet_service;"),
-        f"ranges{_six}": ("map", f"type {WELL_KNOWN} : {_addr}; flags interval;"),
-        f"ranges_at{_six}": ("map", f"type {_addr} . {WELL_KNOWN} : {_addr}; flags interval;"),
-        f"direct{_six}": ("set", f"type {_addr} . {WELL_KNOWN};"),
-        # Who may reach a published port, where that was limited: the port, and the port with its sources.
-        f"limited{_six}": ("set", f"type {_addr} . {WELL_KNOWN};"),
-        f"allowed{_six}": ("set", f"type {_addr} . {_addr} . {WELL_KNOWN}; flags interval;"),
-    }
-
-
-def _both(*rules: str) -> tuple[str, ...]:
-    """Return rules for both families: IP and SIX stand for what differs."""
-    return tuple(
-        rule.replace("IP", ip).replace("SIX", six).replace("NFPROTO", nfproto)
-        for rule in rules
-        for ip, six, nfproto in (("ip", "", "ipv4"), ("ip6", "6", "ipv6"))
-    )
-
-
-_PORT = "meta l4proto . th dport"
-# Who has an address, and who listens to a group: what a link needs to work, whatever the policies.
-_LINK_CONTROL = (
-    "nd-neighbor-solicit, nd-neighbor-advert, mld-listener-query, mld-listener-report, mld-listener-done,"
-    " mld2-listener-report"
-)
-_CHAINS: _Chains = {
-    "forward": (
-        "type filter hook forward priority filter; policy accept;",
-        (
-            "iifname != @bridges oifname != @bridges accept",
-            "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu",
-            "iifname . oifname != @own iifname @strict oifname @bridges drop",
-            "iifname . oifname != @own iifname @bridges oifname @strict drop",
-            "iifname vmap @policed",
-            "iifname . oifname != @own oifname vmap @policed",
-            "ct state established,related accept",
-            "iifname . oifname @same accept",
-            "iifname @internal drop",
-            "oifname @internal drop",
-            *_both(
-                f"IP daddr . {_PORT} @limitedSIX IP saddr . IP daddr . {_PORT} != @allowedSIX drop",
-                "meta nfproto NFPROTO oifname @openSIX accept",
-                f"oifname @routedSIX IP daddr . {_PORT} @directSIX accept",
-                f"iifname . oifname @trusted IP daddr . {_PORT} @directSIX accept",
-            ),
-            "oifname @routed meta l4proto icmp accept",
-            "oifname @routed6 meta l4proto icmpv6 accept",
-            "oifname @bridges ct status dnat accept",
-            "oifname @bridges drop",
-        ),
-    ),
-    # What endpoints say to the node itself, where a policy has a word in it; what the node began is its own affair.
-    "input": (
-        "type filter hook input priority filter; policy accept;",
-        (
-            "iifname != @bridges accept",
-            "ct direction reply accept",
-            f"icmpv6 type {{ {_LINK_CONTROL}, nd-router-solicit }} accept",
-            "ip protocol igmp accept",
-            "iifname vmap @policed",
-        ),
-    ),
-    # Containers must not reach what listens on the host's loopback, which route_localnet would let them.
-    "raw": (
-        "type filter hook prerouting priority raw; policy accept;",
-        (
-            "iifname @bridges ip daddr 127.0.0.0/8 drop",
-            "iifname @bridges udp dport @tunnels drop",
-            "udp dport @tunnels fib daddr type local ip saddr != @vteps drop",
-            "udp dport @tunnels fib daddr type local ip6 saddr != @vteps6 drop",
-        ),
-    ),
-    "publish": (
-        "",
-        _both(
-            f"dnat IP to IP daddr . {_PORT} map @ports_atSIX",
-            f"dnat IP to {_PORT} map @portsSIX",
-            f"dnat IP to IP daddr . {_PORT} map @ranges_atSIX",
-            f"dnat IP to {_PORT} map @rangesSIX",
-        ),
-    ),
-    # 127/8 from outside is not served: what is bound to loopback stays there, whoever is on the link.
-    "prerouting": (
-        "type nat hook prerouting priority dstnat; policy accept;",
-        ("ip daddr 127.0.0.0/8 accept", "fib daddr type local jump publish"),
-    ),
-    "output": (
-        "type nat hook output priority -100; policy accept;",
-        (
-            "ip6 daddr ::1 tcp dport @relayed redirect to :meta l4proto map @relay",
-            "ip6 daddr ::1 tcp dport @relayed_ranges redirect to :meta l4proto map @relay",
-            "ip6 daddr ::1 accept",
-            "fib daddr type local jump publish",
-        ),
-    ),
-    "postrouting": (
-        "type nat hook postrouting priority srcnat; policy accept;",
-        (
-            "oifname @bridges ip saddr 127.0.0.0/8 masquerade",
-            *_both(
-                "ct status dnat oifname . IP saddr @subnetsSIX masquerade",
-                "oifname != @bridges snat IP to iifname map @sourcesSIX",
-                "meta nfproto NFPROTO iifname @masqueradedSIX oifname != @bridges masquerade",
-            ),
-        ),
-    ),
-}
-
-
-def _flows(key: str) -> tuple[str, ...]:
-    """Return rules that remember who began to speak to whom; KEY is the direction."""
-    one, other = key.split()
-    ported, rest = "meta l4proto { tcp, udp, sctp }", "meta l4proto != { tcp, udp, sctp }"
-    ends = f"IP {one}addr . IP {other}addr . meta l4proto"
-    return (
-        *_both(
-            f"{ported} update @flowsSIX {{ {ends} . th {one}port . th {other}port }}",
-            f"{rest} update @talksSIX {{ {ends} }}",
-        ),
-        "accept",
-    )
-
-
-# Whatever leaves one of our pairs is looked at, unless the pair is in `unguarded`; so an endpoint costs one element for
-# each of its addresses.
-_GUARD_SETS: _Sets = {
-    "unguarded": ("set", "type ifname;"),
-    "senders": ("set", "type ifname . ether_addr . ipv4_addr;"),
-    "senders6": ("set", "type ifname . ether_addr . ipv6_addr;"),
-    # By the tunnel that they come through, MACs that are the host's besides its bridge's own.
-    "ours": ("set", "type ifname . ether_addr;"),
-    # Endpoints of networks that have policies, and the chains of those.
-    "members": ("map", "type ifname : verdict;"),
-}
-_EXPIRING: _Sets = {}
-for _six, _addr in (("", "ipv4_addr"), ("6", "ipv6_addr")):
-    _expiring = "flags dynamic,timeout; size 65536; timeout"
-    _EXPIRING |= {
-        f"flows{_six}": ("set", f"type {_addr} . {_addr} . {WELL_KNOWN} . inet_service; {_expiring} 5m;"),
-        f"talks{_six}": ("set", f"type {_addr} . {_addr} . inet_proto; {_expiring} 1m;"),
-    }
-_GUARD_CHAINS: _Chains = {
-    "arrive": (
-        "type filter hook prerouting priority -301; policy accept;",
-        ("iifname . ether daddr @ours meta pkttype set host",),
-    ),
-    "guard": (
-        "type filter hook prerouting priority -300; policy accept;",
-        (
-            f'iifname != "{PAIR_PREFIX}*" accept',
-            "iifname @unguarded accept",
-            "icmpv6 type nd-router-advert drop",
-            "iifname . ether saddr . ip saddr @senders accept",
-            "iifname . ether saddr . arp saddr ip @senders accept",
-            "iifname . ether saddr . ip6 saddr @senders6 accept",
-            "ether type ip ip saddr 0.0.0.0 udp dport 67 accept",
-            "arp saddr ip 0.0.0.0 accept",
-            "ip6 saddr :: accept",
-            "drop",
-        ),
-    ),
-    "remember": ("", _flows("s d")),
-    "refresh": ("", _flows("d s")),
-    "policies": (
-        "type filter hook forward priority -200; policy accept;",
-        (
-            "ether type arp accept",
-            f"icmpv6 type {{ {_LINK_CONTROL} }} accept",
-            "ip protocol igmp accept",
-            "iifname vmap @members",
-            "oifname vmap @members",
-        ),
-    ),
-}
-_TABLES: dict[str, tuple[_Sets, _Chains]] = {
-    ROUTED: (_SETS, _CHAINS),
-    BRIDGED: (_GUARD_SETS | _EXPIRING, _GUARD_CHAINS),
-}
 
 
 def _table_of(name: str) -> str:
-    return policing.table_of(name) or (BRIDGED if name in _GUARD_SETS else ROUTED)
+    return policing.table_of(name) or (BRIDGED if name in GUARD_SETS else ROUTED)
 
 
 class Firewall:
@@ -270,7 +56,7 @@ class Firewall:
     def __init__(self) -> None:
         self._nft = Nftables()
         self._plain = PlainElements(
-            {table: {name: body for name, (_, body) in sets.items()} for table, (sets, _) in _TABLES.items()}
+            {table: {name: body for name, (_, body) in sets.items()} for table, (sets, _) in TABLES.items()}
         )
         self.policing = Policing()
         self.steady = threading.RLock()
@@ -280,7 +66,7 @@ class Firewall:
         with self.steady:
             dynamic = self.policing.skeleton()
             self._plain.also(_bodies(dynamic))
-            for table, (sets, chains) in _TABLES.items():
+            for table, (sets, chains) in TABLES.items():
                 commands = [f"add table {table}"]
                 commands += [f"add {kind} {table} {name} {{ {body} }}" for name, (kind, body) in sets.items()]
                 for name, (hook, _) in chains.items():
@@ -320,11 +106,11 @@ class Firewall:
             after, new = self.policing.skeleton(network_id), elements()
             old |= self._jumps_to(before[BRIDGED].chains.keys() - after[BRIDGED].chains.keys())
             commands: list[str] = []
-            for table in _TABLES:
+            for table in TABLES:
                 commands += _add_skeleton(table, before[table], whole=False) + _add_skeleton(table, after[table])
             # What somebody removed meanwhile would fail the transaction: added first, it is there.
             commands += [*_add_elements(new | old), *_delete_elements(old - new)]
-            for table in _TABLES:
+            for table in TABLES:
                 commands += _delete_skeleton(table, before[table], after[table])
             try:
                 self._nft.run(commands, doing="changing what is policed")
@@ -344,12 +130,12 @@ class Firewall:
         found: set[Element] = set()
         with self.steady:
             dynamic = self.policing.skeleton()
-            for table in _TABLES:
+            for table in TABLES:
                 objects = self._nft.json(f"list table {table}")
                 if objects is None or not _is_whole(table, dynamic[table], objects):
                     return None
                 for value in (value for entry in objects for kind, value in entry.items() if kind in ("set", "map")):
-                    if value["name"] not in _EXPIRING:
+                    if value["name"] not in EXPIRING:
                         found |= {(value["name"], _text(element)) for element in value.get("elem", [])}
         return found
 
@@ -358,7 +144,7 @@ class Firewall:
         swept: list[str] = []
         with self.steady:
             dynamic = self.policing.skeleton()
-            for table, (sets, chains) in _TABLES.items():
+            for table, (sets, chains) in TABLES.items():
                 known = {*sets, *chains, *dynamic[table].sets, *dynamic[table].chains, *dynamic[table].counters}
                 strays = [
                     (kind, value["name"])
@@ -378,7 +164,7 @@ class Firewall:
     def counters(self) -> dict[str, tuple[int, int]]:
         """Return packets and bytes of every counter, of both tables together, by name."""
         found: dict[str, tuple[int, int]] = {}
-        for table in _TABLES:
+        for table in TABLES:
             for entry in self._nft.json(f"list counters table {table}") or []:
                 if "counter" in entry and f"{entry['counter']['family']} {entry['counter']['table']}" == table:
                     name, packets, size = (entry["counter"][key] for key in ("name", "packets", "bytes"))
@@ -389,7 +175,7 @@ class Firewall:
     def delete(self) -> None:
         """Remove the tables and everything in them."""
         self._nft.run_each(
-            [f"delete table {table}" for table in _TABLES], tolerate=[errno.ENOENT], doing="removing the firewall"
+            [f"delete table {table}" for table in TABLES], tolerate=[errno.ENOENT], doing="removing the firewall"
         )
 
 
@@ -425,7 +211,7 @@ def _delete_skeleton(table: str, before: Skeleton, after: Skeleton) -> list[str]
 
 def _is_whole(table: str, dynamic: Skeleton, objects: Iterable[dict[str, Any]]) -> bool:
     """Say whether a table has its sets, counters and chains, and these as many rules as they should."""
-    sets, chains = _TABLES[table]
+    sets, chains = TABLES[table]
     wanted = {name: len(rules) for name, (_, rules) in chains.items()}
     wanted |= {name: len(rules) for name, rules in dynamic.chains.items()}
     rules, names = dict.fromkeys(wanted, 0), set()

@@ -1,0 +1,226 @@
+"""The static part of the firewall: tables, sets, chains and rules, as nft writes them; `firewall` says what they mean."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from netstore.kernel.policing import BRIDGED, ROUTED
+from netstore.model import PAIR_PREFIX
+
+__all__ = ["EXPIRING", "GUARD_SETS", "TABLES", "Chains", "Sets"]
+
+Sets: TypeAlias = dict[str, tuple[str, str]]
+Chains: TypeAlias = dict[str, tuple[str, tuple[str, ...]]]
+
+WELL_KNOWN = "inet_proto . inet_service"
+
+_SETS: Sets = {
+    "bridges": ("set", "type ifname;"),
+    "internal": ("set", "type ifname;"),
+    "same": ("set", "type ifname . ifname;"),
+    "own": ("set", "type ifname . ifname;"),
+    # Nothing between these and other bridges of ours.
+    "strict": ("set", "type ifname;"),
+    # Bridges of networks that have policies, and the chains of those.
+    "policed": ("map", "type ifname : verdict;"),
+    # May be reached from outside without having published anything (gateway mode nat-unprotected).
+    "open": ("set", "type ifname;"),
+    "open6": ("set", "type ifname;"),
+    # Published ports may be reached at the container's own address: from everywhere, or from one interface.
+    "routed": ("set", "type ifname;"),
+    "routed6": ("set", "type ifname;"),
+    "trusted": ("set", "type ifname . ifname;"),
+    # Ports served on ::1, and where the relay listens that serves them.
+    "relayed": ("set", "type inet_service;"),
+    "relayed_ranges": ("set", "type inet_service; flags interval;"),
+    "relay": ("map", "type inet_proto : inet_service;"),
+    # UDP ports of our tunnels, and the nodes whose tunnels are heard. Nobody else's are, whichever way they come: a
+    # container's would otherwise be masqueraded into a trusted node's.
+    "tunnels": ("set", "type inet_service;"),
+    "vteps": ("set", "type ipv4_addr;"),
+    "vteps6": ("set", "type ipv6_addr;"),
+}
+for _six, _addr in (("", "ipv4_addr"), ("6", "ipv6_addr")):
+    _SETS |= {
+        f"masqueraded{_six}": ("set", "type ifname;"),
+        f"sources{_six}": ("map", f"type ifname : {_addr};"),
+        f"subnets{_six}": ("set", f"type ifname . {_addr}; flags interval;"),
+        f"ports{_six}": ("map", f"type {WELL_KNOWN} : {_addr} . inet_service;"),
+        f"ports_at{_six}": ("map", f"type {_addr} . {WELL_KNOWN} : {_addr} . inet_service;"),
+        f"ranges{_six}": ("map", f"type {WELL_KNOWN} : {_addr}; flags interval;"),
+        f"ranges_at{_six}": ("map", f"type {_addr} . {WELL_KNOWN} : {_addr}; flags interval;"),
+        f"direct{_six}": ("set", f"type {_addr} . {WELL_KNOWN};"),
+        # Who may reach a published port, where that was limited: the port, and the port with its sources.
+        f"limited{_six}": ("set", f"type {_addr} . {WELL_KNOWN};"),
+        f"allowed{_six}": ("set", f"type {_addr} . {_addr} . {WELL_KNOWN}; flags interval;"),
+    }
+
+
+def _both(*rules: str) -> tuple[str, ...]:
+    """Return rules for both families: IP and SIX stand for what differs."""
+    return tuple(
+        rule.replace("IP", ip).replace("SIX", six).replace("NFPROTO", nfproto)
+        for rule in rules
+        for ip, six, nfproto in (("ip", "", "ipv4"), ("ip6", "6", "ipv6"))
+    )
+
+
+_PORT = "meta l4proto . th dport"
+# Who has an address, and who listens to a group: what a link needs to work, whatever the policies.
+_LINK_CONTROL = (
+    "nd-neighbor-solicit, nd-neighbor-advert, mld-listener-query, mld-listener-report, mld-listener-done,"
+    " mld2-listener-report"
+)
+_CHAINS: Chains = {
+    "forward": (
+        "type filter hook forward priority filter; policy accept;",
+        (
+            "iifname != @bridges oifname != @bridges accept",
+            "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu",
+            "iifname . oifname != @own iifname @strict oifname @bridges drop",
+            "iifname . oifname != @own iifname @bridges oifname @strict drop",
+            "iifname vmap @policed",
+            "iifname . oifname != @own oifname vmap @policed",
+            "ct state established,related accept",
+            "iifname . oifname @same accept",
+            "iifname @internal drop",
+            "oifname @internal drop",
+            *_both(
+                f"IP daddr . {_PORT} @limitedSIX IP saddr . IP daddr . {_PORT} != @allowedSIX drop",
+                "meta nfproto NFPROTO oifname @openSIX accept",
+                f"oifname @routedSIX IP daddr . {_PORT} @directSIX accept",
+                f"iifname . oifname @trusted IP daddr . {_PORT} @directSIX accept",
+            ),
+            "oifname @routed meta l4proto icmp accept",
+            "oifname @routed6 meta l4proto icmpv6 accept",
+            "oifname @bridges ct status dnat accept",
+            "oifname @bridges drop",
+        ),
+    ),
+    # What endpoints say to the node itself, where a policy has a word in it; what the node began is its own affair.
+    "input": (
+        "type filter hook input priority filter; policy accept;",
+        (
+            "iifname != @bridges accept",
+            "ct direction reply accept",
+            f"icmpv6 type {{ {_LINK_CONTROL}, nd-router-solicit }} accept",
+            "ip protocol igmp accept",
+            "iifname vmap @policed",
+        ),
+    ),
+    # Containers must not reach what listens on the host's loopback, which route_localnet would let them.
+    "raw": (
+        "type filter hook prerouting priority raw; policy accept;",
+        (
+            "iifname @bridges ip daddr 127.0.0.0/8 drop",
+            "iifname @bridges udp dport @tunnels drop",
+            "udp dport @tunnels fib daddr type local ip saddr != @vteps drop",
+            "udp dport @tunnels fib daddr type local ip6 saddr != @vteps6 drop",
+        ),
+    ),
+    "publish": (
+        "",
+        _both(
+            f"dnat IP to IP daddr . {_PORT} map @ports_atSIX",
+            f"dnat IP to {_PORT} map @portsSIX",
+            f"dnat IP to IP daddr . {_PORT} map @ranges_atSIX",
+            f"dnat IP to {_PORT} map @rangesSIX",
+        ),
+    ),
+    # 127/8 from outside is not served: what is bound to loopback stays there, whoever is on the link.
+    "prerouting": (
+        "type nat hook prerouting priority dstnat; policy accept;",
+        ("ip daddr 127.0.0.0/8 accept", "fib daddr type local jump publish"),
+    ),
+    "output": (
+        "type nat hook output priority -100; policy accept;",
+        (
+            "ip6 daddr ::1 tcp dport @relayed redirect to :meta l4proto map @relay",
+            "ip6 daddr ::1 tcp dport @relayed_ranges redirect to :meta l4proto map @relay",
+            "ip6 daddr ::1 accept",
+            "fib daddr type local jump publish",
+        ),
+    ),
+    "postrouting": (
+        "type nat hook postrouting priority srcnat; policy accept;",
+        (
+            "oifname @bridges ip saddr 127.0.0.0/8 masquerade",
+            *_both(
+                "ct status dnat oifname . IP saddr @subnetsSIX masquerade",
+                "oifname != @bridges snat IP to iifname map @sourcesSIX",
+                "meta nfproto NFPROTO iifname @masqueradedSIX oifname != @bridges masquerade",
+            ),
+        ),
+    ),
+}
+
+
+def _flows(key: str) -> tuple[str, ...]:
+    """Return rules that remember who began to speak to whom; KEY is the direction."""
+    one, other = key.split()
+    ported, rest = "meta l4proto { tcp, udp, sctp }", "meta l4proto != { tcp, udp, sctp }"
+    ends = f"IP {one}addr . IP {other}addr . meta l4proto"
+    return (
+        *_both(
+            f"{ported} update @flowsSIX {{ {ends} . th {one}port . th {other}port }}",
+            f"{rest} update @talksSIX {{ {ends} }}",
+        ),
+        "accept",
+    )
+
+
+# Whatever leaves one of our pairs is looked at, unless the pair is in `unguarded`; so an endpoint costs one element for
+# each of its addresses.
+GUARD_SETS: Sets = {
+    "unguarded": ("set", "type ifname;"),
+    "senders": ("set", "type ifname . ether_addr . ipv4_addr;"),
+    "senders6": ("set", "type ifname . ether_addr . ipv6_addr;"),
+    # By the tunnel that they come through, MACs that are the host's besides its bridge's own.
+    "ours": ("set", "type ifname . ether_addr;"),
+    # Endpoints of networks that have policies, and the chains of those.
+    "members": ("map", "type ifname : verdict;"),
+}
+EXPIRING: Sets = {}
+for _six, _addr in (("", "ipv4_addr"), ("6", "ipv6_addr")):
+    _expiring = "flags dynamic,timeout; size 65536; timeout"
+    EXPIRING |= {
+        f"flows{_six}": ("set", f"type {_addr} . {_addr} . {WELL_KNOWN} . inet_service; {_expiring} 5m;"),
+        f"talks{_six}": ("set", f"type {_addr} . {_addr} . inet_proto; {_expiring} 1m;"),
+    }
+_GUARD_CHAINS: Chains = {
+    "arrive": (
+        "type filter hook prerouting priority -301; policy accept;",
+        ("iifname . ether daddr @ours meta pkttype set host",),
+    ),
+    "guard": (
+        "type filter hook prerouting priority -300; policy accept;",
+        (
+            f'iifname != "{PAIR_PREFIX}*" accept',
+            "iifname @unguarded accept",
+            "icmpv6 type nd-router-advert drop",
+            "iifname . ether saddr . ip saddr @senders accept",
+            "iifname . ether saddr . arp saddr ip @senders accept",
+            "iifname . ether saddr . ip6 saddr @senders6 accept",
+            "ether type ip ip saddr 0.0.0.0 udp dport 67 accept",
+            "arp saddr ip 0.0.0.0 accept",
+            "ip6 saddr :: accept",
+            "drop",
+        ),
+    ),
+    "remember": ("", _flows("s d")),
+    "refresh": ("", _flows("d s")),
+    "policies": (
+        "type filter hook forward priority -200; policy accept;",
+        (
+            "ether type arp accept",
+            f"icmpv6 type {{ {_LINK_CONTROL} }} accept",
+            "ip protocol igmp accept",
+            "iifname vmap @members",
+            "oifname vmap @members",
+        ),
+    ),
+}
+TABLES: dict[str, tuple[Sets, Chains]] = {
+    ROUTED: (_SETS, _CHAINS),
+    BRIDGED: (GUARD_SETS | EXPIRING, _GUARD_CHAINS),
+}
