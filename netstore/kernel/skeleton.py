@@ -1,4 +1,4 @@
-"""The static part of the firewall: tables, sets, chains and rules, as nft writes them; `firewall` says what they mean."""
+"""The static part of the firewall: tables, sets, chains and rules, as nft writes them; see `firewall`."""
 
 from __future__ import annotations
 
