@@ -141,11 +141,11 @@ class Endpoints:
         span = self._required_span()
         if plan.made:
             plan = replace(plan, endpoint=await span.publication.claim(plan.endpoint, plan.network))
-        if plan.fresh:
+        if plan.fresh and not self._driver(plan.network).is_here(plan.network):
             async with self._context.locks.hold(plan.network.id):
                 plan = replace(plan, network=await span.networks.open(plan.network))
-            if not plan.made:
-                self._poke(plan.network, plan.endpoint.id)
+        if plan.fresh and not plan.made:
+            self._poke(plan.network, plan.endpoint.id)
         return plan
 
     def _required_span(self) -> Span:

@@ -30,7 +30,11 @@ _ETCD_UP_SECONDS = 20.0
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with ca.pem, and .pem and .key of `server` (etcd's members) and `node`."""
-    place = tmp_path_factory.mktemp("certificates")
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+def make_certificates(place: Path) -> Path:
+    """Fill a directory with certificates, and return it."""
     names = ",".join(["IP:127.0.0.1", *(f"IP:{UNDERLAY}.{last}" for last in range(1, 31))])
     subprocess.run(
         ["sh", "-ec", _OPENSSL], cwd=place, capture_output=True, check=True, env={**os.environ, "SAN": names}
@@ -194,11 +198,17 @@ def underlay(place: Path) -> Iterator[Underlay]:
 @pytest.fixture
 def etcd3(underlay: Underlay, certificates: Path) -> Iterator[Etcd3]:
     """Three members of etcd with mutual TLS, one of which leads."""
+    members = start_etcd(underlay, certificates)
+    yield members
+    members.close()
+
+
+def start_etcd(underlay: Underlay, certificates: Path) -> Etcd3:
+    """Start three members on machines of their own, and wait for one to lead."""
     members = Etcd3(underlay, certificates, [underlay.machine(21 + index) for index in range(3)])
     members.start(0, 1, 2)
     members.wait()
-    yield members
-    members.close()
+    return members
 
 
 class ClusterNode(Node):

@@ -35,11 +35,20 @@ async def hold(etcd: Etcd, record: EndpointRecord, *, host: bool = False, new: b
         Unavailable: etcd does not answer, or the node was removed.
     """
     key, value, mine = key_of(record, host=host), encode(record), record.id.encode()
-    same = [holds(key, value), *(holds(claim, mine) for claim in record.claims)]
     needed = [member_key(record.node_id), f"{NETWORKS}{record.network_id}"]
     looks = [get(each) for each in (RECOVERING, *needed, *record.claims)]
-    result = await etcd.transact(same, [], looks)
+    held: dict[str, KeyValue] = {}
+    published = not new  # what is new is not there yet: one question less
     for _ in range(_TRIES):
+        conditions = [holds(claim, mine) if claim in held else absent(claim) for claim in record.claims]
+        if published:
+            same = [holds(key, value), *(holds(claim, mine) for claim in record.claims)]
+            result = await etcd.transact(same, [], looks)
+        else:
+            conditions += [*(exists(each) for each in needed), *([absent(RECOVERING)] if new else [])]
+            then = [put(key, value), *(put(claim, mine) for claim in record.claims if claim not in held)]
+            result = await etcd.transact(conditions, then, looks)
+        published = False
         if result.succeeded:
             return {}
         recovering, member, network, *claims = (found[0] if found else None for found in result.found)
@@ -52,14 +61,10 @@ async def hold(etcd: Etcd, record: EndpointRecord, *, host: bool = False, new: b
             )  # fmt: skip
         if network is None:
             raise NotFound("network", record.network_id[:12], hint="it was removed from the cluster meanwhile")
-        held: dict[str, KeyValue] = {claim.key: claim for claim in claims if claim}
+        held = {claim.key: claim for claim in claims if claim}
         others = {claim: item.value.decode() for claim, item in held.items() if item.value != mine}
         if others:
             return others
-        conditions = [*(exists(each) for each in needed), *([absent(RECOVERING)] if new else [])]
-        conditions += [holds(claim, mine) if claim in held else absent(claim) for claim in record.claims]
-        then = [put(key, value), *(put(claim, mine) for claim in record.claims if claim not in held)]
-        result = await etcd.transact(conditions, then, looks)
     raise Unavailable(f"endpoint {record.name or record.id[:12]}: others change the cluster at the same time")
 
 
