@@ -50,9 +50,13 @@ def configure(format: str, level: str) -> None:
     )
 
 
+# Taken out before anything is started: crun that inherits it waits until the container says that it is ready.
+_MANAGER = os.environ.pop("NOTIFY_SOCKET", "")
+
+
 def notify(message: str) -> None:
     """Tell the service manager (sd_notify(3)), where there is one."""
-    address = os.environ.get("NOTIFY_SOCKET")
+    address = _MANAGER
     if address:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
             sender.sendto(message.encode(), "\0" + address[1:] if address[0] == "@" else address)
