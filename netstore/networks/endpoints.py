@@ -210,11 +210,13 @@ class Endpoints:
             present, (promoted, last) = await self._store.write(
                 lambda tx: (tx.endpoints.get(endpoint_id), planning.detach(tx, endpoint_id))
             )
-            self._poke(network)
             endpoint = present or endpoint  # its labels, by which policies know it, may have changed
             removal = self._context.remove(self._driver(network).remove_endpoint, network, endpoint)
-            if last and not sandbox.container_id:  # both wait for grace periods of the kernel's: side by side
-                await asyncio.gather(removal, self._leave(sandbox))
+            # All wait, for grace periods of the kernel's and for etcd: side by side.
+            leaving = [self._leave(sandbox)] if last and not sandbox.container_id else []
+            telling = [self._span.publication.tell(endpoint_id)] if self._span and self._spans(network) else []
+            if leaving or telling:
+                await asyncio.gather(removal, *leaving, *telling)
             else:
                 await removal
             if promoted:

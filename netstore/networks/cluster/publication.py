@@ -19,7 +19,7 @@ from netstore.errors import AddressTaken, FailedPrecondition, NetstoreError, Not
 from netstore.model import Endpoint, Kind, Network, stable_mac
 from netstore.networks import ipam
 from netstore.networks.cluster import cache, claims
-from netstore.networks.cluster.cluster import Cluster
+from netstore.networks.cluster.cluster import Cluster, State
 from netstore.networks.cluster.records import EndpointRecord
 from netstore.store import Store, Transaction
 
@@ -51,6 +51,18 @@ class Publication:
         """Publish what changed soon, and these endpoints' changes although they are fresh."""
         self._urgent.update(endpoint_ids)
         self._wake.set()
+
+    async def tell(self, endpoint_id: str) -> None:
+        """Publish an endpoint's change, or its end, before returning; where etcd does not answer, later."""
+        if self._cluster.state is not State.JOINED:
+            return
+        try:
+            newest, changes = await self._store.read(cache.unpublished)
+            if endpoint_id in changes and await self._settle(endpoint_id, changes[endpoint_id], fresh=False):
+                await self._store.write(lambda tx: _forget_notes(tx, [endpoint_id], newest))
+        except NetstoreError as error:
+            log.info("the cluster hears of it later", endpoint=endpoint_id, reason=str(error))
+            self.poke([endpoint_id])
 
     async def claim(self, endpoint: Endpoint, network: Network) -> Endpoint:
         """Hold a new endpoint's addresses in the cluster; where another was faster it gets others.
