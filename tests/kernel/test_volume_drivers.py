@@ -389,12 +389,12 @@ def test_a_server_that_hangs_is_given_up(
     helper.parent.mkdir()
     helper.write_text("#!/bin/sh\nexec sleep 30\n")
     helper.chmod(0o755)
-    run = subprocess.run
+    start = subprocess.Popen
 
     def found_first(command: list[str], **settings: object) -> object:
-        return run([str(helper), *command[1:]] if command[0] == "mount" else command, **settings)  # type: ignore[call-overload]
+        return start([str(helper), *command[1:]] if command[0] == "mount" else command, **settings)  # type: ignore[call-overload]
 
-    monkeypatch.setattr(subprocess, "run", found_first)  # no kernel here has NFS: a helper that hangs stands for it
+    monkeypatch.setattr(subprocess, "Popen", found_first)  # no kernel here has NFS: a helper that hangs stands for it
     with pytest.raises(NetstoreError, match="did not end in 1 s, and was killed"):
         driver.stage(volume)
     assert not is_mount_point(driver.mountpoint(volume))
