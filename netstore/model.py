@@ -349,6 +349,7 @@ class RemoteEndpoint:
     addresses: tuple[str, ...]
     name: str = ""
     aliases: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -104,6 +104,7 @@ class Publication:
             vtep=self._cluster.node.address, mac=endpoint.mac_address,
             addresses=tuple(each.address for each in endpoint.addresses), name=endpoint.name,
             names=tuple(name for (name,) in names), attached=endpoint.attached,
+            labels=endpoint.labels,
         )  # fmt: skip
 
     def _is_drained(self, tx: Transaction) -> bool:

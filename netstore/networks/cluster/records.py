@@ -17,7 +17,8 @@ MAC or a number: they are created if absent, and say who holds them in their val
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -53,6 +54,7 @@ class EndpointRecord:
     name: str = ""
     names: tuple[str, ...] = ()
     attached: bool = True
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def remote(self) -> RemoteEndpoint:
@@ -60,7 +62,7 @@ class EndpointRecord:
         aliases = tuple(name for name in self.names if name != self.name.lower())
         return RemoteEndpoint(
             endpoint_id=self.id, network_id=self.network_id, node_id=self.node_id, vtep=self.vtep, mac=self.mac,
-            addresses=self.addresses, name=self.name, aliases=aliases,
+            addresses=self.addresses, name=self.name, aliases=aliases, labels=self.labels,
         )  # fmt: skip
 
     @property
