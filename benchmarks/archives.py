@@ -15,7 +15,7 @@ from pathlib import Path
 from common import BIN, measure, sh, show, start_netstore
 
 from netstore.api.v1 import archive_pb2, volume_pb2
-from netstore.cli.client import Client
+from netstore.client import BlockingClient as Client
 
 ROUNDS = 5
 MIB = 1 << 20

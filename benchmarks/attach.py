@@ -17,7 +17,7 @@ from pathlib import Path
 from common import BIN, measure, sh, show, start_netstore
 
 from netstore.api.v1 import common_pb2, container_pb2, endpoint_pb2, image_pb2, network_pb2, volume_pb2
-from netstore.cli.client import Client
+from netstore.client import BlockingClient as Client
 from netstore.kernel import netlink
 from netstore.kernel.namespaces import socket_inside
 from netstore.kernel.route import RouteSocket

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import grpc
 
-from netstore.cli.client import Client
+from netstore.client import BlockingClient as Client
 
 __all__ = ["BIN", "measure", "sh", "show", "start_netstore"]
 

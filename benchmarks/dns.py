@@ -19,7 +19,7 @@ from common import sh, start_netstore
 from dnslib import DNSRecord
 
 from netstore.api.v1 import endpoint_pb2, network_pb2
-from netstore.cli.client import Client
+from netstore.client import BlockingClient as Client
 from netstore.kernel.namespaces import socket_inside
 
 SECONDS = 4

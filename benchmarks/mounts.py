@@ -14,7 +14,7 @@ from pathlib import Path
 from common import BIN, measure, sh, show, start_netstore
 
 from netstore.api.v1 import container_pb2, mount_pb2, volume_pb2
-from netstore.cli.client import Client
+from netstore.client import BlockingClient as Client
 from netstore.kernel import mounts
 from netstore.kernel.mountns import MountNamespace
 from netstore.kernel.paths import closing

@@ -16,7 +16,7 @@ from pathlib import Path
 from common import measure, show
 
 from netstore.api.v1 import endpoint_pb2
-from netstore.cli.client import Client
+from netstore.client import BlockingClient as Client
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from cluster.lab import Etcd3, Underlay, make_certificates, restart, start_etcd, start_node, stop_nodes

@@ -18,7 +18,7 @@ from pathlib import Path
 from common import measure, sh, show, start_netstore
 
 from netstore.api.v1 import common_pb2, endpoint_pb2, network_pb2
-from netstore.cli.client import Client
+from netstore.client import BlockingClient as Client
 
 BATCH, ROUNDS, PEER_ROUNDS = 500, 100, 8
 CONNECTIONS, SECONDS = 4000, 2.0

@@ -23,7 +23,8 @@ from pathlib import Path
 from common import BIN, measure, show, start_netstore
 
 from netstore.api.v1 import snapshot_pb2, volume_pb2
-from netstore.cli.client import Client, pages
+from netstore.client import BlockingClient as Client
+from netstore.client import pages
 
 ROUNDS = 30
 GIB = 1 << 30

@@ -71,7 +71,7 @@ def _receive(client: Client, request: archive_pb2.ExportVolumeRequest, target: B
                         resumable = response.start.resumable
                     else:
                         target.flush()
-                        return response.end  # type: ignore[no-any-return]
+                        return response.end
                 raise click.ClickException("the stream ended before its end")
             except grpc.RpcError as error:
                 if not (resumable or not request.offset) or not _is_back(client, error):
@@ -147,7 +147,7 @@ def _send(client: Client, start: archive_pb2.ImportVolumeStart, end: archive_pb2
         try:
             with _bar("Importing", total) as advance:
                 advance(start.offset)
-                return client.archives.ImportVolume(_requests(start, end, source, advance))  # type: ignore[no-any-return]
+                return client.archives.ImportVolume(_requests(start, end, source, advance))
         except grpc.RpcError as error:
             if not seekable or not _is_back(client, error):
                 if error.code() is grpc.StatusCode.UNAVAILABLE and seekable:

@@ -13,7 +13,7 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 
 from netstore.api.v1 import container_pb2
-from netstore.cli.client import Client, details, fail, pages, pass_client, tolerant
+from netstore.cli.client import Client, Problem, fail, pages, pass_client, tolerant
 from netstore.cli.commands import Group
 from netstore.cli.completion import names
 from netstore.cli.format import age, duration, listing, one_line, shapes, short_id, show_objects
@@ -209,12 +209,11 @@ def exec_(client: Client, container: str, command: tuple[str, ...], interactive:
 
     try:
         for response in client.containers.ExecContainer(requests()):
-            kind = response.WhichOneof("response")
-            if kind == "exit_code":
+            if response.HasField("exit_code"):
                 sys.exit(response.exit_code)
-            target = sys.stderr if kind == "stderr" else sys.stdout
-            target.buffer.write(getattr(response, kind))
+            target = sys.stderr if response.HasField("stderr") else sys.stdout
+            target.buffer.write(response.stderr or response.stdout)
             target.buffer.flush()
     except grpc.RpcError as error:
-        code = int(details(error)[1].get("exit_code", "125"))
+        code = int(Problem.of(error).metadata.get("exit_code", "125"))
         fail(error, client, status=code)

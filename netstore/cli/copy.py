@@ -127,7 +127,7 @@ def _look(client: Client, volume: str, path: str) -> archive_pb2.PathInfo | None
     for suffix in ("/.", ""):
         try:
             request = archive_pb2.GetPathRequest(volume=volume, path=path.rstrip("/") + suffix or "/")
-            return client.archives.GetPath(request).info  # type: ignore[no-any-return]
+            return client.archives.GetPath(request).info
         except grpc.RpcError as error:
             refused = error.code()
             if refused not in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):

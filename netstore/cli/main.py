@@ -16,7 +16,11 @@ from netstore import __version__
 
 __all__ = ["main"]
 
-DEFAULT_HOST = "unix:///run/netstore/netstore.sock"
+DEFAULT_HOST = "unix:///run/netstore/netstore.sock"  # netstore.client has it, too, but imports gRPC
+_WHERE = (
+    "  hint: --host or NETSTORE_HOST says where netstored is; TCP needs --tlscacert, --tlscert and --tlskey, or "
+    "NETSTORE_CERT_PATH with ca.pem, cert.pem and key.pem"
+)
 
 _GROUPS = {
     "network": "Networks.",
@@ -92,6 +96,7 @@ def main() -> None:
     import grpc
 
     from netstore.cli.client import Client, fail
+    from netstore.client import AddressError
 
     try:
         cli.main(standalone_mode=True, prog_name="netstore")
@@ -99,6 +104,10 @@ def main() -> None:
         context = click.get_current_context(silent=True)
         address = context.obj.address if context and context.obj else _host_of(sys.argv)
         fail(error, Client(address))
+    except AddressError as error:
+        click.echo(f"netstore: {error}", err=True)
+        click.echo(_WHERE, err=True)
+        sys.exit(2)
     except BrokenPipeError:
         sys.exit(1)
 

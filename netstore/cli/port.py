@@ -62,7 +62,7 @@ def _endpoints(client: Client, container: str) -> Iterator[endpoint_pb2.Endpoint
         from netstore.api.v1 import container_pb2
 
         request = container_pb2.GetContainerRequest(container=container)
-        found = client.containers.GetContainer(request).container.status.endpoints
+        found = [*client.containers.GetContainer(request).container.status.endpoints]
     else:
         found = pages(client.endpoints.ListEndpoints, endpoint_pb2.ListEndpointsRequest(), "endpoints")
     yield from (endpoint for endpoint in found if endpoint.status.addresses)

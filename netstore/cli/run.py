@@ -14,7 +14,7 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 
 from netstore.api.v1 import container_pb2, mount_pb2
-from netstore.cli.client import Client, details, fail, pass_client
+from netstore.cli.client import Client, Problem, fail, pass_client
 from netstore.cli.completion import names
 from netstore.cli.grammar import (
     bandwidth,
@@ -94,7 +94,7 @@ def run(client: Client, /, detach: bool, **options: Any) -> None:
             return
         code = _attend(client, made.id)
     except grpc.RpcError as error:
-        fail(error, client, status=int(details(error)[1].get("exit_code", _FAILED)))
+        fail(error, client, status=int(Problem.of(error).metadata.get("exit_code", _FAILED)))
     sys.exit(code)
 
 

@@ -21,7 +21,7 @@ from cluster.test_nodes import states
 from conftest import Node, wait_until
 
 from netstore.api.v1 import endpoint_pb2, network_pb2
-from netstore.cli.client import Client
+from netstore.client import BlockingClient as Client
 
 SECONDS = 22
 CLIENTS = 3  # on each node

@@ -11,7 +11,7 @@ from cluster.lab import UNDERLAY, Etcd3, restart, start_node, stop_nodes
 from conftest import Node, wait_until
 
 from netstore.api.v1 import node_pb2 as pb
-from netstore.cli.client import Client
+from netstore.client import BlockingClient as Client
 
 
 def states(node: Node) -> dict[str, str]:

@@ -14,7 +14,7 @@ import pytest
 from conftest import Host, Node
 
 from netstore.api.v1 import mount_pb2
-from netstore.cli.client import Client
+from netstore.client import BlockingClient as Client
 
 RACE = """
 import atexit, ctypes, os, subprocess, sys, threading, time

@@ -15,7 +15,7 @@ import pytest
 from conftest import Host, Node, wait_until
 
 from netstore.api.v1 import endpoint_pb2, network_pb2
-from netstore.cli.client import Client
+from netstore.client import BlockingClient as Client
 
 
 def resolvers(node: Node) -> list[int]:

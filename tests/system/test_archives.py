@@ -18,7 +18,8 @@ import pytest
 from conftest import BIN, Node
 
 from netstore.api.v1 import archive_pb2 as pb
-from netstore.cli.client import Client, details
+from netstore.client import BlockingClient as Client
+from netstore.client import Problem
 
 MIB = 1 << 20
 
@@ -235,7 +236,7 @@ def test_an_import_goes_on_where_it_was_cut(node: Node, client: Client, place: P
     assert received == 2 * MIB
     with pytest.raises(grpc.RpcError) as caught:
         client.archives.ImportVolume(sending(whole, "copy", upload, offset=received + 1))
-    assert "0 to 2097152" in details(caught.value)[1]["hint"]
+    assert "0 to 2097152" in Problem.of(caught.value).hint
     made = client.archives.ImportVolume(sending(whole, "copy", upload, offset=received))
     assert made.size_bytes == len(whole)
     assert shape(data_of(node, "copy")) == before

@@ -26,7 +26,7 @@ from netstore.api.v1 import (
     system_pb2,
     volume_pb2,
 )
-from netstore.cli.client import Client
+from netstore.client import BlockingClient as Client
 
 INVALID, MISSING = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
 PRECONDITION, EXISTS = grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.ALREADY_EXISTS

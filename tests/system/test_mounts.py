@@ -10,7 +10,7 @@ import pytest
 from conftest import Node, wait_until
 
 from netstore.api.v1 import mount_pb2
-from netstore.cli.client import Client
+from netstore.client import BlockingClient as Client
 
 
 def mount_line(node: Node, target: str, *flags: str, image: str) -> str:

@@ -9,7 +9,7 @@ import sys
 from conftest import Node, wait_until
 
 from netstore.api.v1 import endpoint_pb2
-from netstore.cli.client import Client
+from netstore.client import BlockingClient as Client
 
 UPSTREAM = """
 import socketserver, sys

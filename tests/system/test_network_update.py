@@ -10,7 +10,7 @@ from conftest import Node
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from netstore.api.v1 import network_pb2
-from netstore.cli.client import Client
+from netstore.client import BlockingClient as Client
 
 BRIDGE = "com.docker.network.bridge."
 BANDWIDTH = "netstore.endpoint.bandwidth"

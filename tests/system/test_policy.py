@@ -14,7 +14,7 @@ from conftest import BIN, Node, wait_until
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from netstore.api.v1 import endpoint_pb2, policy_pb2
-from netstore.cli.client import Client
+from netstore.client import BlockingClient as Client
 
 # Answers "PORT" on TCP and echoes on UDP, both families, at every port given.
 SERVER = """

@@ -16,7 +16,7 @@ from conftest import Node, wait_until
 from grpc_status import rpc_status
 
 from netstore.api.v1 import endpoint_pb2, network_pb2
-from netstore.cli.client import Client
+from netstore.client import BlockingClient as Client
 
 MAKER = Path(__file__).with_name("many_sandboxes.py")
 

@@ -12,7 +12,7 @@ import pytest
 from conftest import Node
 
 from netstore.api.v1 import archive_pb2 as pb
-from netstore.cli.client import Client
+from netstore.client import BlockingClient as Client
 
 
 def names(place: Path) -> list[str]:
