@@ -138,6 +138,7 @@ class Daemon:
             stack.push_async_callback(self._containers.close)
             await self._containers.start_up()
             await self._volumes.settle()
+            await self._containers.start_again()
             await stack.enter_async_context(self._volumes.chores.running())
             stack.enter_context(Drift(self._networks))
             stack.enter_context(DiskWatch(self._volumes))
@@ -150,6 +151,7 @@ class Daemon:
                 "netstored is ready", version=__version__, listen=self._addresses(), state_dir=str(self._state_dir)
             )
             logs.notify("READY=1")
+            logs.keep_alive()
             # What was made up to here stays for good: the collector need not walk it at every request.
             gc.freeze()
             gc.set_threshold(10_000, 20, 20)

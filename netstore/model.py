@@ -122,6 +122,15 @@ class ContainerState(StrEnum):
     EXITED = "exited"
 
 
+class Restart(StrEnum):
+    """When a container is started again by itself: Docker's policies."""
+
+    NO = "no"
+    ON_FAILURE = "on-failure"  # it ended with another code than 0, at most `restart_limit` times
+    ALWAYS = "always"  # also one that was stopped, when the node starts
+    UNLESS_STOPPED = "unless-stopped"
+
+
 def new_id() -> str:
     """Return 64 random hexadecimal digits, as Docker's ids."""
     return secrets.token_hex(32)
@@ -610,6 +619,8 @@ class ContainerSpec:
     read_only: bool = False
     stop_signal: str = ""
     stop_timeout: float = 10.0
+    restart: Restart = Restart.NO
+    restart_limit: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -617,7 +628,8 @@ class Container:
     """An image's filesystem, a sandbox, mounts and a process.
 
     `pid` and `supervisor_pid` (conmon) go with `supervisor_start`, the supervisor's start time in clock ticks
-    (proc_pid_stat(5), field 22), so that a reused pid is never taken for it.
+    (proc_pid_stat(5), field 22), so that a reused pid is never taken for it. `stopped` is by a person, not by itself;
+    `restart_count` counts since a person started it.
     """
 
     id: str
@@ -634,6 +646,8 @@ class Container:
     supervisor_start: int = 0
     exit_code: int = 0
     message: str = ""
+    stopped: bool = False
+    restart_count: int = 0
     create_time: float = 0.0
     start_time: float = 0.0
     finish_time: float = 0.0

@@ -20,6 +20,7 @@ __all__ = [
     "parse_env",
     "parse_network",
     "parse_port",
+    "parse_restart",
     "truth",
 ]
 
@@ -87,6 +88,15 @@ def parse_port(text: str, sources: Sequence[str] = ()) -> list[common_pb2.PortMa
                 raise click.UsageError(f"-p: {text!r}: both ranges must have the same length")
             port.host_port_last = end
     return [port] if port.host_port or not port.count else _single(port)
+
+
+def parse_restart(text: str) -> container_pb2.RestartPolicy:
+    """Parse docker's --restart."""
+    mode, _, most = text.partition(":")
+    value = f"RESTART_MODE_{mode.upper().replace('-', '_')}"
+    if value not in container_pb2.RestartMode.keys()[1:] or (most and not (mode == "on-failure" and most.isdecimal())):
+        raise click.UsageError(f"--restart: {text!r} is not no, on-failure[:N], always or unless-stopped")
+    return container_pb2.RestartPolicy(mode=value, max_retries=int(most or 0))  # type: ignore[arg-type]
 
 
 def _single(port: common_pb2.PortMapping) -> list[common_pb2.PortMapping]:

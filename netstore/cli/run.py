@@ -22,6 +22,7 @@ from netstore.cli.grammar import (
     parse_env,
     parse_network,
     parse_port,
+    parse_restart,
 )
 from netstore.cli.mounts import parse_mount, parse_tmpfs, parse_volume
 
@@ -68,6 +69,7 @@ def _container_options(command: Any) -> Any:
         click.option("--volume-driver", default="", help="Driver of volumes that -v makes."),
         click.option("--entrypoint", help="Instead of the image's; '' for none."),
         click.option("-l", "--label", multiple=True, help="KEY=VALUE."),
+        click.option("--restart", default="no", help="no, on-failure[:N], always or unless-stopped."),
         click.option("--read-only", is_flag=True, help="The root filesystem cannot be written."),
         click.option("--stop-signal", default="", help="Signal that asks it to stop."),
         click.option("--stop-timeout", type=float, help="Seconds before stop kills [default: 10]."),
@@ -154,6 +156,7 @@ def _spec(options: dict[str, Any]) -> container_pb2.ContainerSpec:
         auto_remove=options["auto_remove"],
         read_only=options["read_only"],
         stop_signal=options["stop_signal"],
+        restart_policy=parse_restart(options["restart"]),
     )
     if options["entrypoint"] is not None:
         spec.override_entrypoint = True

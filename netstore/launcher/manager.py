@@ -32,8 +32,10 @@ from netstore.launcher.links import environment
 from netstore.launcher.logs import Line, follow
 from netstore.launcher.mounting import Mounting
 from netstore.launcher.places import Places
+from netstore.launcher.restarts import Restarts
 from netstore.launcher.runtime import Runtime, is_alive, wait_for_exit
 from netstore.launcher.signals import parse_signal
+from netstore.launcher.usage import Use, usage
 from netstore.launcher.users import Identity, resolve
 from netstore.model import (
     Container,
@@ -45,6 +47,7 @@ from netstore.model import (
     Kind,
     Mount,
     Network,
+    Restart,
     Sandbox,
 )
 from netstore.networks.context import KeyedLocks
@@ -80,6 +83,7 @@ class ContainerManager:
         self.places = Places(store, volumes, self._mounting, self._locks)
         self._watchers: dict[str, asyncio.Task[None]] = {}
         self._follower: asyncio.Task[None] | None = None
+        self._restarts = Restarts(self._start_again)
         networks.endpoints.changed = self._refresh
 
     @property
@@ -106,6 +110,11 @@ class ContainerManager:
         await self.places.start_up()
         self._follower = asyncio.create_task(self._follow_host(), name="host's resolv.conf")
 
+    async def start_again(self) -> None:
+        """Start, in the background, what is to run whenever the node does. Called once, when all else is ready."""
+        for container in await self._store.read(lambda tx: tx.containers.all()):
+            self._restarts.consider(container, booted=True)
+
     async def _take_up_volumes(self, container: Container) -> None:
         try:
             await self._volumes.hold((mount.volume_id for mount in container.mounts), container.id)
@@ -117,7 +126,7 @@ class ContainerManager:
         tasks = [*self._watchers.values(), *([self._follower] if self._follower else [])]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, self._restarts.close(), return_exceptions=True)
 
     async def check(self, *, repair: bool) -> list[Finding]:
         """Find containers that are said to run and do not, and mounts that are said to be there and are not."""
@@ -191,15 +200,24 @@ class ContainerManager:
             AddressTaken: a host port has a holder.
         """
         found = (await self.get(reference))[0]
-        async with self._locks.hold(found.id):
-            container, image, sandbox, endpoints = await self.get(found.id)
-            if container.state is not ContainerState.RUNNING:
-                await self._start(container, image, sandbox, endpoints)
+        self._restarts.forget(found.id)
+        await self._start(found.id, restart_count=0)
         return await self.get(found.id)
 
-    async def _start(
-        self, container: Container, image: Image, sandbox: Sandbox, endpoints: list[tuple[Endpoint, Network, Sandbox]]
-    ) -> None:
+    async def _start_again(self, container_id: str) -> None:
+        container = await self._store.read(lambda tx: tx.containers.require(container_id))
+        await self._start(container_id, restart_count=container.restart_count + 1)
+
+    async def _start(self, container_id: str, *, restart_count: int) -> None:
+        async with self._locks.hold(container_id):
+            container, image, sandbox, endpoints = await self.get(container_id)
+            if container.state is not ContainerState.RUNNING:
+                await self._run(container, image, sandbox, endpoints, restart_count=restart_count)
+
+    async def _run(
+        self, container: Container, image: Image, sandbox: Sandbox, endpoints: list[tuple[Endpoint, Network, Sandbox]],
+        *, restart_count: int,
+    ) -> None:  # fmt: skip
         runtime = self._required_runtime()
         try:
             await self._volumes.hold((mount.volume_id for mount in container.mounts), container.id)
@@ -227,7 +245,7 @@ class ContainerManager:
             running = replace(
                 present, state=ContainerState.RUNNING, pid=started.pid, supervisor_pid=started.supervisor_pid,
                 supervisor_start=started.supervisor_start, exit_code=0, message="", start_time=time.time(),
-                revision=revision,
+                revision=revision, stopped=False, restart_count=restart_count,
             )  # fmt: skip
             tx.containers.update(running)
             return running
@@ -314,17 +332,19 @@ class ContainerManager:
             code = self._runtime.exit_code(container_id) if self._runtime else None
             await self._clear(container)
 
-            def record(tx: Transaction) -> None:
+            def record(tx: Transaction) -> Container:
                 present = tx.containers.require(container_id)
                 status = _LOST if code is None else code
                 revision = tx.event(Kind.CONTAINER, "die", container_id, present.name, exit_code=status)
                 message = "its supervisor ended without an exit status" if code is None else ""
-                tx.containers.update(
-                    replace(present, state=ContainerState.EXITED, pid=0, exit_code=status, message=message,
-                            finish_time=time.time(), revision=revision)
+                ended = replace(
+                    present, state=ContainerState.EXITED, pid=0, exit_code=status, message=message,
+                    finish_time=time.time(), revision=revision,
                 )  # fmt: skip
+                tx.containers.update(ended)
+                return ended
 
-            await self._store.write(record)
+            self._restarts.consider(await self._store.write(record))
         if container.spec.auto_remove:
             await self.delete(container_id, force=False, volumes=True)
 
@@ -341,6 +361,7 @@ class ContainerManager:
     async def stop(self, reference: str, *, timeout: float | None, signal_: signal.Signals | None) -> Joined:
         """Ask a container to stop, and kill it when it does not in `timeout` seconds. One that does not run is left."""
         container, image, _, _ = await self.get(reference)
+        await self._let_be(container)
         name = container.spec.stop_signal or image.config.stop_signal or "SIGTERM"
         await self._end(
             container, signal_ or parse_signal(name), container.spec.stop_timeout if timeout is None else timeout
@@ -350,6 +371,12 @@ class ContainerManager:
             if not container.spec.auto_remove
             else (container, image, Sandbox(id="", path=""), [])
         )
+
+    async def _let_be(self, container: Container) -> None:
+        """Have no policy start a container again that somebody stops."""
+        self._restarts.forget(container.id)
+        if container.spec.restart is not Restart.NO:
+            await self._store.write(partial(rows.mark_stopped, container_id=container.id))
 
     async def _end(self, container: Container, number: signal.Signals, timeout: float) -> None:
         watcher = self._watchers.get(container.id)
@@ -369,7 +396,9 @@ class ContainerManager:
             FailedPrecondition: it does not run.
         """
         container = (await self.get(reference))[0]
-        _require_running(container)
+        rows.require_running(container)
+        if number is signal.SIGKILL:
+            await self._let_be(container)
         with contextlib.suppress(ProcessLookupError):
             os.kill(container.pid, number)
 
@@ -408,7 +437,8 @@ class ContainerManager:
                     reason="CONTAINER_RUNNING",
                 )  # fmt: skip
             await self._store.read(lambda tx: rows.refuse_joined(tx, container))
-            await self._end(container, signal.SIGKILL, 0)
+        await self._let_be(container)
+        await self._end(container, signal.SIGKILL, 0)
         async with self._locks.hold(container.id):
             anonymous = await self._store.write(lambda tx: rows.remove(tx, container.id))
             await asyncio.to_thread(self._directories.remove, container.id)
@@ -435,7 +465,7 @@ class ContainerManager:
             FailedPrecondition: it does not run.
         """
         container, image, sandbox, _ = await self.get(reference)
-        _require_running(container)
+        rows.require_running(container)
         etc = await self._store.read(lambda tx: read_etc(tx, sandbox))
         directory = self._directories.path(container.id)
 
@@ -450,19 +480,11 @@ class ContainerManager:
         )  # fmt: skip
         return Execution(self._required_runtime(), container.id, directory, document)
 
-    async def usage(self) -> list[tuple[Kind, int, int, int, int]]:
-        """Return for images, containers, volumes: kind, how many, how many in use, bytes, bytes of the unused."""
+    async def usage(self) -> list[Use]:
+        """Return what images, containers and volumes take of the node. May be slow."""
         joined = await self.all()
-        images = await self.images.all()
-        used = {image.id for _, image, _, _ in joined}
-        rows = [_sum(Kind.IMAGE, [(image.size_bytes, image.id in used) for image in images])]
-        sizes = [
-            (await asyncio.to_thread(_tree_size, self._directories.path(each.id) / "diff"), bool(each.pid))
-            for each, _, _, _ in joined
-        ]
-        rows.append(_sum(Kind.CONTAINER, sizes))
-        volumes = [(await self._volumes.measure(volume), bool(names)) for volume, names in await self._volumes.all()]
-        return [*rows, _sum(Kind.VOLUME, volumes)]
+        trees = {each.id: self._directories.path(each.id) / "diff" for each, _, _, _ in joined}
+        return await usage(joined, trees, await self.images.all(), self._volumes)
 
     def log_path(self, container: Container) -> str:
         """Return where a container's log is."""
@@ -474,23 +496,3 @@ class ContainerManager:
                 "no OCI runtime on this node", hint="install conmon and crun (or runc), restart netstored"
             )
         return self._runtime
-
-
-def _require_running(container: Container) -> None:
-    if container.state is not ContainerState.RUNNING:
-        raise FailedPrecondition(
-            f"container {container.name} is not running",
-            hint=f"`netstore start {container.name}`",
-            reason="NOT_RUNNING",
-        )
-
-
-def _tree_size(root: Path) -> int:
-    return sum(
-        os.lstat(os.path.join(directory, name)).st_size for directory, _, names in os.walk(root) for name in names
-    )
-
-
-def _sum(kind: Kind, sizes: list[tuple[int, bool]]) -> tuple[Kind, int, int, int, int]:
-    unused = sum(size for size, active in sizes if not active)
-    return kind, len(sizes), sum(active for _, active in sizes), sum(size for size, _ in sizes), unused

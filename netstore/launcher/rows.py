@@ -8,7 +8,18 @@ from netstore.errors import FailedPrecondition, InUse, NetstoreError
 from netstore.model import Container, ContainerState, Endpoint, Image, Kind, Network, Sandbox
 from netstore.store import Transaction
 
-__all__ = ["Joined", "all_joined", "forget", "joined", "record_failure", "refuse_joined", "remove", "sharing"]
+__all__ = [
+    "Joined",
+    "all_joined",
+    "forget",
+    "joined",
+    "mark_stopped",
+    "record_failure",
+    "refuse_joined",
+    "remove",
+    "require_running",
+    "sharing",
+]
 
 Joined = tuple[Container, Image, Sandbox, list[tuple[Endpoint, Network, Sandbox]]]
 
@@ -61,6 +72,20 @@ def refuse_joined(tx: Transaction, container: Container) -> None:
         )  # fmt: skip
 
 
+def require_running(container: Container) -> None:
+    """Refuse a container that does not run.
+
+    Raises:
+        FailedPrecondition: it does not.
+    """
+    if container.state is not ContainerState.RUNNING:
+        raise FailedPrecondition(
+            f"container {container.name} is not running",
+            hint=f"`netstore start {container.name}`",
+            reason="NOT_RUNNING",
+        )
+
+
 def remove(tx: Transaction, container_id: str) -> list[str]:
     """Remove a container's rows; returns the ids of its anonymous volumes."""
     container = tx.containers.require(container_id)
@@ -87,6 +112,13 @@ def forget(tx: Transaction, container: Container) -> None:
         for endpoint in tx.endpoints.all("sandbox_id = ?", sandbox.id):
             tx.endpoints.delete(endpoint.id)
         tx.sandboxes.delete(sandbox.id)
+
+
+def mark_stopped(tx: Transaction, *, container_id: str) -> None:
+    """Record that somebody stopped a container: its restart policy leaves it alone."""
+    container = tx.containers.get(container_id)
+    if container and not container.stopped:
+        tx.containers.update(replace(container, stopped=True))
 
 
 def record_failure(tx: Transaction, *, container_id: str, error: NetstoreError) -> None:

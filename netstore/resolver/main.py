@@ -224,6 +224,7 @@ async def _serve(listener: socket.socket, database: Path, upstreams: Upstreams) 
         accepting = asyncio.create_task(resolver.accept(listener))
         log.info("netstore-resolver is ready", version=__version__, user=os.getuid())
         logs.notify("READY=1")
+        logs.keep_alive()
         await resolver.ending.wait()
         accepting.cancel()
 

@@ -15,7 +15,17 @@ from netstore.errors import InvalidArgument
 from netstore.launcher.creation import exposed
 from netstore.launcher.manager import ContainerManager, Joined
 from netstore.launcher.signals import parse_signal
-from netstore.model import Attachment, Container, ContainerSpec, ContainerState, Endpoint, Image, Network, Sandbox
+from netstore.model import (
+    Attachment,
+    Container,
+    ContainerSpec,
+    ContainerState,
+    Endpoint,
+    Image,
+    Network,
+    Restart,
+    Sandbox,
+)
 from netstore.rpc import endpoints as endpoint_messages
 from netstore.rpc.endpoints import (
     check_aliases,
@@ -47,6 +57,12 @@ _STATES = {
     ContainerState.CREATED: pb.CONTAINER_STATE_CREATED,
     ContainerState.RUNNING: pb.CONTAINER_STATE_RUNNING,
     ContainerState.EXITED: pb.CONTAINER_STATE_EXITED,
+}
+_RESTARTS = {
+    Restart.NO: pb.RESTART_MODE_NO,
+    Restart.ON_FAILURE: pb.RESTART_MODE_ON_FAILURE,
+    Restart.ALWAYS: pb.RESTART_MODE_ALWAYS,
+    Restart.UNLESS_STOPPED: pb.RESTART_MODE_UNLESS_STOPPED,
 }
 _STREAMS = {"stdout": pb.LOG_STREAM_STDOUT, "stderr": pb.LOG_STREAM_STDERR}
 _HOSTNAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?(\.[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?)*")
@@ -161,6 +177,7 @@ def _to_spec(spec: pb.ContainerSpec) -> ContainerSpec:
         raise InvalidArgument("spec.override_entrypoint", False, "true, when an entrypoint is given")
     if spec.stop_signal:
         parse_signal(spec.stop_signal)
+    restart = _check_restart(spec)
     return ContainerSpec(
         image=spec.image,
         command=tuple(spec.command),
@@ -185,7 +202,24 @@ def _to_spec(spec: pb.ContainerSpec) -> ContainerSpec:
         read_only=spec.read_only,
         stop_signal=spec.stop_signal,
         stop_timeout=_seconds(spec.stop_timeout, "spec.stop_timeout") if spec.HasField("stop_timeout") else 10.0,
+        restart=restart,
+        restart_limit=spec.restart_policy.max_retries,
     )
+
+
+def _check_restart(spec: pb.ContainerSpec) -> Restart:
+    policy = spec.restart_policy
+    modes = {message: mode for mode, message in _RESTARTS.items()} | {pb.RESTART_MODE_UNSPECIFIED: Restart.NO}
+    mode = modes.get(policy.mode)
+    if mode is None:
+        raise InvalidArgument("spec.restart_policy.mode", policy.mode, "a RestartMode")
+    if policy.max_retries < 0 or (policy.max_retries and mode is not Restart.ON_FAILURE):
+        raise InvalidArgument(
+            "spec.restart_policy.max_retries", policy.max_retries, "0, or more with on-failure (on-failure:N)"
+        )
+    if spec.auto_remove and mode is not Restart.NO:
+        raise InvalidArgument("spec.restart_policy.mode", mode, "no: a container with auto_remove goes when it ends")
+    return mode
 
 
 def _to_attachment(attachment: pb.NetworkAttachment, field: str) -> Attachment:
@@ -295,6 +329,7 @@ def _to_message(
             mounts=[to_status_message(mount) for mount in container.mounts],
             args=container.args,
             log_path=log_path,
+            restart_count=container.restart_count,
         ),
     )
 
@@ -341,4 +376,5 @@ def _to_spec_message(spec: ContainerSpec) -> pb.ContainerSpec:
         read_only=spec.read_only,
         stop_signal=spec.stop_signal,
         stop_timeout=timeout,
+        restart_policy=pb.RestartPolicy(mode=_RESTARTS[spec.restart], max_retries=spec.restart_limit),
     )

@@ -52,6 +52,40 @@ CONTAINER_STATE_EXITED: ContainerState.ValueType  # 3
 """Its process ended; `exit_code` says how."""
 Global___ContainerState: _TypeAlias = ContainerState  # noqa: Y015
 
+class _RestartMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RestartModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RestartMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RESTART_MODE_UNSPECIFIED: _RestartMode.ValueType  # 0
+    """As RESTART_MODE_NO."""
+    RESTART_MODE_NO: _RestartMode.ValueType  # 1
+    """Never."""
+    RESTART_MODE_ON_FAILURE: _RestartMode.ValueType  # 2
+    """When it ended with another exit code than 0, or was lost with the node."""
+    RESTART_MODE_ALWAYS: _RestartMode.ValueType  # 3
+    """Whenever it ends; and when netstored starts, even if it had been stopped."""
+    RESTART_MODE_UNLESS_STOPPED: _RestartMode.ValueType  # 4
+    """Whenever it ends, and when netstored starts, unless it had been stopped."""
+
+class RestartMode(_RestartMode, metaclass=_RestartModeEnumTypeWrapper):
+    """RestartMode is when a container is started again by itself, after 0.1 s, then twice as long each time, up to 1 min; from
+    0.1 s again once it has run for 10 s. One that StopContainer stopped, or KillContainer with SIGKILL, is left alone.
+    """
+
+RESTART_MODE_UNSPECIFIED: RestartMode.ValueType  # 0
+"""As RESTART_MODE_NO."""
+RESTART_MODE_NO: RestartMode.ValueType  # 1
+"""Never."""
+RESTART_MODE_ON_FAILURE: RestartMode.ValueType  # 2
+"""When it ended with another exit code than 0, or was lost with the node."""
+RESTART_MODE_ALWAYS: RestartMode.ValueType  # 3
+"""Whenever it ends; and when netstored starts, even if it had been stopped."""
+RESTART_MODE_UNLESS_STOPPED: RestartMode.ValueType  # 4
+"""Whenever it ends, and when netstored starts, unless it had been stopped."""
+Global___RestartMode: _TypeAlias = RestartMode  # noqa: Y015
+
 class _LogStream:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -75,6 +109,32 @@ LOG_STREAM_STDOUT: LogStream.ValueType  # 1
 LOG_STREAM_STDERR: LogStream.ValueType  # 2
 """Standard error."""
 Global___LogStream: _TypeAlias = LogStream  # noqa: Y015
+
+@_typing.final
+class RestartPolicy(_message.Message):
+    """RestartPolicy is docker run --restart."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODE_FIELD_NUMBER: _builtins.int
+    MAX_RETRIES_FIELD_NUMBER: _builtins.int
+    mode: Global___RestartMode.ValueType
+    """OPTIONAL. When it is started again. Not with `auto_remove`, but for RESTART_MODE_NO."""
+    max_retries: _builtins.int
+    """OPTIONAL. The most times in a row, with RESTART_MODE_ON_FAILURE; 0 is no limit."""
+    def __init__(
+        self,
+        *,
+        mode: Global___RestartMode.ValueType = ...,
+        max_retries: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_retries", b"max_retries", "mode", b"mode"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestartPolicy: _TypeAlias = RestartPolicy  # noqa: Y015
 
 @_typing.final
 class NetworkAttachment(_message.Message):
@@ -192,6 +252,7 @@ class ContainerSpec(_message.Message):
     PUBLISH_ALL_FIELD_NUMBER: _builtins.int
     EXPOSED_PORTS_FIELD_NUMBER: _builtins.int
     VOLUMES_FROM_FIELD_NUMBER: _builtins.int
+    RESTART_POLICY_FIELD_NUMBER: _builtins.int
     image: _builtins.str
     """REQUIRED. The image: name[:tag], id or unique id prefix."""
     override_entrypoint: _builtins.bool
@@ -268,6 +329,10 @@ class ContainerSpec(_message.Message):
         (docker run --volumes-from). An entry of `mounts` with the same target wins. At most 64.
         """
 
+    @_builtins.property
+    def restart_policy(self) -> Global___RestartPolicy:
+        """OPTIONAL. When it is started again by itself; absent means never."""
+
     def __init__(
         self,
         *,
@@ -295,10 +360,11 @@ class ContainerSpec(_message.Message):
         publish_all: _builtins.bool = ...,
         exposed_ports: _abc.Iterable[_builtins.str] | None = ...,
         volumes_from: _abc.Iterable[_builtins.str] | None = ...,
+        restart_policy: Global___RestartPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["stop_timeout", b"stop_timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["restart_policy", b"restart_policy", "stop_timeout", b"stop_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_remove", b"auto_remove", "command", b"command", "dns_options", b"dns_options", "dns_search", b"dns_search", "dns_servers", b"dns_servers", "domainname", b"domainname", "entrypoint", b"entrypoint", "env", b"env", "exposed_ports", b"exposed_ports", "extra_hosts", b"extra_hosts", "hostname", b"hostname", "image", b"image", "mounts", b"mounts", "networks", b"networks", "override_entrypoint", b"override_entrypoint", "ports", b"ports", "publish_all", b"publish_all", "read_only", b"read_only", "sandbox_container", b"sandbox_container", "stop_signal", b"stop_signal", "stop_timeout", b"stop_timeout", "user", b"user", "volumes_from", b"volumes_from", "working_dir", b"working_dir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_remove", b"auto_remove", "command", b"command", "dns_options", b"dns_options", "dns_search", b"dns_search", "dns_servers", b"dns_servers", "domainname", b"domainname", "entrypoint", b"entrypoint", "env", b"env", "exposed_ports", b"exposed_ports", "extra_hosts", b"extra_hosts", "hostname", b"hostname", "image", b"image", "mounts", b"mounts", "networks", b"networks", "override_entrypoint", b"override_entrypoint", "ports", b"ports", "publish_all", b"publish_all", "read_only", b"read_only", "restart_policy", b"restart_policy", "sandbox_container", b"sandbox_container", "stop_signal", b"stop_signal", "stop_timeout", b"stop_timeout", "user", b"user", "volumes_from", b"volumes_from", "working_dir", b"working_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -322,6 +388,7 @@ class ContainerStatus(_message.Message):
     MOUNTS_FIELD_NUMBER: _builtins.int
     ARGS_FIELD_NUMBER: _builtins.int
     LOG_PATH_FIELD_NUMBER: _builtins.int
+    RESTART_COUNT_FIELD_NUMBER: _builtins.int
     state: Global___ContainerState.ValueType
     """OUTPUT_ONLY. Where the container is in its life."""
     pid: _builtins.int
@@ -336,6 +403,8 @@ class ContainerStatus(_message.Message):
     """OUTPUT_ONLY. Path of its network namespace."""
     log_path: _builtins.str
     """OUTPUT_ONLY. Path of its log on the node."""
+    restart_count: _builtins.int
+    """OUTPUT_ONLY. How often its restart policy has started it since somebody did."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """OUTPUT_ONLY. When it was last started."""
@@ -371,10 +440,11 @@ class ContainerStatus(_message.Message):
         mounts: _abc.Iterable[_mount_pb2.MountStatus] | None = ...,
         args: _abc.Iterable[_builtins.str] | None = ...,
         log_path: _builtins.str = ...,
+        restart_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["finish_time", b"finish_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "endpoints", b"endpoints", "exit_code", b"exit_code", "finish_time", b"finish_time", "image_id", b"image_id", "log_path", b"log_path", "message", b"message", "mounts", b"mounts", "pid", b"pid", "sandbox_path", b"sandbox_path", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "endpoints", b"endpoints", "exit_code", b"exit_code", "finish_time", b"finish_time", "image_id", b"image_id", "log_path", b"log_path", "message", b"message", "mounts", b"mounts", "pid", b"pid", "restart_count", b"restart_count", "sandbox_path", b"sandbox_path", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

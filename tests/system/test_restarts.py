@@ -1,0 +1,53 @@
+"""docker run --restart: containers that are started again by themselves, and those that are left alone."""
+
+from __future__ import annotations
+
+from conftest import Node, wait_until
+
+
+def shown(node: Node, name: str, field: str) -> str:
+    return node.out("inspect", "-f", f"{{{{.{field}}}}}", name)
+
+
+def runs(node: Node, name: str) -> bool:
+    return name in node.out("ps", "--format", "{{.Name}}").split()
+
+
+def pid(node: Node, name: str) -> int:
+    return int(shown(node, name, "Status.Pid"))
+
+
+def test_policies_while_the_daemon_runs(node: Node, image: str) -> None:
+    node.cli("run", "-d", "--restart", "on-failure:2", "--name", "fails", image, "sh", "-c", "echo tried; exit 3")
+    wait_until(lambda: node.out("logs", "fails").count("tried") == 3, what="two restarts")
+    wait_until(lambda: (shown(node, "fails", "Status.RestartCount"), runs(node, "fails")) == ("2", False))
+    node.cli("run", "-d", "--restart", "on-failure", "--name", "ends", image, "true")
+    node.cli("run", "-d", "--restart", "always", "--name", "a", "-p", "8080:80", image, "httpd", "-f", "-h", "/data")
+    address, first = node.out("exec", "a", "hostname", "-i"), pid(node, "a")
+    node.host.sh(f"kill -9 {first}")
+    wait_until(lambda: pid(node, "a") not in (0, first), what="a restart")
+    assert node.out("exec", "a", "hostname", "-i") == address
+    asked = node.host.run("ip", "netns", "exec", "neighbour", "curl", "-s", "203.0.113.1:8080/hello")
+    assert asked.stdout == "from the image\n"
+    assert shown(node, "ends", "Status.RestartCount") == "0"
+    node.cli("stop", "-t", "0", "a")
+    assert not runs(node, "a")
+    node.cli("start", "a")
+    assert shown(node, "a", "Status.RestartCount") == "0"
+    node.cli("rm", "-f", "a")
+    refused = node.cli("run", "--rm", "--restart", "always", image, check=False)
+    assert "auto_remove" in refused.stderr
+
+
+def test_policies_when_the_node_starts(node: Node, image: str) -> None:
+    for name, policy in (("a", "always"), ("u", "unless-stopped"), ("f", "on-failure"), ("n", "no")):
+        node.cli("run", "-d", "--restart", policy, "--name", name, image, "sleep", "1000")
+        node.cli("run", "-d", "--restart", policy, "--name", f"{name}-stopped", image, "sleep", "1000")
+        node.cli("stop", "-t", "0", f"{name}-stopped")
+    pids = [pid(node, name) for name in "aufn"]
+    node.kill()
+    node.host.sh(f"kill -9 {' '.join(map(str, pids))}")
+    node.start()
+    wait_until(lambda: {"a", "u", "f", "a-stopped"} <= set(node.out("ps", "--format", "{{.Name}}").split()))
+    assert sorted(node.out("ps", "--format", "{{.Name}}").split()) == ["a", "a-stopped", "f", "u"]
+    assert node.out("system", "check") == "kernel and store agree"
