@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +21,6 @@ from netstore.client import BlockingClient as Client
 
 BIN = Path(sys.executable).parent
 SLOWER = 6 if "NETSTORE_TEST_LAB" in os.environ else 1  # an emulated machine, beside others
-pytest_plugins = ("cluster.lab",)
 
 
 def wait_until(condition: Callable[[], object], *, seconds: float = 10.0, what: str = "") -> None:
@@ -43,7 +43,8 @@ def _snapshot() -> dict[str, list[str]]:
         "mounts": lines("awk '{print $5}' /proc/self/mountinfo"),
         "loops": lines(f"losetup -nlO NAME,BACK-FILE | grep -F {tempfile.gettempdir()}/"),  # other runs have their own
         "cgroups": lines("ls -d /sys/fs/cgroup/*/netstore /sys/fs/cgroup/netstore 2>/dev/null"),
-        "processes": lines("pgrep -a 'conmon|crun|netstored|netstore-resolv' | grep -v '<defunct>'"),
+        # Without their ids: what several tests share may be restarted by one.
+        "processes": lines("pgrep -a 'conmon|crun|netstored|netstore-resolv' | grep -v '<defunct>' | cut -d' ' -f2-"),
     }
 
 
@@ -65,13 +66,20 @@ def leaks() -> Iterator[None]:
     assert len(os.listdir("/proc/self/fd")) <= descriptors + 6  # gRPC keeps its pollers, asyncio's too
 
 
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """A directory that unprivileged processes can pass through, as /var/lib is."""
+@contextmanager
+def new_place() -> Iterator[Path]:
+    """Make a directory that unprivileged processes can pass through, as /var/lib is."""
     path = Path(tempfile.mkdtemp(prefix="netstore-test-"))
     path.chmod(0o711)
     yield path
     shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """See `new_place`."""
+    with new_place() as path:
+        yield path
 
 
 @dataclass

@@ -16,7 +16,7 @@ from netstore.errors import NetstoreError, Unavailable
 from netstore.store import etcd
 from netstore.store.etcd import Changes, Etcd, Snapshot
 
-PREFIX = "/netstore/"
+PREFIX = f"/worker/{os.getpid()}/"
 
 
 class Lab:

@@ -1,20 +1,28 @@
-"""Fixtures of a cluster: machines on one underlay, three of them with etcd, three with netstored. A pytest plugin."""
+"""A cluster on one machine: machines on one underlay, three of them with etcd, three with netstored."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
+from threading import Lock
+from unittest import mock
 
 import pytest
 from conftest import Host, Node, wait_until
 
+from netstore.api.v1 import endpoint_pb2
+from netstore.cli.main import main as netstore_main
+from netstore.client import BlockingClient as Client
+
+ONE_AT_A_TIME = Lock()
 UNDERLAY = "198.51.100"
 _OPENSSL = """
 openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=ca -keyout ca.key -out ca.pem
@@ -25,12 +33,6 @@ for name in server node; do
 done
 """
 _ETCD_UP_SECONDS = 20.0
-
-
-@pytest.fixture(scope="session")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with ca.pem, and .pem and .key of `server` (etcd's members) and `node`."""
-    return make_certificates(tmp_path_factory.mktemp("certificates"))
 
 
 def make_certificates(place: Path) -> Path:
@@ -140,6 +142,14 @@ class Etcd3:
             process.wait()
             self.processes[index] = None
 
+    def mend(self) -> None:
+        """Heal every cut, start the members that do not run, and wait for one to lead."""
+        self.underlay.heal()
+        dead = [index for index, process in enumerate(self.processes) if process is None or process.poll() is not None]
+        self.start(*dead)
+        if dead:
+            self.wait()
+
     def ctl(self, *args: str, check: bool = True) -> str:
         """Run etcdctl on the wire."""
         files = {"cacert": "ca.pem", "cert": "node.pem", "key": "node.key"}
@@ -187,22 +197,6 @@ def _etcd_pid(process: subprocess.Popen[bytes] | None) -> int:
     return process.pid if process else 0  # nsenter executes in place: the pid is etcd's
 
 
-@pytest.fixture
-def underlay(place: Path) -> Iterator[Underlay]:
-    """A wire that machines can be put on."""
-    underlay = Underlay(place)
-    yield underlay
-    underlay.close()
-
-
-@pytest.fixture
-def etcd3(underlay: Underlay, certificates: Path) -> Iterator[Etcd3]:
-    """Three members of etcd with mutual TLS, one of which leads."""
-    members = start_etcd(underlay, certificates)
-    yield members
-    members.close()
-
-
 def start_etcd(underlay: Underlay, certificates: Path) -> Etcd3:
     """Start three members on machines of their own, and wait for one to lead."""
     members = Etcd3(underlay, certificates, [underlay.machine(21 + index) for index in range(3)])
@@ -216,6 +210,19 @@ class ClusterNode(Node):
 
     def command(self, name: str, *flags: str) -> list[str]:
         return ["env", f"PYTHONPATH={Path(__file__).with_name('plugin')}", *super().command(name, *flags)]
+
+    def cli(self, *args: str, check: bool = True, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Run the command line in this process: to start one takes longer than most of what is asked here."""
+        argv = mock.patch.object(sys, "argv", ["netstore", "--host", self.address, *args])
+        with ONE_AT_A_TIME, argv, redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+            try:
+                netstore_main()
+            except SystemExit as end:
+                code = end.code
+        done = subprocess.CompletedProcess(args, int(code or 0), out.getvalue(), err.getvalue())
+        if check and done.returncode:
+            pytest.fail(f"netstore {' '.join(args)}: {done.stdout}{done.stderr}\n{self.log()[-2000:]}")
+        return done
 
 
 def start_node(etcd: Etcd3, number: int, name: str = "") -> Node:
@@ -247,11 +254,84 @@ def stop_nodes(nodes: list[Node]) -> None:
         node.stop()
 
 
-@pytest.fixture
-def nodes3(etcd3: Etcd3) -> Iterator[list[Node]]:
-    """Three nodes of one cluster, n1 to n3, on machines 1 to 3 of the underlay."""
-    with ThreadPoolExecutor(3) as pool:
-        nodes = list(pool.map(lambda number: start_node(etcd3, number), (1, 2, 3)))
-    yield nodes
-    etcd3.underlay.heal()
-    stop_nodes(nodes)
+def empty(nodes: list[Node]) -> None:
+    """Let a cluster be as at its start: its daemons run, are up and have nothing; the kernel has nothing either."""
+    for node in nodes:
+        assert node.daemon
+        if node.daemon.poll() is not None:
+            restart(node)
+    joined(nodes)
+    for node in nodes:
+        if containers := node.out("ps", "-aq").split():
+            node.cli("rm", "-f", "-v", *containers)
+        client = Client(node.address)
+        for endpoint in client.endpoints.ListEndpoints(endpoint_pb2.ListEndpointsRequest()).endpoints:
+            client.endpoints.DetachEndpoint(endpoint_pb2.DetachEndpointRequest(endpoint=endpoint.id))
+        client.channel.close()
+        node.cli("node", "undrain", "self")
+        node.host.sh(
+            "for n in $(ip netns list | cut -d' ' -f1); do ip netns pids $n | xargs -r kill; ip netns del $n; done"
+        )
+    custom = ("network", "ls", "-q", "--filter", "type=custom")
+    for node in nodes:
+        for network in node.out(*custom).split():
+            removal = ("network", "rm", "-f", network)  # refused until the other nodes' endpoints are known to be gone
+            wait_until(lambda node=node, of=removal: not node.cli(*of, check=False).returncode, what="its removal")
+    for node in nodes:
+        wait_until(lambda node=node: not node.out(*custom), what="no networks")
+        wait_until(lambda node=node: not node.cli("system", "check", check=False).returncode, what="a clean kernel")
+
+
+def states(node: Node) -> dict[str, str]:
+    """Return the names of all nodes, and how they are, as one sees it."""
+    lines = node.out("node", "ls", "--format", "{{.Name}} {{.Status.State}}").splitlines()
+    return {line.split()[0]: line.split()[1].removeprefix("NODE_STATE_").lower() for line in lines}
+
+
+def info(node: Node) -> dict[str, object]:
+    """Return how a node stands with its cluster."""
+    found = json.loads(node.out("system", "info", "--format", "json"))["cluster"]
+    return {**found, "state": found["state"].removeprefix("CLUSTER_STATE_").lower()}
+
+
+def joined(nodes: list[Node]) -> None:
+    """Wait until every node sees every node."""
+    for node in nodes:
+        wait_until(lambda node=node: list(states(node).values()) == ["up"] * len(nodes), seconds=20, what="all nodes")
+
+
+def known(nodes: list[Node], network: str) -> None:
+    """Wait until every node knows a network."""
+    for node in nodes:
+        wait_until(lambda node=node: network in node.out("network", "ls"), what=f"network {network}")
+
+
+def connect(node: Node, sandbox: str, network: str = "app", *flags: str) -> str:
+    """Attach a new namespace and return its address."""
+    path = node.host.netns(sandbox)
+    node.cli("network", "connect", network, "--netns", path, "--name", sandbox, *flags)
+    return address_of(node, sandbox)
+
+
+def address_of(node: Node, sandbox: str) -> str:
+    """Return the address of a namespace's eth0, "" where it has none."""
+    return node.host.sh(f"ip -n {sandbox} -4 -o addr show dev eth0 | awk '{{print $4}}' | cut -d/ -f1").strip()
+
+
+def resolves(node: Node, sandbox: str, name: str) -> str:
+    """Return the IPv4 addresses of a name, asked for in a namespace."""
+    done = node.host.run(
+        "ip", "netns", "exec", sandbox, "dig", "+short", "+time=1", "+tries=1", "@127.0.0.11", "-q", name, check=False
+    )
+    return " ".join(sorted(re.findall(r"^[0-9.]+$", done.stdout, re.MULTILINE)))
+
+
+def pings(node: Node, sandbox: str, address: str, *flags: str) -> bool:
+    """Say whether an address answers, in a namespace, or ("") the machine's own."""
+    where = ("ip", "netns", "exec", sandbox) if sandbox else ()
+    return not node.host.run(*where, "ping", "-c1", "-W1", *flags, address, check=False).returncode
+
+
+def reaches(node: Node, sandbox: str, address: str) -> None:
+    """Wait until an address answers."""
+    wait_until(lambda: pings(node, sandbox, address), what=f"{sandbox} to reach {address}")

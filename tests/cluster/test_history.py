@@ -16,14 +16,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import grpc
-from cluster.lab import Etcd3
-from cluster.test_nodes import states
 from conftest import Node, wait_until
 
+from cluster.lab import Etcd3, known, states
 from netstore.api.v1 import endpoint_pb2, network_pb2
 from netstore.client import BlockingClient as Client
 
-SECONDS = 22
+SECONDS = 15
 CLIENTS = 3  # on each node
 NAMES = ("blue", "green", "red")
 REFUSALS = (
@@ -125,16 +124,16 @@ class User(threading.Thread):
 
 def disturb(etcd: Etcd3) -> None:
     """Do what goes wrong, one after the other."""
-    time.sleep(2)
+    time.sleep(1)
     leader = etcd.leader()
     etcd.kill(leader)
-    time.sleep(3)
-    etcd.start(leader)
     time.sleep(2)
+    etcd.start(leader)
+    time.sleep(1)
     etcd.underlay.cut(2)
     time.sleep(4)
     etcd.underlay.heal()
-    time.sleep(2)
+    time.sleep(1)
     etcd.underlay.cut_between([21, 22, 23], [3])  # what n3 asks arrives, and it hears no answer
     time.sleep(4)
     etcd.underlay.heal()
@@ -165,11 +164,8 @@ def claims_of(etcd: Etcd3, network_id: str) -> dict[str, str]:
 
 
 def test_never_two_holders(etcd3: Etcd3, nodes3: list[Node]) -> None:
-    for node in nodes3:
-        wait_until(lambda node=node: len(states(node)) == 3, what="three nodes")
     network_id = nodes3[0].out("network", "create", "-d", "spanning", "--subnet", "10.77.0.0/28", "shared")
-    for node in nodes3:
-        wait_until(lambda node=node: "shared" in node.out("network", "ls"), what="the network")
+    known(nodes3, "shared")
     history, stop = History(), threading.Event()
     users = [User(node, number, history, stop) for node in nodes3 for number in range(CLIENTS)]
     for user in users:

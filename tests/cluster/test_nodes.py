@@ -7,41 +7,23 @@ import time
 
 import grpc
 import pytest
-from cluster.lab import UNDERLAY, Etcd3, restart, start_node, stop_nodes
 from conftest import Node, wait_until
 
+from cluster.lab import UNDERLAY, Etcd3, info, restart, start_node, states, stop_nodes
 from netstore.api.v1 import node_pb2 as pb
 from netstore.client import BlockingClient as Client
 
 
-def states(node: Node) -> dict[str, str]:
-    lines = node.out("node", "ls", "--format", "{{.Name}} {{.Status.State}}").splitlines()
-    return {line.split()[0]: line.split()[1].removeprefix("NODE_STATE_").lower() for line in lines}
-
-
-def info(node: Node) -> dict[str, object]:
-    found = json.loads(node.out("system", "info", "--format", "json"))["cluster"]
-    return {**found, "state": found["state"].removeprefix("CLUSTER_STATE_").lower()}
-
-
-def test_nodes_join_are_lost_and_return(etcd3: Etcd3, nodes3: list[Node]) -> None:
+def test_nodes_join_are_drained_and_removed(nodes3: list[Node]) -> None:
     one, two, three = nodes3
-    for node in nodes3:
-        wait_until(lambda node=node: states(node) == {"n1": "up", "n2": "up", "n3": "up"}, what="three nodes")
     shown = one.out("node", "ls")
     assert "ADDRESS" in shown
     assert f"{UNDERLAY}.2" in shown
     assert shown.count("*") == 1
     assert "joined as n1 (198.51.100.1), 3 of 3 nodes up" in one.out("system", "info")
     assert json.loads(one.out("node", "inspect", "n2"))[0]["status"]["address"] == f"{UNDERLAY}.2"
-    three.kill()
-    killed = time.monotonic()
-    wait_until(lambda: states(one)["n3"] == "down", seconds=16, what="the lost node")
-    assert time.monotonic() - killed < 15
     assert "is up" in one.cli("node", "rm", "n2", check=False).stderr
     assert "is this one" in one.cli("node", "rm", "-f", "n1", check=False).stderr
-    restart(three)
-    wait_until(lambda: states(two)["n3"] == "up", what="its return")
     one.cli("node", "drain", "n3")
     assert "Drain" in three.out("node", "ls", "--filter", "name=n3")
     restarted = time.monotonic()
@@ -61,9 +43,8 @@ def test_nodes_join_are_lost_and_return(etcd3: Etcd3, nodes3: list[Node]) -> Non
     wait_until(lambda: states(one).get("n3") == "up", what="the removed node joins again when it is restarted")
 
 
-def test_bad_values_are_named(etcd3: Etcd3, nodes3: list[Node]) -> None:
+def test_bad_values_are_named(nodes3: list[Node]) -> None:
     client = Client(nodes3[0].address)
-    wait_until(lambda: info(nodes3[0])["state"] == "joined", what="the cluster")
     for method, request, code, text in (
         ("GetNode", pb.GetNodeRequest(), grpc.StatusCode.INVALID_ARGUMENT, "node"),
         ("GetNode", pb.GetNodeRequest(node="nosuch"), grpc.StatusCode.NOT_FOUND, "nosuch"),
@@ -83,14 +64,16 @@ def test_bad_values_are_named(etcd3: Etcd3, nodes3: list[Node]) -> None:
     client.channel.close()
 
 
-def test_a_live_node_that_is_removed_is_told(etcd3: Etcd3, nodes3: list[Node]) -> None:
+def test_a_live_node_that_is_removed_is_told(nodes3: list[Node]) -> None:
     one, two, _ = nodes3
-    wait_until(lambda: "n2" in states(one), what="n2")
     one.cli("node", "rm", "-f", "n2")
     wait_until(lambda: info(two)["state"] == "refused", what="the removal")
     assert "was removed from the cluster" in str(info(two)["message"])
     assert "n2" not in states(one)
     two.cli("network", "create", "local")
+    two.kill()
+    restart(two)
+    wait_until(lambda: states(one).get("n2") == "up", what="its return, once it is restarted")
 
 
 def test_duplicates_are_refused(etcd3: Etcd3, nodes3: list[Node]) -> None:
@@ -105,29 +88,6 @@ def test_duplicates_are_refused(etcd3: Etcd3, nodes3: list[Node]) -> None:
         twin.cli("network", "create", "local")
     finally:
         stop_nodes([twin])
-
-
-def test_without_etcd_what_is_local_goes_on(etcd3: Etcd3, nodes3: list[Node]) -> None:
-    one = nodes3[0]
-    wait_until(lambda: len(states(one)) == 3, what="three nodes")
-    etcd3.kill(0, 1, 2)
-    wait_until(lambda: info(one)["state"] == "away", what="the loss of etcd")
-    assert states(one) == {"n1": "up", "n2": "unknown", "n3": "unknown"}
-    began = time.monotonic()
-    refused = one.cli("node", "drain", "n2", check=False)
-    assert time.monotonic() - began < 2, "at once"
-    assert refused.returncode == 1
-    assert "the cluster is not available" in refused.stderr
-    one.cli("network", "create", "local")
-    path = one.host.netns("c")
-    one.cli("network", "connect", "local", "--netns", path)
-    one.kill()
-    began = time.monotonic()
-    restart(one)
-    assert time.monotonic() - began < 5, "a node starts without etcd"
-    one.cli("network", "disconnect", "local", "--netns", path)
-    etcd3.start(0, 1, 2)
-    wait_until(lambda: states(one) == {"n1": "up", "n2": "up", "n3": "up"}, seconds=20, what="all is as before")
 
 
 def test_a_node_alone_says_so(node: Node) -> None:

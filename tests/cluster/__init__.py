@@ -1,0 +1,1 @@
+"""Several daemons as hosts, with etcd."""
