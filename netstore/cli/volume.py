@@ -1,4 +1,4 @@
-"""netstore volume: create, ls, inspect, update, rm, prune, attach, detach, mounts, drivers, stage, unstage."""
+"""netstore volume: create, ls, inspect, update, rm, prune, attach, detach, mounts, drivers, stage, unstage, trim."""
 
 from __future__ import annotations
 
@@ -193,6 +193,17 @@ def unstage(client: Client, volume: str, holder: str) -> None:
     """Take HOLDER's hold back; after the last the volume is unmounted."""
     client.volumes.UnstageVolume(volume_pb2.UnstageVolumeRequest(volume=volume, holder=holder))
     click.echo(volume)
+
+
+@group.command()
+@click.argument("volumes", nargs=-1, required=True, shell_complete=_VOLUME)
+@pass_client
+def trim(client: Client, volumes: tuple[str, ...]) -> None:
+    """Give blocks that volumes no longer use back to the node (sparse images), or to the disk."""
+    with tolerant(client) as attempt:
+        for name in volumes:
+            request = volume_pb2.TrimVolumeRequest(volume=name)
+            attempt(lambda r=request: click.echo(f"{r.volume}: {size(client.volumes.TrimVolume(r).trimmed_bytes)}"))  # type: ignore[misc]
 
 
 @group.command("rm")

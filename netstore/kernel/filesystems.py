@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from netstore.errors import KernelError, NetstoreError, Unsupported
+from netstore.kernel import loop
 from netstore.kernel.mounts import is_mount_point, unmount
+from netstore.kernel.paths import closing
 from netstore.kernel.tools import run_tool
 
-__all__ = ["MAKERS", "MOUNT_FLAGS", "Space", "grow", "make_filesystem", "mount", "mounts_below", "space", "unmount_all"]
+__all__ = [
+    "MAKERS",
+    "MOUNT_FLAGS",
+    "Space",
+    "grow",
+    "make_filesystem",
+    "mount",
+    "mounts_below",
+    "renew_uuid",
+    "space",
+    "trim",
+    "unmount_all",
+]
 
 MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC = 1, 32, 4096, 16384
 # mount(8): words of an option list that are flags (set, cleared); all others go to the filesystem.
@@ -33,6 +49,9 @@ MAKERS: Mapping[str, tuple[str, Sequence[str], int]] = {
 }
 """Filesystem: its package, the command that makes it without discarding what is allocated, its least size in bytes."""
 
+FITRIM = 0xC0185879
+_RANGE = struct.Struct("=QQQ")  # struct fstrim_range: start, length, least extent
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -48,8 +67,10 @@ class Space:
     read_only: bool
 
 
-def make_filesystem(kind: str, device: str, *, zeroed: bool = True, timeout: float = 300.0) -> None:
-    """Make a filesystem on a device or in a file; `zeroed` says that it reads as zeros.
+def make_filesystem(
+    kind: str, device: str, options: Sequence[str] = (), *, zeroed: bool = True, timeout: float = 300.0
+) -> None:
+    """Make a filesystem on a device or in a file; `zeroed` says that it reads as zeros; `options` go to its tool.
 
     Raises:
         Unsupported: its tools are not installed.
@@ -58,7 +79,7 @@ def make_filesystem(kind: str, device: str, *, zeroed: bool = True, timeout: flo
     package, command, _ = MAKERS[kind]
     if not zeroed:
         command = [part.replace(",assume_storage_prezeroed=1", "") for part in command]
-    run_tool([*command, device], f"making {kind} on {device}", package=package, timeout=timeout)
+    run_tool([*command, *options, device], f"making {kind} on {device}", package=package, timeout=timeout)
 
 
 def mount(source: str, target: Path, kind: str, options: str = "") -> None:
@@ -159,3 +180,45 @@ def grow(kind: str, device: str, target: Path) -> None:
                 hint="stop the containers that use it, then grow it", reason="NO_ONLINE_GROW",
             ) from error  # fmt: skip
         raise
+
+
+def trim(target: Path) -> int:
+    """Tell the device of a mounted filesystem which blocks hold nothing (FITRIM: include/uapi/linux/fs.h); returns the
+    bytes that it gave up.
+
+    Raises:
+        Unsupported: the device has no use for it.
+        KernelError: the kernel refused.
+    """
+    asked = bytearray(_RANGE.pack(0, (1 << 64) - 1, 0))
+    try:
+        with closing(os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as descriptor:
+            fcntl.ioctl(descriptor, FITRIM, asked)
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.ENOTTY):
+            raise Unsupported(f"trimming {target}: its device, or its filesystem, takes no trim") from error
+        raise KernelError(error.errno or errno.EIO, "trimming", str(target)) from error
+    return int(_RANGE.unpack(asked)[1])
+
+
+def renew_uuid(kind: str, image: Path, target: Path) -> None:
+    """Give the filesystem in a file, a copy of another, a UUID of its own. `target` is a name that is free meanwhile: a
+    copy of a frozen xfs replays its log first.
+
+    Raises:
+        NetstoreError: its tool failed.
+    """
+    commands = {
+        "ext4": (["e2fsck", "-f", "-y", str(image)], ["tune2fs", "-U", "random", str(image)]),
+        "xfs": (["xfs_admin", "-U", "generate", str(image)],),
+        "btrfs": (["btrfstune", "-f", "-m", str(image)],),
+    }
+    if kind == "xfs":
+        target.mkdir()
+        with loop.attached(image) as device:
+            mount(device, target, kind, "nouuid")
+        unmount_all(target)
+        target.rmdir()
+    for command in commands[kind]:
+        accepted = (0, 1) if command[0] == "e2fsck" else (0,)
+        run_tool(command, f"giving a UUID to {image}", package=MAKERS[kind][0], accepted=accepted)

@@ -164,6 +164,9 @@ class VolumeServicer(volume_pb2_grpc.VolumeServiceServicer):
             await self._volumes.unstage(request.volume, check_name("holder", request.holder))
         return pb.UnstageVolumeResponse()
 
+    async def TrimVolume(self, request: pb.TrimVolumeRequest, context: Any) -> pb.TrimVolumeResponse:
+        return pb.TrimVolumeResponse(trimmed_bytes=await self._volumes.trim(request.volume))
+
     def _message(self, volume: Volume, containers: list[str]) -> pb.Volume:
         """Translate a volume, with what its driver knows without a look."""
         driver = self._volumes.driver_of(volume)

@@ -1,4 +1,4 @@
-"""What is due by itself: snapshots of schedules, emptying the trash. What was missed while down is made once."""
+"""What is due by itself: snapshots of schedules (those missed while down: one), the trash, a look at the disk."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from netstore.errors import NetstoreError
 from netstore.model import Kind, Volume
 from netstore.store import Store, Transaction
 from netstore.volumes.removal import Removal
+from netstore.volumes.reserve import Reserve
 from netstore.volumes.schedules import Schedule
 from netstore.volumes.snapshots import Snapshots
 
@@ -22,7 +23,7 @@ __all__ = ["DEFAULT_KEEP", "Chores"]
 log = structlog.get_logger(__name__)
 
 DEFAULT_KEEP = 24
-_TRASH_SECONDS = 60.0
+_PASS_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +35,9 @@ class _Due:
 class Chores:
     """Does what is due while it runs."""
 
-    def __init__(self, store: Store, snapshots: Snapshots, removal: Removal) -> None:
+    def __init__(self, store: Store, snapshots: Snapshots, removal: Removal, reserve: Reserve) -> None:
         self._store = store
+        self._reserve = reserve
         self._snapshots = snapshots
         self._removal = removal
         self._woken = asyncio.Event()
@@ -56,7 +58,7 @@ class Chores:
     async def _run(self) -> None:
         while True:
             self._woken.clear()
-            wait = _TRASH_SECONDS
+            wait = _PASS_SECONDS
             try:
                 for due in await self._store.read(_schedules):
                     if due.at <= time.time():
@@ -64,10 +66,11 @@ class Chores:
                         wait = 0.0
                     else:
                         wait = min(wait, due.at - time.time())
+                await self._reserve.look()
                 await self._removal.empty(only_expired=True)
                 for sweep in self.sweeps:
                     await asyncio.to_thread(sweep)
-            except NetstoreError as error:
+            except (NetstoreError, OSError) as error:
                 log.error("a chore failed", error=str(error))
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._woken.wait(), max(wait, 0.05))

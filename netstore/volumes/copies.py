@@ -18,7 +18,7 @@ from pathlib import Path
 from netstore.errors import Exhausted, FailedPrecondition, InUse, KernelError, NetstoreError, Unsupported
 from netstore.kernel import loop
 from netstore.kernel.files import allocate, copy_data, exchange, sync_directory
-from netstore.kernel.filesystems import mount, unmount_all
+from netstore.kernel.filesystems import mount, renew_uuid, unmount_all
 from netstore.kernel.freeze import frozen, thaw
 from netstore.kernel.mounts import is_mount_point, sync_file_system
 from netstore.kernel.paths import closing
@@ -146,6 +146,8 @@ def fill(
             else:
                 found = _copy_image(driver, source, copy)
             _allocate(copy, image)
+            if not source.spec.block:
+                renew_uuid(driver.parsed(source.spec)["fs"], copy, maker.mountpoint(target))
             copy.rename(copy.with_name(image.name))
             sync_directory(copy.parent)
         if copy.with_name(image.name).stat().st_size < target.spec.size_bytes:

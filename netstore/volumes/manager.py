@@ -23,7 +23,7 @@ from netstore.errors import (
     KernelError,
     NetstoreError,
 )
-from netstore.model import Finding, MountSpec, Volume, VolumeSpec
+from netstore.model import Finding, MountSpec, Volume, VolumeSpec, new_id
 from netstore.store import Store, Transaction
 from netstore.volumes import rows
 from netstore.volumes.chores import Chores
@@ -32,6 +32,7 @@ from netstore.volumes.filling import Filling
 from netstore.volumes.ownership import begin, has_owner
 from netstore.volumes.reconcile import check_storage
 from netstore.volumes.removal import Removal
+from netstore.volumes.reserve import Reserve
 from netstore.volumes.sizes import changed_spec, driver_named, prepared, settled
 from netstore.volumes.snapshots import Snapshots, refuse_filling
 from netstore.volumes.staging import Staging
@@ -65,7 +66,7 @@ class VolumeManager:
         self.snapshots = Snapshots(store, self._drivers, self.staging)
         self.filling = Filling(store, self._drivers, self.staging, self.snapshots)
         self.removal = Removal(store, self._drivers, self.staging, keep_seconds=trash_seconds)
-        self.chores = Chores(store, self.snapshots, self.removal)
+        self.chores = Chores(store, self.snapshots, self.removal, Reserve(store, self._drivers, state_dir))
 
     @property
     def drivers(self) -> list[str]:
@@ -282,6 +283,17 @@ class VolumeManager:
     async def measure(self, volume: Volume) -> int:
         """Return the bytes that a volume takes on the node. May be slow."""
         return await asyncio.to_thread(self._drivers[volume.spec.driver].measure, volume)
+
+    async def trim(self, reference: str) -> int:
+        """Give back the blocks that a volume's filesystem no longer uses, staged or not; returns their bytes.
+
+        Raises:
+            Unsupported: it has none to give back.
+        """
+        volume = refuse_filling((await self.get(reference))[0])
+        holder = f"trim {new_id()[:12]}"
+        async with self.staging.held([volume], holder):
+            return await asyncio.to_thread(self.driver_of(volume).trim, volume)
 
     async def details(self, volume: Volume) -> Details:
         """Look at a volume: what it holds, how it is, who holds it staged."""

@@ -15,7 +15,7 @@ from netstore.volumes.schedules import ACCEPTED, Schedule
 __all__ = ["changed_spec", "driver_named", "hidden", "prepared", "settled"]
 
 _SECRET = re.compile(r"((?:^|,)(?:password|pass|password2)=)[^,]*")
-_MOUNTING = {"local": frozenset({"o", "timeout"})}
+_MOUNTING = {"local": frozenset({"o", "timeout"}), "image": frozenset({"o"}), "block": frozenset({"o"})}
 """Options that count when a volume is mounted, and so may change while it is not."""
 _HOLDERS = ("local", "btrfs", "image")
 """Who is asked for a size, in this order: a directory is cheapest, an image always holds."""

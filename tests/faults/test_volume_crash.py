@@ -238,6 +238,25 @@ def run(node: Node, command: list[str], kill_at: int) -> int:
     return steps.count
 
 
+def check_reserve(node: Node, state: Path) -> None:
+    """It is told when a sparse image may lose what is written to it, and when that is over."""
+    node.cli("volume", "create", "-d", "image", "--size", "64M", "-o", "sparse=true", "thin")
+    fill = f"fallocate -l $(($(stat -f -c '%a*%S' {state}) - 1000000)) {state}/fat"
+    for action, change in (("space-low", fill), ("space-enough", f"rm {state}/fat")):
+        node.host.sh(change)
+        node.cli("volume", "update", "thin", "--keep", "1" if action == "space-low" else "2")  # wakes who looks
+        events = ["system", "events", "--since", "0", "--filter", f"action={action}"]
+        watch = node.host.command(str(BIN / "netstore"), "-H", node.address, *events)
+        with subprocess.Popen(watch, stdout=subprocess.PIPE, text=True) as told:
+            assert told.stdout
+            assert "thin" in told.stdout.readline()
+            told.terminate()
+        health = node.out("volume", "inspect", "-f", "{{.Status.Message}}", "thin")
+        assert ("nearly full" in health) == (action == "space-low")
+    assert node.out("volume", "trim", "thin").startswith("thin: ")
+    node.cli("volume", "rm", "thin")
+
+
 def test_a_full_disk_leaves_what_there_was(node: Node) -> None:
     """The state directory is on a filesystem of its own, that fills."""
     node.stop()
@@ -271,6 +290,7 @@ def test_a_full_disk_leaves_what_there_was(node: Node) -> None:
         assert node.host.sh(f"find {state}/volumes -mindepth 2 -not -name .removed | sort") == before, name
     assert node.out("volume", "ls", "-q") == "v"
     assert node.host.sh(f"cat {place}/small") == "kept\n"
+    check_reserve(node, state)
     assert node.out("system", "check") == "kernel and store agree"
     node.cli("volume", "rm", "v")
     node.stop()

@@ -452,6 +452,7 @@ def test_a_disk_is_formatted_only_when_asked_and_blank(drivers: dict[str, Volume
         driver.stage(again)
         assert (driver.mountpoint(again) / "file").read_text() == "kept"
         driver.unstage(again)
+        subprocess.run(["e2fsck", "-fy", device], check=True, capture_output=True)  # tune2fs wants one just checked
         subprocess.run(["tune2fs", "-U", "random", device], check=True, capture_output=True)
         with pytest.raises(FailedPrecondition, match="another filesystem"):
             driver.stage(again)
@@ -570,3 +571,82 @@ def test_a_pool_is_a_device_of_one_netstored(place: Path, disk: str) -> None:
     finally:
         for path in sorted(mounts_below(place), reverse=True):
             unmount_all(Path(path), lazy=True)
+
+
+def image(kind: str, size: int, **options: str) -> Volume:
+    spec = VolumeSpec(driver="image", size_bytes=size * MIB, options={"fs": kind, **options})
+    return Volume(id=new_id(), name="v", spec=spec)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "more", "mkfs"),
+    [
+        ("ext4", 16, "data=journal", "-N 64 -O ^huge_file"),
+        ("xfs", 320, "inode64", "-s size=4096"),
+        ("btrfs", 160, "compress=zstd", "-n 16384"),
+    ],
+)
+def test_an_image_is_made_and_mounted_as_asked(
+    drivers: dict[str, VolumeDriver], kind: str, size: int, more: str, mkfs: str
+) -> None:
+    driver = drivers["image"]
+    volume = image(kind, size, o=f"noexec,nosuid,nodev,noatime,{more}", mkfs=mkfs)
+    driver.validate(volume.spec)
+    driver.create(volume)
+    driver.stage(volume)
+    place = driver.mountpoint(volume)
+    shown = next(line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(place) in line)
+    assert {"noexec", "nosuid", "nodev", "noatime"} <= set(shown.split()[5].split(","))
+    assert more in shown
+    if kind == "ext4":
+        assert os.statvfs(place).f_files == 64
+    driver.remove(volume)
+    broken = image(kind, size, mkfs=mkfs.replace("4096", "7").replace("16384", "7").replace("^huge_file", "nonsense"))
+    driver.validate(broken.spec)
+    with pytest.raises(InvalidArgument, match=r"spec.options\[mkfs\]"):
+        driver.create(broken)
+    assert not driver.observe().present
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [({"o": word}, "o") for word in ("ro", "bind", "discard", "loop", "noatime,", "compress=zstd", "commit=x")]
+    + [({"mkfs": text}, "mkfs") for text in ("-d name=/dev/sda", "-F", "-N", "-N 64 -E x", "-b /etc", "x y", "-N -F")],
+)
+def test_options_of_image(drivers: dict[str, VolumeDriver], options: dict[str, str], field: str) -> None:
+    with pytest.raises(InvalidArgument, match=rf"spec.options\[{field}\]"):
+        drivers["image"].validate(image("ext4", 16, **options).spec)
+
+
+def test_trim_gives_back(drivers: dict[str, VolumeDriver], place: Path) -> None:
+    driver = drivers["image"]
+    thin, whole = image("ext4", 32, sparse="true"), image("ext4", 32)
+    for volume in (thin, whole):
+        driver.create(volume)
+        driver.stage(volume)
+    file = driver.mountpoint(thin) / "file"
+    file.write_bytes(os.urandom(16 * MIB))
+    subprocess.run(["sync", "-f", file], check=True)
+    assert driver.measure(thin) > 16 * MIB
+    mount("none", driver.mountpoint(thin), "", "remount,nodiscard")  # it gives back by itself otherwise
+    file.unlink()
+    subprocess.run(["sync", "-f", file.parent], check=True)
+    assert driver.measure(thin) > 16 * MIB
+    assert driver.trim(thin) > 16 * MIB
+    assert driver.measure(thin) < 8 * MIB
+    with pytest.raises(Unsupported, match="allocated in full"):
+        driver.trim(whole)
+    assert driver.measure(whole) >= 32 * MIB
+    with pytest.raises(Unsupported, match="local trims nothing"):
+        drivers["local"].trim(local())
+    for volume in (thin, whole):
+        driver.remove(volume)
+
+
+def test_a_disk_is_trimmed(drivers: dict[str, VolumeDriver], disk: str) -> None:
+    driver = drivers["block"]
+    volume = Volume(id=new_id(), name="v", spec=VolumeSpec(driver="block", options={"path": disk}))
+    driver.create(volume)
+    driver.stage(volume)
+    assert driver.trim(volume) > 16 * MIB
+    driver.remove(volume)

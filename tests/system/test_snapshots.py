@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from conftest import Node
 
+from netstore.api.v1 import snapshot_pb2, volume_pb2
+from netstore.cli.client import Client
+
 SHAPES = {
     "local": [],
     "image": ["-d", "image", "--size", "32M"],
@@ -62,6 +65,38 @@ def test_a_snapshot_keeps_and_gives_back(node: Node, image: str, flags: list[str
     node.cli("volume", "snapshot", "rm", "db@first")
     assert snapshots(node, "db") == ""
     assert node.out("system", "check") == "kernel and store agree"
+
+
+def test_clones_are_mounted_beside_their_source(node: Node, client: Client) -> None:
+    """Of an image that is used: each has a UUID of its own, also the clone of a clone and of a snapshot."""
+
+    def clone(source: str, name: str, snapshot: str = "") -> None:
+        request = snapshot_pb2.CloneVolumeRequest(source_volume=source, source_snapshot=snapshot, volume={"name": name})
+        client.snapshots.CloneVolume(request)
+
+    def stage(name: str) -> Path:
+        request = volume_pb2.StageVolumeRequest(volume=name, holder="looking")
+        return Path(client.volumes.StageVolume(request).volume.status.mountpoint)
+
+    names = ["v", "used", "again", "kept"]
+    for kind, size in (("ext4", 32), ("xfs", 320), ("btrfs", 160)):
+        spec = {"driver": "image", "options": {"fs": kind, "sparse": "true"}, "size_bytes": size << 20}
+        client.volumes.CreateVolume(volume_pb2.CreateVolumeRequest(volume={"name": "v", "spec": spec}))
+        node.host.sh(f"echo {kind} > {stage('v')}/file")
+        clone("v", "used")
+        clone("used", "again")
+        client.snapshots.CreateSnapshot(
+            snapshot_pb2.CreateSnapshotRequest(snapshot={"name": "s", "spec": {"volume": "v"}})
+        )
+        clone("v", "kept", "s")
+        places = [stage(name) for name in names]
+        assert node.host.sh(f"cat {' '.join(f'{each}/file' for each in places)}").split() == [kind] * len(names)
+        images = [str(each.parent / "image") for each in places]
+        uuids = {subprocess.check_output(["blkid", "-p", "-s", "UUID", "-o", "value", each]) for each in images}
+        assert len(uuids) == len(names), kind
+        for name in names:
+            client.volumes.UnstageVolume(volume_pb2.UnstageVolumeRequest(volume=name, holder="looking"))
+            client.volumes.DeleteVolume(volume_pb2.DeleteVolumeRequest(volume=name))
 
 
 def test_a_clone_may_be_larger_or_of_another_driver(node: Node, image: str) -> None:

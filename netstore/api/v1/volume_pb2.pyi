@@ -562,6 +562,50 @@ class UnstageVolumeResponse(_message.Message):
 Global___UnstageVolumeResponse: _TypeAlias = UnstageVolumeResponse  # noqa: Y015
 
 @_typing.final
+class TrimVolumeRequest(_message.Message):
+    """TrimVolumeRequest asks for unused blocks back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_FIELD_NUMBER: _builtins.int
+    volume: _builtins.str
+    """REQUIRED. Name, id or unique id prefix."""
+    def __init__(
+        self,
+        *,
+        volume: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrimVolumeRequest: _TypeAlias = TrimVolumeRequest  # noqa: Y015
+
+@_typing.final
+class TrimVolumeResponse(_message.Message):
+    """TrimVolumeResponse says how much was given back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRIMMED_BYTES_FIELD_NUMBER: _builtins.int
+    trimmed_bytes: _builtins.int
+    """Bytes that the filesystem said it does not use. ext4 leaves out what it said before."""
+    def __init__(
+        self,
+        *,
+        trimmed_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["trimmed_bytes", b"trimmed_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrimVolumeResponse: _TypeAlias = TrimVolumeResponse  # noqa: Y015
+
+@_typing.final
 class GetVolumeRequest(_message.Message):
     """GetVolumeRequest asks for one volume."""
 

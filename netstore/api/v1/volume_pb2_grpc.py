@@ -100,6 +100,11 @@ class VolumeServiceStub:
                 request_serializer=netstore_dot_v1_dot_volume__pb2.UnstageVolumeRequest.SerializeToString,
                 response_deserializer=netstore_dot_v1_dot_volume__pb2.UnstageVolumeResponse.FromString,
                 _registered_method=True)
+        self.TrimVolume = channel.unary_unary(
+                '/netstore.v1.VolumeService/TrimVolume',
+                request_serializer=netstore_dot_v1_dot_volume__pb2.TrimVolumeRequest.SerializeToString,
+                response_deserializer=netstore_dot_v1_dot_volume__pb2.TrimVolumeResponse.FromString,
+                _registered_method=True)
 
 
 class VolumeServiceServicer:
@@ -231,6 +236,17 @@ class VolumeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TrimVolume(self, request, context):
+        """TrimVolume gives blocks that a volume's filesystem no longer uses back to what it lies on (fstrim): of sparse images
+        to the node, of disks to the disk. The volume may be used.
+
+        no such volume | NOT_FOUND | list volumes
+        the driver, or the disk, gives nothing back | UNIMPLEMENTED | the error says why
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_VolumeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -298,6 +314,11 @@ def add_VolumeServiceServicer_to_server(servicer, server):
                     servicer.UnstageVolume,
                     request_deserializer=netstore_dot_v1_dot_volume__pb2.UnstageVolumeRequest.FromString,
                     response_serializer=netstore_dot_v1_dot_volume__pb2.UnstageVolumeResponse.SerializeToString,
+            ),
+            'TrimVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.TrimVolume,
+                    request_deserializer=netstore_dot_v1_dot_volume__pb2.TrimVolumeRequest.FromString,
+                    response_serializer=netstore_dot_v1_dot_volume__pb2.TrimVolumeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -652,6 +673,33 @@ class VolumeService:
             '/netstore.v1.VolumeService/UnstageVolume',
             netstore_dot_v1_dot_volume__pb2.UnstageVolumeRequest.SerializeToString,
             netstore_dot_v1_dot_volume__pb2.UnstageVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TrimVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netstore.v1.VolumeService/TrimVolume',
+            netstore_dot_v1_dot_volume__pb2.TrimVolumeRequest.SerializeToString,
+            netstore_dot_v1_dot_volume__pb2.TrimVolumeResponse.FromString,
             options,
             channel_credentials,
             insecure,

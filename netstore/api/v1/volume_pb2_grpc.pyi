@@ -105,6 +105,13 @@ class VolumeServiceStub:
     """UnstageVolume gives a hold back; after the last one the volume is unmounted (CSI: NodeUnstageVolume). A hold, or a
     volume, that is gone is a success.
     """
+    TrimVolume: _grpc.UnaryUnaryMultiCallable[_volume_pb2.TrimVolumeRequest, _volume_pb2.TrimVolumeResponse]
+    """TrimVolume gives blocks that a volume's filesystem no longer uses back to what it lies on (fstrim): of sparse images
+    to the node, of disks to the disk. The volume may be used.
+
+    no such volume | NOT_FOUND | list volumes
+    the driver, or the disk, gives nothing back | UNIMPLEMENTED | the error says why
+    """
 
 @_typing.type_check_only
 class VolumeServiceAsyncStub(VolumeServiceStub):
@@ -182,6 +189,13 @@ class VolumeServiceAsyncStub(VolumeServiceStub):
     UnstageVolume: _aio.UnaryUnaryMultiCallable[_volume_pb2.UnstageVolumeRequest, _volume_pb2.UnstageVolumeResponse]  # type: ignore[assignment]
     """UnstageVolume gives a hold back; after the last one the volume is unmounted (CSI: NodeUnstageVolume). A hold, or a
     volume, that is gone is a success.
+    """
+    TrimVolume: _aio.UnaryUnaryMultiCallable[_volume_pb2.TrimVolumeRequest, _volume_pb2.TrimVolumeResponse]  # type: ignore[assignment]
+    """TrimVolume gives blocks that a volume's filesystem no longer uses back to what it lies on (fstrim): of sparse images
+    to the node, of disks to the disk. The volume may be used.
+
+    no such volume | NOT_FOUND | list volumes
+    the driver, or the disk, gives nothing back | UNIMPLEMENTED | the error says why
     """
 
 class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -335,6 +349,19 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_volume_pb2.UnstageVolumeResponse, _abc.Awaitable[_volume_pb2.UnstageVolumeResponse]]:
         """UnstageVolume gives a hold back; after the last one the volume is unmounted (CSI: NodeUnstageVolume). A hold, or a
         volume, that is gone is a success.
+        """
+
+    @_abc_1.abstractmethod
+    def TrimVolume(
+        self,
+        request: _volume_pb2.TrimVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volume_pb2.TrimVolumeResponse, _abc.Awaitable[_volume_pb2.TrimVolumeResponse]]:
+        """TrimVolume gives blocks that a volume's filesystem no longer uses back to what it lies on (fstrim): of sparse images
+        to the node, of disks to the disk. The volume may be used.
+
+        no such volume | NOT_FOUND | list volumes
+        the driver, or the disk, gives nothing back | UNIMPLEMENTED | the error says why
         """
 
 def add_VolumeServiceServicer_to_server(servicer: VolumeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -197,6 +197,18 @@ class VolumeDriver(ABC):
         """
         raise self._cannot("changes no size")
 
+    def trim(self, volume: Volume) -> int:
+        """Give blocks that the filesystem of a staged volume no longer uses back to what it lies on; returns the bytes.
+
+        Raises:
+            Unsupported: it has none to give back.
+        """
+        raise self._cannot("trims nothing")
+
+    def thin(self, volume: Volume) -> bool:
+        """Say whether the volume takes space of the node only as it is used, so that a full node loses writes. Pure."""
+        return False
+
     def is_there(self, volume: Volume) -> bool:
         """Say whether the volume's device is connected."""
         return True

@@ -10,7 +10,7 @@ from pathlib import Path
 from netstore.drivers.options import Option, choice
 from netstore.errors import FailedPrecondition, InUse, InvalidArgument, KernelError
 from netstore.kernel.devices import Disk, disks, is_in_use, probe, signature
-from netstore.kernel.filesystems import MAKERS, make_filesystem, mount, space, unmount_all
+from netstore.kernel.filesystems import MAKERS, make_filesystem, mount, space, trim, unmount_all
 from netstore.kernel.mounts import is_mount_point
 from netstore.model import Volume, VolumeSpec
 from netstore.volumes.drivers.base import Capability, Node, VolumeDriver, os_error
@@ -184,6 +184,12 @@ class BlockDriver(VolumeDriver):
             target.rmdir()
         else:
             target.unlink(missing_ok=True)
+
+    def trim(self, volume: Volume) -> int:
+        """Tell the disk which blocks hold nothing."""
+        if volume.spec.block:
+            raise self._cannot("trims no volume of mode BLOCK: what is on it is not ours")
+        return trim(self.mountpoint(volume))
 
     def _is_whole(self, directory: Path) -> bool:
         return (directory / "device").exists()

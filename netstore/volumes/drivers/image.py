@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from pathlib import Path
 
 from netstore.drivers.options import Option, boolean, choice
-from netstore.errors import Exhausted, InUse, InvalidArgument, KernelError
+from netstore.errors import Exhausted, InUse, InvalidArgument, KernelError, NetstoreError, Unsupported
 from netstore.kernel import loop
 from netstore.kernel.files import allocate, spare_bytes
-from netstore.kernel.filesystems import MAKERS, grow, make_filesystem, mount, space, unmount_all
+from netstore.kernel.filesystems import MAKERS, MOUNT_FLAGS, grow, make_filesystem, mount, space, trim, unmount_all
 from netstore.kernel.mounts import is_mount_point
 from netstore.kernel.tools import run_tool
 from netstore.model import Volume, VolumeSpec
@@ -26,7 +27,15 @@ __all__ = ["ImageDriver"]
 _UNIT = 4096
 _LARGEST = 1 << 44  # 16 TiB: ext4's largest file
 
-_MOUNT_OPTIONS = {"ext4": "", "xfs": "nouuid", "btrfs": "nodiscard"}
+_FLAGS = sorted(set(MOUNT_FLAGS) - {"defaults", "ro", "rw", "bind", "rbind", "remount"})
+_TUNING = {
+    "ext4": "data=(ordered|journal|writeback)|commit=[0-9]{1,4}",
+    "xfs": "allocsize=[0-9]{1,7}[km]|logbsize=[0-9]{1,3}k|inode32|inode64|largeio|swalloc",
+    "btrfs": "compress(-force)?=(zlib|lzo|zstd)(:[0-9]{1,2})?|commit=[0-9]{1,4}|autodefrag|nodatacow|nodatasum",
+}
+"""What `o` takes beside flags: nothing that names a device, trims what is allocated, or loses what is written."""
+_MAKING = {"ext4": "-[bIiNmO]", "xfs": "-[bimns]", "btrfs": "-[nsO]"}
+"""Flags of mkfs that `mkfs` takes: none that names a device or a file."""
 
 
 class ImageDriver(VolumeDriver):
@@ -36,6 +45,8 @@ class ImageDriver(VolumeDriver):
     options = (
         Option("fs", choice("ext4", "xfs", "btrfs"), "ext4", "filesystem: ext4, xfs or btrfs"),
         Option("sparse", boolean, False, "take space of the host only as it is used; a full host then stops writes"),
+        Option("o", str, "", "mount options, separated by commas: noexec, nosuid, nodev, noatime, compress=zstd"),
+        Option("mkfs", str, "", "flags of mkfs with their values, such as -i 8192 (ext4), -s size=4096 (xfs)"),
         *OWNER,
     )
     capabilities = frozenset({Capability.SIZE, Capability.GROW, Capability.BLOCK})
@@ -43,9 +54,15 @@ class ImageDriver(VolumeDriver):
     def validate(self, spec: VolumeSpec) -> None:
         """Check a spec: the size is required, and at least what the filesystem needs."""
         super().validate(spec)
-        kind = self.parsed(spec)["fs"]
-        if spec.block and "fs" in spec.options:
-            raise InvalidArgument("spec.options[fs]", kind, "nothing: a device of mode BLOCK has no filesystem of ours")
+        values = self.parsed(spec)
+        kind = values["fs"]
+        for key in ("fs", "o", "mkfs") if spec.block else ():
+            if key in spec.options:
+                raise InvalidArgument(
+                    f"spec.options[{key}]", values[key], "nothing: a device of mode BLOCK has no filesystem of ours"
+                )
+        _check_mount_options(kind, values["o"])
+        _check_mkfs(kind, values["mkfs"])
         least = MAKERS[kind][2]
         if not least <= spec.size_bytes <= _LARGEST:
             raise InvalidArgument(
@@ -73,7 +90,7 @@ class ImageDriver(VolumeDriver):
             draft.unlink(missing_ok=True)
             _allocate(draft, volume.spec.size_bytes, sparse=values["sparse"])
             if not volume.spec.block:
-                make_filesystem(values["fs"], str(draft))
+                _make(values["fs"], draft, values["mkfs"])
             draft.rename(image)
             descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             os.fsync(descriptor)
@@ -95,9 +112,8 @@ class ImageDriver(VolumeDriver):
         if is_mount_point(target):
             return
         values = self.parsed(volume.spec)
-        options = _MOUNT_OPTIONS[values["fs"]]
-        if values["sparse"]:
-            options = "discard"
+        own = "discard" if values["sparse"] else "nodiscard"
+        options = [own, *(["nouuid"] if values["fs"] == "xfs" else []), values["o"]]
         try:
             if volume.spec.block:
                 target.touch(mode=0o600)
@@ -106,7 +122,7 @@ class ImageDriver(VolumeDriver):
                 return
             target.mkdir(exist_ok=True, mode=0o755)
             with loop.attached(self.image(volume)) as device:
-                mount(device, target, values["fs"], options)
+                mount(device, target, values["fs"], ",".join(options))
         except OSError as error:
             raise _said(error, "mounting", volume) from error
         except BaseException:
@@ -146,7 +162,7 @@ class ImageDriver(VolumeDriver):
         wrong = super().health(volume)
         if not wrong and not volume.spec.block and self.staged(volume) and space(self.mountpoint(volume)).read_only:
             wrong = "it is read-only after an error: see the kernel's log"
-        if not wrong and self.parsed(volume.spec)["sparse"]:
+        if not wrong and self.thin(volume):
             if spare_bytes(self.root) < 0:
                 wrong = "the node is nearly full: what is written to a sparse image may be lost. Free some space"
         elif not wrong and self.measure(volume) < volume.spec.size_bytes:
@@ -201,10 +217,39 @@ class ImageDriver(VolumeDriver):
         whole = not (self.directory(volume) / "growing").exists()
         return whole and self.image(volume).stat().st_size >= volume.spec.size_bytes
 
-    def trim(self, volume: Volume) -> None:
-        """Give blocks that the filesystem no longer uses back to the host: of a sparse image that is staged."""
-        if self.parsed(volume.spec)["sparse"] and self.staged(volume):
-            run_tool(["fstrim", str(self.mountpoint(volume))], f"trimming {volume.name}")
+    def trim(self, volume: Volume) -> int:
+        """Give blocks that the filesystem no longer uses back to the host: of a sparse image."""
+        if volume.spec.block or not self.thin(volume):
+            raise Unsupported(
+                f"volume {volume.name} is allocated in full: it gives nothing back", hint="make it with -o sparse=true"
+            )
+        return trim(self.mountpoint(volume))
+
+    def thin(self, volume: Volume) -> bool:
+        """A sparse one is."""
+        return bool(self.parsed(volume.spec)["sparse"])
+
+
+def _check_mount_options(kind: str, text: str) -> None:
+    for word in text.split(",") if text else ():
+        if word not in _FLAGS and not re.fullmatch(_TUNING[kind], word):
+            raise InvalidArgument("spec.options[o]", word, f"{', '.join(_FLAGS)}; for {kind} {_TUNING[kind]}")
+
+
+def _check_mkfs(kind: str, text: str) -> None:
+    words = text.split()
+    for flag, value in zip(words[::2], [*words[1::2], ""], strict=False):
+        if not re.fullmatch(_MAKING[kind], flag) or not re.fullmatch(r"[\w^][\w^=,.]*", value):
+            raise InvalidArgument("spec.options[mkfs]", f"{flag} {value}", f"{_MAKING[kind]}, each with its value")
+
+
+def _make(kind: str, image: Path, flags: str) -> None:
+    try:
+        make_filesystem(kind, str(image), flags.split())
+    except NetstoreError as error:
+        if flags and error.reason == "TOOL_FAILED":
+            raise InvalidArgument("spec.options[mkfs]", flags, f"what mkfs.{kind} accepts: {error.what}") from error
+        raise
 
 
 def _allocate(path: Path, size_bytes: int, *, sparse: bool) -> None:
