@@ -110,9 +110,12 @@ class VolumesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 
 class AdaptersConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename="kebab"):
-    """[adapters]: foreign protocols that are served. `cni`: RUN_DIR/cni.sock, for the program netstore-cni."""
+    """[adapters]: foreign protocols that are served. `cni`: RUN_DIR/cni.sock, for the program netstore-cni; `netavark`:
+    RUN_DIR/netavark.sock, for the same program under the name by which podman calls it.
+    """
 
     cni: bool = True
+    netavark: bool = True
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename="kebab"):

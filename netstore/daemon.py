@@ -27,7 +27,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from netstore import __version__, logs
-from netstore.adapters.cni import server as cni
+from netstore.adapters import programs
+from netstore.adapters.cni.plugin import Plugin
+from netstore.adapters.netavark.command import Netavark
 from netstore.api.v1 import (
     archive_pb2,
     archive_pb2_grpc,
@@ -145,7 +147,10 @@ class Daemon:
             server, checks = self._build()
             await self._listen(server)
             if self._config.adapters.cni:
-                await stack.enter_async_context(cni.serve(self._networks, self._run_dir / "cni.sock"))
+                await stack.enter_async_context(programs.serve(Plugin(self._networks), self._run_dir / "cni.sock"))
+            if self._config.adapters.netavark:
+                netavark = Netavark(self._networks)
+                await stack.enter_async_context(programs.serve(netavark, self._run_dir / "netavark.sock"))
             await server.start()
             log.info(
                 "netstored is ready", version=__version__, listen=self._addresses(), state_dir=str(self._state_dir)

@@ -278,17 +278,22 @@ class Endpoints:
             for plan in attached:
                 await self._context.remove(self._driver(plan.network).remove_endpoint, plan.network, plan.endpoint)
 
-    async def publish(self, reference: str, wanted: Sequence[PortMapping]) -> tuple[Endpoint, Network, Sandbox]:
-        """Publish ports of a live endpoint, given by id or id prefix; those published already stay.
+    async def publish(
+        self, reference: str, wanted: Sequence[PortMapping], *, keeper: str = ""
+    ) -> tuple[Endpoint, Network, Sandbox]:
+        """Publish ports of a live endpoint, given by id or id prefix; those published already stay. `keeper`: see
+        AttachRequest.port_keeper.
 
         Raises:
             AddressTaken: a host port has a holder.
             FailedPrecondition: the driver publishes none, or the endpoint is not attached.
         """
-        return await self._context.apply(self._publish, reference, wanted)
+        return await self._context.apply(self._publish, reference, wanted, keeper)
 
-    def _publish(self, reference: str, wanted: Sequence[PortMapping]) -> tuple[Endpoint, Network, Sandbox]:
-        endpoint, network, sandbox, new = self._store.write_here(lambda tx: planning.publish(tx, reference, wanted))
+    def _publish(self, reference: str, wanted: Sequence[PortMapping], keeper: str) -> tuple[Endpoint, Network, Sandbox]:
+        endpoint, network, sandbox, new = self._store.write_here(
+            lambda tx: planning.publish(tx, reference, wanted, keeper=keeper)
+        )
         try:
             self._driver(network).apply_ports(network, endpoint, add=new, remove=())
         except BaseException:

@@ -348,13 +348,13 @@ def park(tx: Transaction, endpoint: Endpoint) -> None:
 
 
 def publish(
-    tx: Transaction, reference: str, wanted: Sequence[PortMapping]
+    tx: Transaction, reference: str, wanted: Sequence[PortMapping], *, keeper: str = ""
 ) -> tuple[Endpoint, Network, Sandbox, tuple[PortMapping, ...]]:
     """Take further ports for a live endpoint; those published already stay. Returns the new ones last."""
     endpoint, network, sandbox = joined(tx, tx.endpoints.find(reference, by_name=False))
     bound = _publishable(network, endpoint, wanted)
     unheld = [port for port in bound if not port.host_port or not ports.matching(endpoint.ports, port)]
-    new = ports.claim(tx, endpoint.id, unheld)
+    new = ports.claim(tx, endpoint.id, unheld, keeper=keeper)
     revision = tx.event(Kind.ENDPOINT, "publish", endpoint.id, endpoint.name, network=network.name)
     endpoint = replace(endpoint, ports=(*endpoint.ports, *new), revision=revision)
     tx.endpoints.update(endpoint)

@@ -8,11 +8,12 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
+from netstore.adapters.programs import Late, Refusal, TooLong
 from netstore.errors import InvalidArgument, NetstoreError
 from netstore.kernel.sandboxes import RESOLVER_ADDRESS
 from netstore.model import Endpoint, Network, Sandbox, stable_mac
 
-__all__ = ["VERSIONS", "CniError", "Config", "Dns", "Identity", "Named", "Request", "decode", "result"]
+__all__ = ["VERSIONS", "CniError", "Config", "Dns", "Identity", "Named", "Request", "decode", "describe", "result"]
 
 VERSIONS = ("0.4.0", "1.0.0", "1.1.0")
 """Versions of configurations and results. The program netstore-cni, which answers VERSION, has them too."""
@@ -21,6 +22,7 @@ INCOMPATIBLE, UNSUPPORTED_FIELD, BAD_ENVIRONMENT, UNDECODABLE, BAD_CONFIG, TRY_L
 NOT_AVAILABLE = 50
 _OURS = {"NOT_FOUND": 101, "ALREADY_EXISTS": 102, "FAILED_PRECONDITION": 103, "RESOURCE_EXHAUSTED": 104}
 _DEFECT = 100
+_CODES: Mapping[type[Refusal], int] = {Late: TRY_LATER, TooLong: UNDECODABLE}
 
 _CONTAINER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}")
 _INTERFACE = re.compile(r"[a-zA-Z0-9_.-]{1,15}")
@@ -36,12 +38,12 @@ _SINCE_1_1 = ("GC", "STATUS")
 S = TypeVar("S", bound=msgspec.Struct)
 
 
-class CniError(Exception):
+class CniError(Refusal):
     """An error as the specification has it: a code, what happened, and details."""
 
     def __init__(self, code: int, msg: str, details: str = "") -> None:
-        super().__init__(msg)
-        self.code, self.msg, self.details = code, msg, details
+        super().__init__(msg, details)
+        self.code = code
 
     @classmethod
     def of(cls, error: NetstoreError) -> CniError:
@@ -52,10 +54,6 @@ class CniError(Exception):
             return cls(BAD_CONFIG, error.what, error.hint)
         code = TRY_LATER if error.code == "UNAVAILABLE" else _OURS.get(error.code, _DEFECT)
         return cls(code, error.what, error.hint)
-
-    def encode(self, version: str) -> dict[str, Any]:
-        """Return what is printed."""
-        return {"cniVersion": version, "code": self.code, "msg": self.msg, "details": self.details}
 
 
 class Dns(msgspec.Struct, kw_only=True):
@@ -284,6 +282,19 @@ def _check_variables(command: str, variables: Mapping[str, str]) -> None:
             raise CniError(
                 BAD_ENVIRONMENT, f"{name}: {value[:200]!r} is not accepted", f"what matches {pattern.pattern}"
             )
+
+
+def describe(refusal: Refusal, body: bytes) -> dict[str, Any]:
+    """Return what is printed of a failure, in the configuration's version where it can be read and we know it."""
+    try:
+        version = msgspec.json.decode(body, type=Named).cni_version
+    except (msgspec.DecodeError, RecursionError):
+        version = ""
+    code = refusal.code if isinstance(refusal, CniError) else _CODES.get(type(refusal), _DEFECT)
+    return {
+        "cniVersion": version if version in VERSIONS else VERSIONS[-1],
+        "code": code, "msg": refusal.msg, "details": refusal.details,
+    }  # fmt: skip
 
 
 def result(request: Request, endpoint: Endpoint, network: Network, sandbox: Sandbox) -> dict[str, Any]:

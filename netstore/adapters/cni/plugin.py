@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface
 from typing import Any
+
+import msgspec
 
 from netstore.adapters.cni.messages import (
     BAD_CONFIG,
@@ -15,11 +17,14 @@ from netstore.adapters.cni.messages import (
     Config,
     Create,
     Identity,
-    PortMapping,
     Request,
+    decode,
+    describe,
     result,
 )
-from netstore.api.v1 import common_pb2, endpoint_pb2, network_pb2
+from netstore.adapters.fields import PORT_KEEPER, set_addresses, to_port
+from netstore.adapters.programs import Refusal
+from netstore.api.v1 import endpoint_pb2, network_pb2
 from netstore.drivers.options import BANDWIDTH_IN, BANDWIDTH_OUT
 from netstore.errors import FailedPrecondition, NetstoreError, NotFound
 from netstore.model import Endpoint, Network, Sandbox
@@ -36,14 +41,6 @@ __all__ = ["Plugin"]
 _CONTAINER = """json_extract(body, '$.labels."cni.container-id"')"""
 _OF_CONTAINER = f"{_CONTAINER} = ?"
 _OF_CONFIG = f"""{_CONTAINER} > '' AND json_extract(body, '$.labels."cni.network"') = ?"""
-_PORT_KEEPER = "conmon"
-"""Podman lets it listen on a container's published ports, so that nobody else takes them."""
-_PROTOCOLS = {
-    "": common_pb2.PROTOCOL_TCP,
-    "tcp": common_pb2.PROTOCOL_TCP,
-    "udp": common_pb2.PROTOCOL_UDP,
-    "sctp": common_pb2.PROTOCOL_SCTP,
-}
 Joined = tuple[Endpoint, Network, Sandbox]
 
 
@@ -59,12 +56,20 @@ class Plugin:
             "ADD": self._add, "DEL": self._delete, "CHECK": self._check, "GC": self._collect, "STATUS": self._status,
         }  # fmt: skip
 
-    async def call(self, request: Request) -> dict[str, Any] | None:
-        """Carry out one call; returns what is printed, None for nothing.
+    async def answer(self, variables: Mapping[str, str], body: bytes) -> bytes:
+        """Carry out one call; returns what is printed.
 
         Raises:
             CniError: with the specification's code, or one of ours from 100.
         """
+        printed = await self._call(decode(variables, body))
+        return b"" if printed is None else msgspec.json.encode(printed)
+
+    def describe(self, refusal: Refusal, body: bytes) -> bytes:
+        """Return what is printed of a failure."""
+        return msgspec.json.encode(describe(refusal, body))
+
+    async def _call(self, request: Request) -> dict[str, Any] | None:
         key = request.variables.get("CNI_CONTAINERID", "") or request.command
         async with self._locks.hold(key):
             try:
@@ -160,10 +165,15 @@ def _wanted(request: Request) -> AttachRequest:
         interface_name=variables["CNI_IFNAME"],
         mac_address=runtime.mac or given.mac or arguments.get("MAC", ""),
         aliases=[*_aliases(request), *given.aliases],
-        ports=[_port(each) for each in runtime.port_mappings if each.host_port],
-    )
-    for field, address in _addresses(runtime.ips or given.ips or arguments.get("IP", "").split(",")).items():
-        setattr(spec, field, address)
+        ports=[
+            to_port(
+                each.protocol, field="portMappings: protocol", host_ip=each.host_ip, host_port=each.host_port,
+                container_port=each.container_port,
+            )
+            for each in runtime.port_mappings if each.host_port
+        ],
+    )  # fmt: skip
+    set_addresses(spec, runtime.ips or given.ips or arguments.get("IP", "").split(","), "ips")
     for key, rate in ((BANDWIDTH_IN, runtime.bandwidth.ingress_rate), (BANDWIDTH_OUT, runtime.bandwidth.egress_rate)):
         if rate:
             spec.options[key] = str(rate)
@@ -172,38 +182,13 @@ def _wanted(request: Request) -> AttachRequest:
     return replace(
         to_attach(endpoint_pb2.Endpoint(spec=spec, labels=labels)),
         dns_servers=check_servers(servers, "dns.servers"),
-        port_keeper=_PORT_KEEPER,
+        port_keeper=PORT_KEEPER,
     )
 
 
 def _aliases(request: Request) -> Sequence[str]:
     aliases = request.runtime.aliases
     return aliases.get(request.config.name, []) if isinstance(aliases, dict) else aliases
-
-
-def _port(port: PortMapping) -> common_pb2.PortMapping:
-    protocol = _PROTOCOLS.get(port.protocol.lower())
-    if protocol is None:
-        text = f"portMappings: protocol {port.protocol[:200]!r} is not accepted"
-        raise CniError(BAD_CONFIG, text, "tcp, udp or sctp")
-    return common_pb2.PortMapping(
-        host_ip=port.host_ip, host_port=port.host_port, container_port=port.container_port, protocol=protocol
-    )
-
-
-def _addresses(texts: Sequence[str]) -> dict[str, str]:
-    """Return at most one address of each family, by field; a prefix length is the network's own to say."""
-    found: dict[str, str] = {}
-    for text in filter(None, texts):
-        try:
-            address = ip_interface(text).ip
-        except ValueError as error:
-            raise CniError(BAD_CONFIG, f"ips: {text[:200]!r} is not accepted", "10.9.0.5/24 or fd00::5/64") from error
-        field = f"ipv{address.version}_address"
-        if found.get(field, str(address)) != str(address):  # podman names one twice when it reloads
-            raise CniError(BAD_CONFIG, f"ips: {text[:200]!r} is not accepted", "one address of each family")
-        found[field] = str(address)
-    return found
 
 
 def _difference(config: Config, endpoint: Endpoint) -> str:

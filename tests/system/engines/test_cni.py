@@ -68,10 +68,10 @@ def cni(node: Node) -> Cni:
     return Cni(node)
 
 
-def program_of(node: Node) -> Path:
-    """Return the program with the node's socket as its default: what is no JSON cannot name one."""
-    program = node.place / "netstore-cni"
-    program.write_text(PROGRAM.read_text().replace("/run/netstore/cni.sock", f"{node.place}/run/cni.sock"))
+def program_of(node: Node, name: str = "netstore-cni") -> Path:
+    """Return the program with the node's sockets as its default: what is no JSON cannot name one."""
+    program = node.place / name
+    program.write_text(PROGRAM.read_text().replace("/run/netstore", f"{node.place}/run"))
     program.chmod(0o755)
     return program
 

@@ -1,7 +1,7 @@
-"""The socket on which the program netstore-cni hands its calls over.
+"""The sockets on which the program packaging/netstore-cni hands over what engines call it for, under its two names.
 
-A call is CNI's variables, separated by NULs, two NULs, and what the runtime wrote to the program's stdin; then the
-program shuts its side down. The answer is the exit status, one digit, and what goes to stdout.
+A call is variables (NAME=VALUE), separated by NULs, two NULs, and what the engine wrote to the program's stdin; then
+the program shuts its side down. The answer is the exit status, one digit, and what goes to stdout.
 """
 
 from __future__ import annotations
@@ -10,19 +10,14 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import msgspec
 import structlog
 
-from netstore.adapters.cni.messages import TRY_LATER, UNDECODABLE, VERSIONS, CniError, Named, decode
-from netstore.adapters.cni.plugin import Plugin
-from netstore.networks.manager import NetworkManager
-
-__all__ = ["serve"]
+__all__ = ["Adapter", "Defect", "Late", "Refusal", "TooLong", "serve"]
 
 _MOST, _BACKLOG = 4 << 20, 4096
 _READ_SECONDS, _FINISH_SECONDS = 30.0, 10.0
@@ -30,10 +25,44 @@ _READ_SECONDS, _FINISH_SECONDS = 30.0, 10.0
 log = structlog.get_logger(__name__)
 
 
+class Refusal(Exception):
+    """A call that failed: what happened, and details or a hint."""
+
+    def __init__(self, msg: str, details: str = "") -> None:
+        super().__init__(msg)
+        self.msg, self.details = msg, details
+
+
+class Late(Refusal):
+    """The call did not arrive whole."""
+
+
+class TooLong(Refusal):
+    """The call is longer than any can be."""
+
+
+class Defect(Refusal):
+    """What ought not to happen."""
+
+
+class Adapter(Protocol):
+    """What a protocol makes of a call."""
+
+    async def answer(self, variables: Mapping[str, str], body: bytes) -> bytes:
+        """Carry out a call and return what is printed.
+
+        Raises:
+            Refusal: it failed.
+        """
+
+    def describe(self, refusal: Refusal, body: bytes) -> bytes:
+        """Return what is printed of a failure; `body` is b"" where it could not be read."""
+
+
 @asynccontextmanager
-async def serve(networks: NetworkManager, path: Path) -> AsyncIterator[None]:
+async def serve(adapter: Adapter, path: Path) -> AsyncIterator[None]:
     """Answer calls on a socket that is root's alone. In the end what has begun runs to its end."""
-    server = _Server(Plugin(networks))
+    server = _Server(adapter, path.stem)
     listening = await asyncio.start_unix_server(server.answer, sock=_bind(path), backlog=_BACKLOG)
     try:
         yield
@@ -59,8 +88,9 @@ def _bind(path: Path) -> socket.socket:
 
 
 class _Server:
-    def __init__(self, plugin: Plugin) -> None:
-        self._plugin = plugin
+    def __init__(self, adapter: Adapter, name: str) -> None:
+        self._adapter = adapter
+        self._name = name
         self._running: set[asyncio.Task[Any]] = set()
 
     async def finish(self) -> None:
@@ -83,20 +113,19 @@ class _Server:
             writer.close()
 
     async def _call(self, reader: asyncio.StreamReader) -> tuple[int, bytes]:
-        version = VERSIONS[-1]
+        body = b""
         try:
             variables, body = await _read(reader)
-            structlog.contextvars.bind_contextvars(method=f"CNI {variables.get('CNI_COMMAND', '')[:10]}")
-            version = _version(body)
-            answer = await self._plugin.call(decode(variables, body))
-        except CniError as error:
-            log.info("refused", code=error.code, error=error.msg)
-            return 1, msgspec.json.encode(error.encode(version))
+            command = next((value for name, value in variables.items() if name.endswith("_COMMAND")), "")
+            structlog.contextvars.bind_contextvars(method=f"{self._name} {command[:10]}")
+            return 0, await self._adapter.answer(variables, body)
+        except Refusal as error:
+            refusal = error
+            log.info("refused", error=error.msg, details=error.details)
         except Exception as error:
+            refusal = Defect(f"a defect in netstored: {type(error).__name__}: {error}", "please report it")
             log.exception("defect")
-            failed = CniError(100, f"a defect in netstored: {type(error).__name__}: {error}", "please report it")
-            return 1, msgspec.json.encode(failed.encode(version))
-        return 0, msgspec.json.encode(answer) if answer is not None else b""
+        return 1, self._adapter.describe(refusal, body)
 
 
 async def _read(reader: asyncio.StreamReader) -> tuple[dict[str, str], bytes]:
@@ -108,18 +137,9 @@ async def _read(reader: asyncio.StreamReader) -> tuple[dict[str, str], bytes]:
                 if len(data) <= _MOST:
                     data += chunk
     except TimeoutError as error:
-        raise CniError(TRY_LATER, f"the call did not arrive within {_READ_SECONDS:g} s") from error
+        raise Late(f"the call did not arrive within {_READ_SECONDS:g} s") from error
     if len(data) > _MOST:
-        raise CniError(UNDECODABLE, f"the network configuration is longer than {_MOST >> 20} MiB")
+        raise TooLong(f"the network configuration is longer than {_MOST >> 20} MiB")
     head, _, body = bytes(data).partition(b"\0\0")
     pairs = (each.partition("=") for each in head.decode(errors="replace").split("\0"))
     return {name: value for name, _, value in pairs}, body
-
-
-def _version(body: bytes) -> str:
-    """Return the version in which an error is told: the configuration's, where it can be read and we know it."""
-    try:
-        version = msgspec.json.decode(body, type=Named).cni_version
-    except (msgspec.DecodeError, RecursionError):
-        return VERSIONS[-1]
-    return version if version in VERSIONS else VERSIONS[-1]
