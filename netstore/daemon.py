@@ -47,6 +47,8 @@ from netstore.api.v1 import (
     node_pb2_grpc,
     policy_pb2,
     policy_pb2_grpc,
+    service_pb2,
+    service_pb2_grpc,
     snapshot_pb2,
     snapshot_pb2_grpc,
     system_pb2,
@@ -70,6 +72,7 @@ from netstore.rpc.mount_service import MountServicer
 from netstore.rpc.networks import NetworkServicer
 from netstore.rpc.nodes import NodeServicer, cluster_info
 from netstore.rpc.policies import PolicyServicer
+from netstore.rpc.services import ServiceServicer
 from netstore.rpc.snapshots import SnapshotServicer
 from netstore.rpc.system import Node, SystemServicer, Usage
 from netstore.rpc.volumes import VolumeServicer
@@ -84,6 +87,7 @@ _SERVICES = {
     network_pb2: "NetworkService",
     endpoint_pb2: "EndpointService",
     policy_pb2: "PolicyService",
+    service_pb2: "ServiceService",
     volume_pb2: "VolumeService",
     snapshot_pb2: "SnapshotService",
     archive_pb2: "ArchiveService",
@@ -185,6 +189,7 @@ class Daemon:
         network_pb2_grpc.add_NetworkServiceServicer_to_server(NetworkServicer(self._networks), server)
         endpoint_pb2_grpc.add_EndpointServiceServicer_to_server(EndpointServicer(self._networks), server)
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(PolicyServicer(self._networks, self._stopping), server)
+        service_pb2_grpc.add_ServiceServiceServicer_to_server(ServiceServicer(self._networks), server)
         volume_pb2_grpc.add_VolumeServiceServicer_to_server(VolumeServicer(self._volumes, self._node_id), server)
         snapshot_pb2_grpc.add_SnapshotServiceServicer_to_server(SnapshotServicer(self._volumes), server)
         archives = Archives(self._volumes, self._state_dir)

@@ -22,10 +22,12 @@ __all__ = [
     "ContainerSpec",
     "ContainerState",
     "Endpoint",
+    "EndpointMode",
     "EndpointSpec",
     "Event",
     "Finding",
     "ForeignMount",
+    "HealthCheck",
     "IdMapping",
     "Image",
     "ImageConfig",
@@ -51,11 +53,15 @@ __all__ = [
     "SandboxRef",
     "Scope",
     "Selector",
+    "Service",
+    "ServicePort",
+    "ServiceSpec",
     "Snapshot",
     "TrashedVolume",
     "Volume",
     "VolumeSpec",
     "kernel_name",
+    "label_matches",
     "new_id",
     "stable_mac",
 ]
@@ -81,6 +87,7 @@ class Kind(StrEnum):
     NODE = "node"
     POLICY = "policy"
     MOUNT = "mount"
+    SERVICE = "service"
 
 
 class Scope(StrEnum):
@@ -103,6 +110,13 @@ class PolicyAction(StrEnum):
 
     ALLOW = "allow"
     DENY = "deny"
+
+
+class EndpointMode(StrEnum):
+    """What a service's name means: its virtual address, or its endpoints' addresses."""
+
+    VIP = "vip"
+    DNSRR = "dnsrr"
 
 
 class MountType(StrEnum):
@@ -139,6 +153,12 @@ def new_id() -> str:
 def kernel_name(prefix: str, resource_id: str) -> str:
     """Return an interface name derived from an id: at most 15 bytes (IFNAMSIZ - 1), so that it can be found again."""
     return f"{prefix}{resource_id[: 15 - len(prefix)]}"
+
+
+def label_matches(labels: Mapping[str, str], wanted: str) -> bool:
+    """Say whether labels hold `key` or `key=value`."""
+    key, separator, value = wanted.partition("=")
+    return key in labels and (not separator or labels[key] == value)
 
 
 def stable_mac(resource_id: str) -> str:
@@ -397,6 +417,51 @@ class Policy:
     name: str
     spec: PolicySpec
     labels: Mapping[str, str] = field(default_factory=dict)
+    create_time: float = 0.0
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthCheck:
+    """How an endpoint is asked whether it works. `path` is "" for a mere connection, else what HTTP gets."""
+
+    port: int
+    path: str
+    interval_seconds: float
+    timeout_seconds: float
+    retries: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServicePort:
+    """A port of every node that has the network, and the endpoints' port that it leads to."""
+
+    published_port: int
+    target_port: int
+    protocol: Protocol = Protocol.TCP
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceSpec:
+    """What was asked for. `selector` are labels ("key" or "key=value"), all of which an endpoint of it has; lists are
+    sorted, nothing is twice."""
+
+    network_id: str
+    selector: tuple[str, ...]
+    mode: EndpointMode = EndpointMode.VIP
+    ports: tuple[ServicePort, ...] = ()
+    health: HealthCheck | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """One name, and virtual address, for several endpoints of a network."""
+
+    id: str
+    name: str
+    spec: ServiceSpec
+    labels: Mapping[str, str] = field(default_factory=dict)
+    addresses: tuple[str, ...] = ()
     create_time: float = 0.0
     revision: int = 0
 

@@ -27,13 +27,16 @@ def names(kind: str) -> Any:
 
 
 def _ask(client: Any, kind: str) -> list[str]:
-    from netstore.api.v1 import container_pb2, image_pb2, network_pb2, node_pb2, policy_pb2, volume_pb2
+    from netstore.api.v1 import container_pb2, image_pb2, network_pb2, node_pb2, policy_pb2, service_pb2, volume_pb2
 
     match kind:
         case "network":
             return [n.name for n in client.networks.ListNetworks(network_pb2.ListNetworksRequest(), timeout=1).networks]
         case "policy":
             return [p.name for p in client.policies.ListPolicies(policy_pb2.ListPoliciesRequest(), timeout=1).policies]
+        case "service":
+            request = service_pb2.ListServicesRequest()
+            return [s.name for s in client.services.ListServices(request, timeout=1).services]
         case "volume":
             return [v.name for v in client.volumes.ListVolumes(volume_pb2.ListVolumesRequest(), timeout=1).volumes]
         case "node":
@@ -41,8 +44,8 @@ def _ask(client: Any, kind: str) -> list[str]:
         case "image":
             return [i.name for i in client.images.ListImages(image_pb2.ListImagesRequest(), timeout=1).images]
         case _:
-            request = container_pb2.ListContainersRequest(all=True)
-            return [c.name for c in client.containers.ListContainers(request, timeout=1).containers]
+            everything = container_pb2.ListContainersRequest(all=True)
+            return [c.name for c in client.containers.ListContainers(everything, timeout=1).containers]
 
 
 @click.command("completion")

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+from google.protobuf.duration_pb2 import Duration
 
 from netstore.api.v1 import common_pb2, container_pb2
 
 __all__ = [
+    "Period",
     "bandwidth",
     "key_values",
     "parse_bytes",
@@ -24,7 +26,24 @@ __all__ = [
     "truth",
 ]
 
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)i?b?", re.I)
+
+
+class Period(click.ParamType[Any]):
+    """A duration such as 30s, 15m or 1h30m."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: Any, context: Any) -> Duration:
+        """Parse one."""
+        if isinstance(value, Duration):
+            return value
+        if value != "0" and not re.fullmatch(r"([0-9]{1,9}[smhdw])+", value):
+            self.fail(f"{value!r} is no duration such as 24h, 7d or 0", param, context)
+        return Duration(
+            seconds=sum(int(count) * _UNITS[unit] for count, unit in re.findall(r"([0-9]+)([smhdw])", value))
+        )
 
 
 def key_values(items: Sequence[str], flag: str) -> dict[str, str]:

@@ -27,6 +27,7 @@ _GROUPS = {
     "endpoint": "Attachments of sandboxes to networks.",
     "port": "Published ports.",
     "policy": "What endpoints may say to whom.",
+    "service": "One name and address for several endpoints.",
     "volume": "Volumes.",
     "image": "Images.",
     "container": "Containers.",

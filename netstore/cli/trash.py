@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import click
-from google.protobuf.duration_pb2 import Duration
 
 from netstore.api.v1 import volume_pb2
 from netstore.cli.client import Client, pages, pass_client
 from netstore.cli.format import age, duration, listing, shapes, short_id
+from netstore.cli.grammar import Period
 
 __all__ = ["group", "period"]
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-
-
-class _Period(click.ParamType[Any]):
-    name = "duration"
-
-    def convert(self, value: Any, param: Any, context: Any) -> Duration:
-        if isinstance(value, Duration):
-            return value
-        if value != "0" and not re.fullmatch(r"([0-9]{1,9}[smhdw])+", value):
-            self.fail(f"{value!r} is no duration such as 24h, 7d or 0", param, context)
-        return Duration(
-            seconds=sum(int(count) * _UNITS[unit] for count, unit in re.findall(r"([0-9]+)([smhdw])", value))
-        )
 
 
 def period(command: Any) -> Any:
     """Add --trash to a command that removes volumes."""
     text = "Keep them in the trash so long, such as 24h; 0 removes for good [default: netstored's configuration]."
-    return click.option("--trash", "period", type=_Period(), help=text)(command)
+    return click.option("--trash", "period", type=Period(), help=text)(command)
 
 
 @click.group("trash")

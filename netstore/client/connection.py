@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # a stub's module is imported when it is used: most of a shor
     from netstore.api.v1.network_pb2_grpc import NetworkServiceAsyncStub, NetworkServiceStub
     from netstore.api.v1.node_pb2_grpc import NodeServiceAsyncStub, NodeServiceStub
     from netstore.api.v1.policy_pb2_grpc import PolicyServiceAsyncStub, PolicyServiceStub
+    from netstore.api.v1.service_pb2_grpc import ServiceServiceAsyncStub, ServiceServiceStub
     from netstore.api.v1.snapshot_pb2_grpc import SnapshotServiceAsyncStub, SnapshotServiceStub
     from netstore.api.v1.system_pb2_grpc import SystemServiceAsyncStub, SystemServiceStub
     from netstore.api.v1.volume_pb2_grpc import VolumeServiceAsyncStub, VolumeServiceStub
@@ -77,6 +78,7 @@ class _Connection:
     networks: _Service[NetworkServiceStub, NetworkServiceAsyncStub] = _Service()
     endpoints: _Service[EndpointServiceStub, EndpointServiceAsyncStub] = _Service()
     policies: _Service[PolicyServiceStub, PolicyServiceAsyncStub] = _Service()
+    services: _Service[ServiceServiceStub, ServiceServiceAsyncStub] = _Service()
     volumes: _Service[VolumeServiceStub, VolumeServiceAsyncStub] = _Service()
     snapshots: _Service[SnapshotServiceStub, SnapshotServiceAsyncStub] = _Service()
     archives: _Service[ArchiveServiceStub, ArchiveServiceAsyncStub] = _Service()

@@ -35,12 +35,15 @@ class Observed:
     """What the kernel holds of a network: its own interface, the host's ends of its endpoints, and the addresses whose
     MAC the host was told for good.
 
+    `single` are addresses that the network's interface has alone, without a subnet: services' among them.
+
     `remotes` are (address, MAC, VTEP) of every remote endpoint that entries lead to, "" for a part that is missing.
     """
 
     interface: bool
     endpoints: frozenset[str]
     neighbours: frozenset[str] = frozenset()
+    single: frozenset[str] = frozenset()
     remotes: frozenset[tuple[str, str, str]] = frozenset()
 
 
@@ -64,6 +67,8 @@ class Driver(ABC):
     """An endpoint's interface has no end in the host: it is looked for, and removed, in its namespace."""
     publishes_ports = False
     """Ports of the host lead to its endpoints."""
+    has_services = False
+    """Its networks can have services: `apply_services` is called."""
     chooses_gateway = True
     """A subnet without a gateway gets one, the first address."""
     has_policies = False
@@ -173,6 +178,18 @@ class Driver(ABC):
                 f"network {network.name} ({self.name}) publishes no ports",
                 hint="use a bridge network that is not internal",
             )
+
+    def expect_services(self, network: Network, addresses: Collection[str]) -> None:
+        """Take the virtual addresses that a network's services have, the whole set. `apply_network` makes them too."""
+        return
+
+    def single(self, network: Network) -> frozenset[str]:
+        """Return every address that `Observed.single` is to hold. Pure."""
+        return frozenset()
+
+    def apply_services(self, network: Network) -> None:
+        """Make the virtual addresses of a network that is there those that were told, and no others."""
+        return
 
     def node_elements(self) -> set[Element]:
         """Return the firewall elements that the node needs, whatever networks it has. Pure."""

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from netstore.drivers.base import Driver, Observed
+from netstore.drivers.base import Driver, Host, Observed
 from netstore.drivers.interior import (
     MIN_IPV6_MTU,
     NO_IPV6,
@@ -94,6 +94,11 @@ class BridgedDriver(Driver):
 
     publishes_ports = True
     has_policies = True
+    has_services = True
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(host)
+        self._virtual: dict[str, frozenset[str]] = {}  # services' addresses, by network id
 
     def validate(self, network: Network) -> Network:
         """Choose the bridge's name and MTU, and say which gateways it is itself."""
@@ -161,6 +166,7 @@ class BridgedDriver(Driver):
     def remove_network(self, network: Network) -> None:
         """Remove firewall elements, then the bridge, if it is ours."""
         self.host.firewall.remove(self.network_elements(network))
+        self._virtual.pop(network.id, None)
         found = host_socket().link(network.interface)
         if found is not None and found.alias == alias("network", network.id):
             self.host.deletions.delete(network.interface)
@@ -220,7 +226,31 @@ class BridgedDriver(Driver):
             interface=index is not None,
             endpoints=frozenset(port.name for port in ports),
             neighbours=frozenset(neighbours),
+            single=_single(route, index, network) if index else frozenset(),
         )
+
+    def expect_services(self, network: Network, addresses: Collection[str]) -> None:
+        """Keep them for `bridge_addresses`."""
+        self._virtual[network.id] = frozenset(addresses)
+
+    def single(self, network: Network) -> frozenset[str]:
+        """Return the services' addresses, and what else the bridge has alone."""
+        return frozenset(address for address, prefix in self.bridge_addresses(network) if prefix == _whole(address))
+
+    def apply_services(self, network: Network) -> None:
+        """Add what the bridge lacks, and remove what is nobody's any more."""
+        route = host_socket()
+        index = route.index_of(network.interface)
+        if index is None:  # the reconciler remakes it, with them
+            return
+        wanted = self.single(network)
+        there = _single(route, index, network)
+        requests = [netlink.address_delete(index, each, _whole(each)) for each in there - wanted]
+        requests += [
+            netlink.address_add(index, each, _whole(each), tolerate={errno.EEXIST}, speaks=":" not in each)
+            for each in wanted - there
+        ]
+        route.run(requests)
 
     def default_route(self, network: Network, endpoint: Endpoint, namespace: int) -> None:
         """Replace the namespace's default route."""
@@ -293,8 +323,10 @@ class BridgedDriver(Driver):
         return elements + [element for port in ports for element in source_elements(port, endpoint.addresses)]
 
     def bridge_addresses(self, network: Network) -> list[tuple[str, int]]:
-        """Return what the bridge has: gateways, and the link-local address that IPv6 needs beside them."""
-        return [*self.gateways(network), *([(link_local(stable_mac(network.id)), 64)] if has_ipv6(network) else [])]
+        """Return what the bridge has: gateways, the link-local address that IPv6 needs beside them, and services'."""
+        own = [(link_local(stable_mac(network.id)), 64)] if has_ipv6(network) else []
+        virtual = [(each, _whole(each)) for each in sorted(self._virtual.get(network.id, ()))]
+        return [*self.gateways(network), *own, *virtual]
 
     def gateways(self, network: Network) -> list[tuple[str, int]]:
         """Return the gateways that the bridge holds itself, with their prefix lengths."""
@@ -381,6 +413,19 @@ def _port(network: Network, endpoint: Endpoint, *, isolated: bool) -> Request:
         isolated=isolated,
         ipv6_addresses=not speaks_ipv6(network),
     )
+
+
+def _single(route: RouteSocket, index: int, network: Network) -> frozenset[str]:
+    """Return the addresses of the network's subnets that its bridge has alone."""
+    subnets = [ipaddress.ip_network(pool.subnet) for pool in network.pools]
+    return frozenset(
+        each for each in route.addresses(index) if any(ipaddress.ip_address(each) in subnet for subnet in subnets)
+    )
+
+
+def _whole(address: str) -> int:
+    """Return the prefix length of one address."""
+    return 128 if ":" in address else 32
 
 
 def _six(address: str) -> str:

@@ -34,6 +34,7 @@ _ENCODERS: dict[str, Callable[[str], bytes]] = {
     "ipv6_addr": lambda value: socket.inet_pton(socket.AF_INET6, value),
     "inet_proto": lambda value: bytes([_PROTOCOLS[value]]),
     "inet_service": lambda value: struct.pack("!H", int(value)),
+    "mark": lambda value: struct.pack("=I", int(value)),
 }
 _VERDICT = ("verdict",)  # "jump CHAIN"
 _Types = tuple[Sequence[str], Sequence[str]]
@@ -58,12 +59,15 @@ class PlainElements:
         """Take sets that come and go, by name: table and body. Those that were given before are no more."""
         self._policed = {name: (table, types) for name, (table, body) in sets.items() if (types := _types(body))}
 
-    def change(self, kind: int, elements: Sequence[tuple[str, str]]) -> bool:
-        """Add or remove elements in one transaction; False, and nothing changed, when that is for libnftables to do."""
+    def change(self, *changes: tuple[int, Sequence[tuple[str, str]]]) -> bool:
+        """Add or remove elements, in order and in one transaction; False, and nothing changed, when that is for
+        libnftables to do.
+        """
         policed = self._policed
-        if len(elements) > _MOST or any(name not in self._sets and name not in policed for name, _ in elements):
+        elements = [(kind, name, element) for kind, those in changes for name, element in those]
+        if len(elements) > _MOST or any(name not in self._sets and name not in policed for _, name, _ in elements):
             return False
-        messages = [_message(kind, name, element, self._sets.get(name) or policed[name]) for name, element in elements]
+        messages = [_message(kind, name, text, self._sets.get(name) or policed[name]) for kind, name, text in elements]
         with self._lock:
             return not messages or transact(self._socket, messages) == 0
 

@@ -84,14 +84,24 @@ class Firewall:
             KernelError: EEXIST when a map holds another value for a key.
         """
         elements = list(elements)
-        if not self._plain.change(NFT_MSG_NEWSETELEM, elements):
+        if not self._plain.change((NFT_MSG_NEWSETELEM, elements)):
             self._nft.run(_add_elements(elements))
 
     def remove(self, elements: Iterable[Element]) -> None:
         """Remove elements; those that are gone are a success."""
         elements = list(elements)
-        if not self._plain.change(NFT_MSG_DELSETELEM, elements):
+        if not self._plain.change((NFT_MSG_DELSETELEM, elements)):
             self._nft.run_each(_delete_elements(elements), tolerate=[errno.ENOENT], doing="removing firewall elements")
+
+    def exchange(self, old: Collection[Element], new: Collection[Element]) -> None:
+        """Put new elements in place of old ones, in one transaction: a key that is in both is never missing.
+
+        Raises:
+            KernelError: EEXIST when a map holds another value for a key that is in none of the old ones.
+        """
+        if not self._plain.change((NFT_MSG_DELSETELEM, list(old)), (NFT_MSG_NEWSETELEM, list(new))):
+            # What somebody removed meanwhile would fail the transaction: added first, it is there.
+            self._nft.run([*_add_elements(old), *_delete_elements(old), *_add_elements(new)])
 
     def police(self, network_id: str, change: Callable[[], None], elements: Callable[[], set[Element]]) -> None:
         """Change what a network is policed by, in one transaction: rules, and the elements that `elements` works out.

@@ -23,6 +23,7 @@ from netstore.kernel.route import AF_BRIDGE, NTF_MASTER, NTF_SELF, Attributes, R
 
 __all__ = [
     "address_add",
+    "address_delete",
     "bridge_add",
     "forwarding_delete",
     "forwarding_local",
@@ -47,7 +48,7 @@ __all__ = [
 ]
 
 RTM_NEWLINK, RTM_DELLINK = 16, 17
-RTM_NEWADDR = 20
+RTM_NEWADDR, RTM_DELADDR = 20, 21
 RTM_NEWNEIGH, RTM_DELNEIGH = 28, 29
 NDA_DST, NDA_LLADDR = 1, 2
 NUD_REACHABLE, NUD_NOARP = 0x02, 0x40
@@ -292,6 +293,14 @@ def address_add(
         last = int(parsed) | ((1 << (32 - prefix)) - 1)
         data = data.replace(_BROADCAST, last.to_bytes(4, "big"))
     return Request(data, "adding address", f"{address}/{prefix}", frozenset(tolerate))
+
+
+def address_delete(index: int, address: str, prefix: int) -> Request:
+    """Take an address from an interface; one that is gone is a success."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    fields = {"family": family, "prefixlen": prefix, "index": index}
+    data = encode(ifaddrmsg, RTM_DELADDR, 0, fields, [("IFA_LOCAL", address), ("IFA_ADDRESS", address)])
+    return Request(data, "removing address", f"{address}/{prefix}", frozenset({errno.EADDRNOTAVAIL}))
 
 
 @functools.lru_cache(maxsize=64)

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from netstore.errors import KernelError
@@ -32,7 +33,7 @@ __all__ = [
     "encode_neighbour",
 ]
 
-RTM_GETLINK, RTM_GETNEIGH = 18, 30
+RTM_GETLINK, RTM_GETADDR, RTM_GETNEIGH = 18, 22, 30
 AF_BRIDGE = 7
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 NLMSG_ERROR, NLMSG_DONE = 2, 3
@@ -40,6 +41,7 @@ NLM_F_CAPPED, NLM_F_ACK_TLVS = 0x100, 0x200
 NLMSGERR_ATTR_MSG = 1
 SOL_NETLINK, NETLINK_CAP_ACK, NETLINK_EXT_ACK = 270, 10, 11
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_IFALIAS = 1, 3, 4, 10, 20
+IFA_ADDRESS, IFA_LOCAL = 1, 2
 NDA_DST, NDA_LLADDR, NDA_IFINDEX = 1, 2, 8
 NUD_PERMANENT = 0x80
 NTF_SELF, NTF_MASTER = 0x02, 0x04
@@ -165,6 +167,18 @@ class RouteSocket:
             if at == index and state & NUD_PERMANENT and NDA_DST in (known := attributes(answer, 28)):
                 mac = known.get(NDA_LLADDR, b"")[4:10].hex(":")
                 found[socket.inet_ntop(family, known[NDA_DST][4:])] = mac
+        return found
+
+    def addresses(self, index: int) -> set[str]:
+        """Return the addresses that an interface has alone: those whose prefix is one address long."""
+        message = encode(ifaddrmsg, RTM_GETADDR, NLM_F_DUMP, {}, [])
+        found = set()
+        for answer in self._answers(message, "listing", "addresses"):
+            family, length, _, _, at = struct.unpack_from("=BBBBi", answer, 16)
+            known = attributes(answer, 24)
+            if at == index and length == (32 if family == socket.AF_INET else 128):
+                packed = (known.get(IFA_LOCAL) or known[IFA_ADDRESS])[4:]
+                found.add(socket.inet_ntop(family, packed))
         return found
 
     def forwarding(self, index: int) -> tuple[dict[str, str], set[str]]:

@@ -7,12 +7,18 @@ from typing import TypeAlias
 from netstore.kernel.policing import BRIDGED, ROUTED
 from netstore.model import PAIR_PREFIX
 
-__all__ = ["EXPIRING", "GUARD_SETS", "TABLES", "Chains", "Sets"]
+__all__ = ["EXPIRING", "FIRST_SLOT", "GUARD_SETS", "SLOTS", "TABLES", "Chains", "Sets"]
 
 Sets: TypeAlias = dict[str, tuple[str, str]]
 Chains: TypeAlias = dict[str, tuple[str, tuple[str, ...]]]
 
 WELL_KNOWN = "inet_proto . inet_service"
+SLOTS = 127
+"""Among so many slots the endpoints of a service are spread, and each connection takes one at random. A prime."""
+FIRST_SLOT = 0x6E730000
+"""A slot is carried by the first packet's mark: in a concatenation numgen itself has no type (nft 1.0.6 crashes as it
+lists such a map). These digits are "ns": no mark that a routing rule would look for.
+"""
 
 _SETS: Sets = {
     "bridges": ("set", "type ifname;"),
@@ -37,6 +43,7 @@ _SETS: Sets = {
     # UDP ports of our tunnels, and the nodes whose tunnels are heard. Nobody else's are, whichever way they come: a
     # container's would otherwise be masqueraded into a trusted node's.
     "tunnels": ("set", "type inet_service;"),
+    "service_ports": ("set", f"type {WELL_KNOWN};"),
     "vteps": ("set", "type ipv4_addr;"),
     "vteps6": ("set", "type ipv6_addr;"),
 }
@@ -50,6 +57,12 @@ for _six, _addr in (("", "ipv4_addr"), ("6", "ipv6_addr")):
         f"ranges{_six}": ("map", f"type {WELL_KNOWN} : {_addr}; flags interval;"),
         f"ranges_at{_six}": ("map", f"type {_addr} . {WELL_KNOWN} : {_addr}; flags interval;"),
         f"direct{_six}": ("set", f"type {_addr} . {WELL_KNOWN};"),
+        # Virtual addresses of services, ports that lead to services, and the endpoint of each slot; remote ones answer
+        # through the node that asked them.
+        f"services{_six}": ("set", f"type {_addr};"),
+        f"slots{_six}": ("map", f"type {_addr} . mark : {_addr};"),
+        f"port_slots{_six}": ("map", f"type {WELL_KNOWN} . mark : {_addr} . inet_service;"),
+        f"elsewhere{_six}": ("set", f"type ifname . {_addr};"),
         # Who may reach a published port, where that was limited: the port, and the port with its sources.
         f"limited{_six}": ("set", f"type {_addr} . {WELL_KNOWN};"),
         f"allowed{_six}": ("set", f"type {_addr} . {_addr} . {WELL_KNOWN}; flags interval;"),
@@ -71,6 +84,7 @@ _LINK_CONTROL = (
     "nd-neighbor-solicit, nd-neighbor-advert, mld-listener-query, mld-listener-report, mld-listener-done,"
     " mld2-listener-report"
 )
+_SLOT = f"meta mark set numgen random mod {SLOTS} offset {FIRST_SLOT} dnat IP to"
 _CHAINS: Chains = {
     "forward": (
         "type filter hook forward priority filter; policy accept;",
@@ -101,6 +115,11 @@ _CHAINS: Chains = {
     "input": (
         "type filter hook input priority filter; policy accept;",
         (
+            # Services without an endpoint that works refuse: what listens on the host is not theirs.
+            *_both(
+                "IP daddr @servicesSIX ct state new meta l4proto tcp reject with tcp reset",
+                "IP daddr @servicesSIX ct state new meta l4proto { udp, sctp } reject",
+            ),
             "iifname != @bridges accept",
             "ct direction reply accept",
             f"icmpv6 type {{ {_LINK_CONTROL}, nd-router-solicit }} accept",
@@ -121,6 +140,9 @@ _CHAINS: Chains = {
     "publish": (
         "",
         _both(
+            f"IP daddr @servicesSIX meta l4proto {{ tcp, udp, sctp }} {_SLOT} IP daddr . meta mark map @slotsSIX",
+            "IP daddr @servicesSIX accept",
+            f"meta nfproto NFPROTO {_PORT} @service_ports {_SLOT} {_PORT} . meta mark map @port_slotsSIX",
             f"dnat IP to IP daddr . {_PORT} map @ports_atSIX",
             f"dnat IP to {_PORT} map @portsSIX",
             f"dnat IP to IP daddr . {_PORT} map @ranges_atSIX",
@@ -147,6 +169,7 @@ _CHAINS: Chains = {
             "oifname @bridges ip saddr 127.0.0.0/8 masquerade",
             *_both(
                 "ct status dnat oifname . IP saddr @subnetsSIX masquerade",
+                "ct status dnat oifname . IP daddr @elsewhereSIX masquerade",
                 "oifname != @bridges snat IP to iifname map @sourcesSIX",
                 "meta nfproto NFPROTO iifname @masqueradedSIX oifname != @bridges masquerade",
             ),

@@ -40,12 +40,17 @@ _Resolver = tuple[OpenSandbox, tuple[socket.socket, socket.socket]]
 class Endpoints:
     """The endpoints of a node."""
 
-    def __init__(self, context: Context, sandboxes: Sandboxes, policies: Policies, span: Span | None) -> None:
+    def __init__(
+        self, context: Context, sandboxes: Sandboxes, policies: Policies, span: Span | None,
+        touch: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        """`touch` is told of the network of every endpoint that changed."""
         self._context = context
         self._store = context.store
         self._sandboxes = sandboxes
         self._policies = policies
         self._span = span
+        self._touch = touch
         self.changed: Callable[[Sandbox], Awaitable[None]] | None = None
         """Told of a container's sandbox whose endpoints were attached or detached while it runs."""
 
@@ -87,6 +92,8 @@ class Endpoints:
             resolvers = await self._context.apply(self._make, planned, undo)
         for opened, sockets in resolvers:
             await self._sandboxes.add_resolver(opened, sockets)
+        for each in planned:
+            self._touch(each.network.id)
         return planned
 
     def _commit_and_make(
@@ -210,6 +217,7 @@ class Endpoints:
             present, (promoted, last) = await self._store.write(
                 lambda tx: (tx.endpoints.get(endpoint_id), planning.detach(tx, endpoint_id))
             )
+            self._touch(network.id)
             endpoint = present or endpoint  # its labels, by which policies know it, may have changed
             removal = self._context.remove(self._driver(network).remove_endpoint, network, endpoint)
             # All wait, for grace periods of the kernel's and for etcd: side by side.
@@ -274,6 +282,7 @@ class Endpoints:
                 await self._take_out(plan.network, plan.endpoint, sandbox)
             await self._store.write(lambda tx: planning.each(tx, planning.park, attached))
             for plan in attached:
+                self._touch(plan.network.id)
                 self._poke(plan.network, plan.endpoint.id)
             for plan in attached:
                 await self._context.remove(self._driver(plan.network).remove_endpoint, plan.network, plan.endpoint)
@@ -345,6 +354,7 @@ class Endpoints:
             joined = await self._store.write(change)
         else:
             joined = await self._policies.relabel(network, endpoint_id, change)
+            self._touch(network.id)
         self._poke(network, endpoint_id)
         if joined[0].spec.options != before.spec.options and joined[0].attached:
             await self._follow(*joined, before)

@@ -31,6 +31,7 @@ from netstore.networks.networks import Networks
 from netstore.networks.policies import Policies
 from netstore.networks.reconcile import Reconciler
 from netstore.networks.sandboxes import Sandboxes
+from netstore.networks.services import Services
 from netstore.networks.supervision import ResolverProcess
 from netstore.networks.uplink import DEFAULT_MTU, read_uplink
 from netstore.store import Store
@@ -73,13 +74,20 @@ class NetworkManager:
                 raise InvalidArgument("default-network-opts.DRIVER", name, f"one of {', '.join(sorted(drivers))}")
             parse(drivers[name].options, values, field=f"default-network-opts.{name}")
         self.policies = Policies(self._context, self._firewall)
+        self.services = Services(self._context, self._firewall)
         self.drops = Drops(self._context, self._firewall.policing)
         self._span = self._build_span(cluster, node_id) if cluster else None
         self.networks = Networks(self._context, self.policies, self._span)
         self.sandboxes = Sandboxes(self._context)
-        self.endpoints = Endpoints(self._context, self.sandboxes, self.policies, self._span)
+        self.endpoints = Endpoints(self._context, self.sandboxes, self.policies, self._span, self.services.touch)
         self._reconciler = Reconciler(
-            self._context, self._firewall, self.endpoints, self.sandboxes, self._span, docker_user=docker_user
+            self._context,
+            self._firewall,
+            self.endpoints,
+            self.sandboxes,
+            self.services,
+            self._span,
+            docker_user=docker_user,
         )
 
     @property
@@ -102,6 +110,7 @@ class NetworkManager:
         await self.networks.start()
         if self._span:
             await self._span.data_plane.apply_peers()  # before the check would take what is there for too much
+        await self.services.start()
         await self.check(repair=True)
         if self._span:
             self._span.publication.evict = self.endpoints.detach
@@ -180,6 +189,7 @@ class NetworkManager:
         """Let go of the resolver and the executors; what is in the kernel stays and works on."""
         if self.cluster:
             await self.cluster.close()
+        await self.services.close()
         await self.drops.close()
         await self.resolver.close()
         self._context.close()

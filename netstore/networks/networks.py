@@ -469,6 +469,11 @@ def _refuse_in_use(tx: Transaction, network: Network) -> None:
             f"network {network.name} has {len(endpoints)} endpoint(s): {names}",
             hint="disconnect them, or remove their containers, first", endpoints=names,
         )  # fmt: skip
+    if services := [service.name for service in tx.services.all("network_id = ?", network.id)]:
+        raise InUse(
+            f"network {network.name} has {len(services)} service(s): {', '.join(services[:10])}",
+            hint="remove them first (`netstore service rm`)", services=", ".join(services[:10]),
+        )  # fmt: skip
 
 
 def _counted(tx: Transaction, network: Network) -> tuple[Network, int]:

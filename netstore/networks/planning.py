@@ -343,6 +343,7 @@ def park(tx: Transaction, endpoint: Endpoint) -> None:
     if present is None:
         return
     ports.release(tx, endpoint.id)
+    tx.execute("DELETE FROM service_health WHERE endpoint_id = ?", endpoint.id)
     revision = tx.event(Kind.ENDPOINT, "disconnect", endpoint.id, endpoint.name)
     tx.endpoints.update(replace(present, attached=False, ports=(), revision=revision))
 

@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from netstore.errors import AddressTaken, Exhausted, FailedPrecondition
-from netstore.model import PortMapping, Protocol
+from netstore.model import PortMapping, Protocol, Service
 from netstore.store import Transaction
 
-__all__ = ["claim", "ephemeral_range", "matching", "release"]
+__all__ = ["claim", "claim_for_service", "ephemeral_range", "matching", "release"]
 
 TCP_LISTEN = "0A"
 _PROC_NET = {Protocol.TCP: ("tcp", "tcp6"), Protocol.UDP: ("udp", "udp6")}
@@ -55,6 +55,23 @@ def claim(
     return tuple(_claim(tx, endpoint_id, port, keeper) for port in ports)
 
 
+def claim_for_service(tx: Transaction, service: Service) -> None:
+    """Take the ports of the node that lead to a service, and give back those that do not any more.
+
+    Raises:
+        AddressTaken: an endpoint, another service or a process of the host has one.
+    """
+    rows = tx.rows("SELECT protocol, port FROM service_ports WHERE service_id = ?", service.id)
+    held, wanted = set(rows), {(each.protocol.value, each.published_port) for each in service.spec.ports}
+    for protocol, number in held - wanted:
+        tx.execute("DELETE FROM service_ports WHERE protocol = ? AND port = ?", protocol, number)
+    for protocol, number in sorted(wanted - held):
+        port = PortMapping(container_port=number, host_port=number, protocol=Protocol(protocol))
+        if holder := _holder(tx, port) or _bound_on_host(port, number):
+            raise _taken(port, holder)
+        tx.execute("INSERT INTO service_ports VALUES (?, ?, ?)", protocol, number, service.id)
+
+
 def release(tx: Transaction, endpoint_id: str, ports: Iterable[PortMapping] | None = None) -> None:
     """Give back an endpoint's ports: these, or all."""
     if ports is None:
@@ -71,11 +88,7 @@ def _claim(tx: Transaction, endpoint_id: str, port: PortMapping, keeper: str) ->
     if port.host_port and not port.host_port_last:
         holder = _insert(tx, endpoint_id, port, keeper)
         if holder:
-            last = f"-{port.host_port + port.count - 1}" if port.count > 1 else ""
-            raise AddressTaken(
-                f"host port {_shown(port)}:{port.host_port}{last}/{port.protocol} is taken by {holder}",
-                hint="publish on another port, or on port 0 to take a free one", reason="PORT_TAKEN", holder=holder,
-            )  # fmt: skip
+            raise _taken(port, holder)
         return port
     low, high = (port.host_port, port.host_port_last) if port.host_port else ephemeral_range()
     highest = tx.row(
@@ -91,6 +104,14 @@ def _claim(tx: Transaction, endpoint_id: str, port: PortMapping, keeper: str) ->
     raise Exhausted(f"no {port.protocol} port from {low} to {high} is free", hint="unpublish some, or name the port")
 
 
+def _taken(port: PortMapping, holder: str) -> AddressTaken:
+    last = f"-{port.host_port + port.count - 1}" if port.count > 1 else ""
+    return AddressTaken(
+        f"host port {_shown(port)}:{port.host_port}{last}/{port.protocol} is taken by {holder}",
+        hint="publish on another port, or on port 0 to take a free one", reason="PORT_TAKEN", holder=holder,
+    )  # fmt: skip
+
+
 def _shown(port: PortMapping) -> str:
     return f"[{port.host_ip}]" if ":" in port.host_ip else port.host_ip or "0.0.0.0"
 
@@ -104,18 +125,30 @@ def _insert(tx: Transaction, endpoint_id: str, port: PortMapping, keeper: str) -
             port.host_ip, port.protocol.value, port.host_port, last, port.container_port, endpoint_id,
         )  # fmt: skip
     except sqlite3.IntegrityError:
-        row = tx.row(
-            "SELECT endpoints.name, ports.endpoint_id FROM ports LEFT JOIN endpoints ON endpoints.id = endpoint_id"
-            " WHERE protocol = ? AND host_port <= ? AND last_port >= ? AND (host_ip = ? OR host_ip = '' OR ? = '')",
-            port.protocol.value, last, port.host_port, port.host_ip, port.host_ip,
-        )  # fmt: skip
-        return f"endpoint {row[0] or row[1][:12]}" if row else "another endpoint"
+        return _holder(tx, port) or "another endpoint"
     for number in range(port.host_port, last + 1):
         holder = _bound_on_host(port, number)
         if holder and not (keeper and f"({keeper})" in holder):
             release(tx, endpoint_id, [port])
             return holder
     return ""
+
+
+def _holder(tx: Transaction, port: PortMapping) -> str:
+    """Name who has a port, or a part of a range, in the store; "" when nobody has."""
+    last = port.host_port + port.count - 1
+    row = tx.row(
+        "SELECT endpoints.name, ports.endpoint_id FROM ports LEFT JOIN endpoints ON endpoints.id = endpoint_id"
+        " WHERE protocol = ? AND host_port <= ? AND last_port >= ? AND (host_ip = ? OR host_ip = '' OR ? = '')",
+        port.protocol.value, last, port.host_port, port.host_ip, port.host_ip,
+    )  # fmt: skip
+    if row:
+        return f"endpoint {row[0] or row[1][:12]}"
+    row = tx.row(
+        "SELECT name FROM service_ports JOIN services ON services.id = service_id"
+        " WHERE protocol = ? AND port BETWEEN ? AND ?", port.protocol.value, port.host_port, last,
+    )  # fmt: skip
+    return f"service {row[0]}" if row else ""
 
 
 def _bound_on_host(port: PortMapping, number: int) -> str:

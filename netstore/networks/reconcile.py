@@ -27,6 +27,7 @@ from netstore.networks.cluster.span import Span
 from netstore.networks.context import Context
 from netstore.networks.endpoints import Endpoints
 from netstore.networks.sandboxes import Sandboxes
+from netstore.networks.services import Services
 from netstore.networks.uplink import overlaps, read_uplink
 from netstore.store import Transaction
 
@@ -55,8 +56,8 @@ class Reconciler:
     """Compares, and repairs when asked to. Each difference is a `Finding`."""
 
     def __init__(
-        self, context: Context, firewall: Firewall, endpoints: Endpoints, sandboxes: Sandboxes, span: Span | None, *,
-        docker_user: bool,
+        self, context: Context, firewall: Firewall, endpoints: Endpoints, sandboxes: Sandboxes, services: Services,
+        span: Span | None, *, docker_user: bool,
     ) -> None:  # fmt: skip
         self._context = context
         self._span = span
@@ -65,6 +66,7 @@ class Reconciler:
         self._firewall = firewall
         self._endpoints = endpoints
         self._sandboxes = sandboxes
+        self._services = services
         self._lock = asyncio.Lock()
         self._grace = 0.0
 
@@ -126,6 +128,7 @@ class Reconciler:
                                   detail=f"interface {network.interface} is missing")  # fmt: skip
                 findings.append(await _repaired(finding, partial(self._apply_network, network), repair=repair))
                 observed = await self._context.apply(driver.observe, network)
+            findings += await self._virtual(network, observed, repair=repair)
             if self._span and driver.scope is Scope.GLOBAL:
                 async with self._context.locks.hold(network.id):
                     findings += await self._span.data_plane.check(network, repair=repair)
@@ -146,6 +149,15 @@ class Reconciler:
                 work = partial(self._apply_endpoint, network, endpoint, sandbox)
                 findings.append(await _repaired(finding, work, repair=repair))
         return findings
+
+    async def _virtual(self, network: Network, observed: Observed, *, repair: bool) -> list[Finding]:
+        """Find virtual addresses of services that the network's interface lacks, or has for nobody."""
+        differing = observed.single ^ self._context.driver(network.spec.driver).single(network)
+        if not differing or not observed.interface:
+            return []
+        finding = Finding(kind=Kind.NETWORK, resource_id=network.id, name=network.name,
+                          detail=f"virtual addresses differ: {', '.join(sorted(differing)[:5])}")  # fmt: skip
+        return [await _repaired(finding, partial(self._services.repair, network), repair=repair)]
 
     async def _is_there(
         self, driver: Driver, observed: Observed, network: Network, endpoint: Endpoint, sandbox: Sandbox
@@ -267,6 +279,7 @@ class Reconciler:
             driver = self._context.driver(network.spec.driver)
             if driver.is_here(network):
                 wanted |= driver.elements(network, desired.attached(network))
+        wanted |= await self._services.elements(networks)
         return present - wanted, wanted - present
 
     async def _names(self, desired: _Desired, *, repair: bool) -> list[Finding]:

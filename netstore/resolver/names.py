@@ -11,12 +11,14 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
+from netstore.networks.balance import backends, decode_service
 from netstore.networks.vantage import host_addresses
 from netstore.resolver.upstream import split_server
 
 __all__ = ["Names", "Service", "View"]
 
 _HOST_NAMES = ("host.docker.internal", "host.netstore.internal")
+_TASKS = "tasks."
 _PROTOCOLS = ("tcp", "udp", "sctp")
 _SERVICE_LABEL = "netstore.service."
 _REMOTE_BY_ADDRESS = (
@@ -144,8 +146,25 @@ class Names:
         """Return the addresses of a lower-case name on the networks of a view, None when nobody has it."""
         if name in _HOST_NAMES:
             return list(view.host)
+        balanced = self._balanced(view, name)
+        if balanced is not None:
+            return balanced
         holders = self._holders(view, name)
         return [address for _, endpoint in holders for address in _addresses(endpoint)] if holders else None
+
+    def _balanced(self, view: View, name: str) -> list[str] | None:
+        """Return what a service's name means: its virtual addresses, or its endpoints'; None for another name."""
+        wanted = name.removeprefix(_TASKS)
+        for network_id, network in view.networks.items():
+            short = wanted.removesuffix(f".{network.lower()}")
+            query = "SELECT body FROM services WHERE network_id = ? AND lower(name) IN (?, ?)"
+            for (body,) in self._rows(query, network_id, wanted, short):
+                service = decode_service(body)
+                if service.addresses and wanted == name:
+                    return list(service.addresses)
+                found = backends(self._rows, service)
+                return [address for backend in found if backend.healthy for address in backend.addresses]
+        return None
 
     def _holders(self, view: View, name: str) -> list[tuple[str, dict[str, Any]]]:
         """Return the endpoints of a name, each with the name of its network.

@@ -41,6 +41,8 @@ __all__ = [
     "to_message",
     "to_port",
     "to_port_message",
+    "to_protocol",
+    "to_protocol_message",
 ]
 
 _FILTERS = ("network", "container", "sandbox", "id", "name", "label")
@@ -137,16 +139,15 @@ def to_port(port: common_pb2.PortMapping, field: str) -> PortMapping:
         raise InvalidArgument(f"{field}.count", port.count, "so many that the last port is at most 65535")
     if port.host_port_last and not port.host_port + count - 1 <= port.host_port_last <= 65535:
         raise InvalidArgument(f"{field}.host_port_last", port.host_port_last, "host_port + count - 1 to 65535")
-    if port.protocol not in _PROTOCOLS:
-        raise InvalidArgument(f"{field}.protocol", port.protocol, "PROTOCOL_TCP, PROTOCOL_UDP or PROTOCOL_SCTP")
+    protocol = to_protocol(port.protocol, f"{field}.protocol")
     host_ip = check_address(port.host_ip, f"{field}.host_ip") if port.host_ip else ""
-    if host_ip == "::1" and port.protocol not in (common_pb2.PROTOCOL_UNSPECIFIED, common_pb2.PROTOCOL_TCP):
+    if host_ip == "::1" and protocol is not Protocol.TCP:
         raise InvalidArgument(f"{field}.host_ip", host_ip, "127.0.0.1 for UDP and SCTP: on ::1 TCP alone is served")
     return PortMapping(
         container_port=port.container_port,
         host_port=port.host_port,
         host_ip="" if host_ip in ("0.0.0.0", "::") else host_ip,
-        protocol=_PROTOCOLS[port.protocol],
+        protocol=protocol,
         count=count,
         host_port_last=0 if port.host_port_last == port.host_port else port.host_port_last,
         sources=_check_sources(port.sources, f"{field}.sources"),
@@ -295,13 +296,29 @@ def _matches(filters: Filters, _: Endpoint, network: Network, sandbox: Sandbox) 
     )
 
 
+def to_protocol(protocol: common_pb2.Protocol.ValueType, field: str) -> Protocol:
+    """Translate a transport.
+
+    Raises:
+        InvalidArgument: it is none.
+    """
+    if protocol not in _PROTOCOLS:
+        raise InvalidArgument(field, protocol, "PROTOCOL_TCP, PROTOCOL_UDP or PROTOCOL_SCTP")
+    return _PROTOCOLS[protocol]
+
+
+def to_protocol_message(protocol: Protocol) -> common_pb2.Protocol.ValueType:
+    """Translate a transport."""
+    return _PROTOCOL_MESSAGES[protocol]
+
+
 def to_port_message(port: PortMapping, reached: Sequence[Reach] = ()) -> common_pb2.PortMapping:
     """Translate a port, with who can reach it where it is published."""
     return common_pb2.PortMapping(
         host_ip=port.host_ip or "0.0.0.0",
         host_port=port.host_port,
         container_port=port.container_port,
-        protocol=_PROTOCOL_MESSAGES[port.protocol],
+        protocol=to_protocol_message(port.protocol),
         count=port.count if port.count > 1 else 0,
         host_port_last=port.host_port_last,
         sources=port.sources,

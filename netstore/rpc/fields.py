@@ -14,6 +14,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from netstore.errors import Immutable, InvalidArgument, NotFound
+from netstore.model import label_matches
 
 __all__ = [
     "Filters",
@@ -23,7 +24,6 @@ __all__ = [
     "check_period",
     "check_request_id",
     "check_servers",
-    "label_matches",
     "missing_allowed",
     "next_page",
     "page",
@@ -185,12 +185,6 @@ def missing_allowed(*, allow: bool) -> Iterator[None]:
     except NotFound:
         if not allow:
             raise
-
-
-def label_matches(labels: Mapping[str, str], wanted: str) -> bool:
-    """Say whether labels hold `key` or `key=value`."""
-    key, separator, value = wanted.partition("=")
-    return key in labels and (not separator or labels[key] == value)
 
 
 def _sql_values(key: str, wanted: str) -> list[str]:

@@ -219,4 +219,32 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX endpoints_by_cni ON endpoints(json_extract(body, '$.labels."cni.container-id"'))
     WHERE json_extract(body, '$.labels."cni.container-id"') IS NOT NULL;
     """,
+    f"""
+    -- Services go with their network, which is not removed while it has some. Those of networks that span nodes are as
+    -- the cluster has them.
+    CREATE TABLE services (
+        id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, created INTEGER NOT NULL,
+        network_id TEXT NOT NULL REFERENCES networks(id) ON DELETE CASCADE, body TEXT NOT NULL
+    ) WITHOUT ROWID;
+    CREATE INDEX services_by_network ON services(network_id);
+
+    -- Ports of the node that lead to services. Others' ports are refused beside them, and the other way round.
+    CREATE TABLE service_ports (
+        protocol TEXT NOT NULL, port INTEGER NOT NULL,
+        service_id TEXT NOT NULL REFERENCES services(id) ON DELETE CASCADE, PRIMARY KEY (protocol, port)
+    ) WITHOUT ROWID;
+    CREATE INDEX service_ports_by_service ON service_ports(service_id);
+    CREATE TRIGGER ports_are_no_services BEFORE INSERT ON ports
+    WHEN EXISTS (SELECT 1 FROM service_ports WHERE protocol = NEW.protocol
+                 AND port BETWEEN NEW.host_port AND NEW.last_port)
+    BEGIN SELECT RAISE(ABORT, '{PORT_TAKEN}'); END;
+
+    -- Which endpoints of this node answered as a service's health check asks.
+    CREATE TABLE service_health (
+        service_id TEXT NOT NULL REFERENCES services(id) ON DELETE CASCADE,
+        endpoint_id TEXT NOT NULL REFERENCES endpoints(id) ON DELETE CASCADE,
+        PRIMARY KEY (service_id, endpoint_id)
+    ) WITHOUT ROWID;
+    CREATE INDEX service_health_by_endpoint ON service_health(endpoint_id);
+    """,
 )

@@ -27,6 +27,7 @@ from netstore.model import (
     Node,
     Policy,
     Sandbox,
+    Service,
     Snapshot,
     TrashedVolume,
     Volume,
@@ -173,6 +174,10 @@ class Transaction:
             Policy,
             lambda p: {"name": p.name, "created": p.revision, "network_id": p.spec.network_id},
         )
+        self.services = Table(
+            self, "services", Kind.SERVICE, Service,
+            lambda s: {"name": s.name, "created": int(s.create_time * 1e6), "network_id": s.spec.network_id},
+        )  # fmt: skip
         self.snapshots = Table(
             self, "snapshots", Kind.SNAPSHOT, Snapshot,
             lambda s: {"volume_id": s.volume_id, "name": s.name, "created": s.revision},

@@ -22,6 +22,7 @@ from netstore.api.v1 import (
     network_pb2,
     node_pb2,
     policy_pb2,
+    service_pb2,
     snapshot_pb2,
     system_pb2,
     volume_pb2,
@@ -30,6 +31,7 @@ from netstore.client import BlockingClient as Client
 
 INVALID, MISSING = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
 PRECONDITION, EXISTS = grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.ALREADY_EXISTS
+HTTP = service_pb2.HEALTH_PROTOCOL_HTTP
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 UNIMPLEMENTED, ABORTED = grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.ABORTED
 
@@ -46,6 +48,15 @@ def volume(**spec):
 def attach(**spec):
     spec = {"network": "bridge", "sandbox": endpoint_pb2.SandboxRef(netns_path="/run/netns/c")} | spec
     return endpoint_pb2.AttachEndpointRequest(endpoint=endpoint_pb2.Endpoint(spec=endpoint_pb2.EndpointSpec(**spec)))
+
+
+def balanced(name: str = "s", **spec):
+    spec = service_pb2.ServiceSpec(**{"network": "bridge", "selector": ["a"], **spec})
+    return service_pb2.CreateServiceRequest(service=service_pb2.Service(name=name, spec=spec))
+
+
+def health(**fields):
+    return balanced(health={"protocol": HTTP, "port": 80, **fields})
 
 
 def port(**fields):
@@ -488,6 +499,48 @@ IMAGES = [
     ("ImportImage", [image_pb2.ImportImageRequest(start={"name": "x", "config": {"working_dir": "x"}})], INVALID, "config.working_dir"),
     ("ImportImage", [image_pb2.ImportImageRequest(start={"name": "x"}), image_pb2.ImportImageRequest(chunk=b"x" * 700)], INVALID, "archive"),
 ]  # fmt: skip
+SERVICES = [
+    ("CreateService", balanced("a b"), INVALID, "name"),
+    ("CreateService", balanced(network=""), INVALID, "network"),
+    ("CreateService", balanced(network="nosuch"), MISSING, "nosuch"),
+    ("CreateService", balanced(), PRECONDITION, "bridge"),
+    ("CreateService", balanced(network="none"), PRECONDITION, "none"),
+    ("CreateService", balanced(selector=[]), INVALID, "spec.selector"),
+    ("CreateService", balanced(selector=["=x"]), INVALID, "spec.selector[0]"),
+    ("CreateService", balanced(selector=["k=" + "v" * 4097]), INVALID, "spec.selector[0]"),
+    ("CreateService", balanced(selector=[f"k{i}" for i in range(17)]), INVALID, "spec.selector"),
+    ("CreateService", balanced(mode=9), INVALID, "spec.mode"),
+    ("CreateService", balanced(ports=[{"target_port": 1}]), INVALID, "spec.ports[0].published_port"),
+    ("CreateService", balanced(ports=[{"published_port": 65536, "target_port": 1}]), INVALID, "spec.ports[0].published_port"),
+    ("CreateService", balanced(ports=[{"published_port": 1}]), INVALID, "spec.ports[0].target_port"),
+    ("CreateService", balanced(ports=[{"published_port": 1, "target_port": 1, "protocol": 9}]), INVALID, "spec.ports[0].protocol"),
+    ("CreateService", balanced(ports=[{"published_port": 1, "target_port": 1}] * 2), INVALID, "spec.ports[1].published_port"),
+    ("CreateService", balanced(ports=[{"published_port": 1, "target_port": 1}] * 65), INVALID, "spec.ports"),
+    ("CreateService", health(protocol=0), INVALID, "spec.health.protocol"),
+    ("CreateService", health(protocol=9), INVALID, "spec.health.protocol"),
+    ("CreateService", health(port=0), INVALID, "spec.health.port"),
+    ("CreateService", health(port=65536), INVALID, "spec.health.port"),
+    ("CreateService", health(protocol=1, path="/"), INVALID, "spec.health.path"),
+    ("CreateService", health(path="x"), INVALID, "spec.health.path"),
+    ("CreateService", health(path="/ HTTP/1.0\r\n"), INVALID, "spec.health.path"),
+    ("CreateService", health(path="/" + "x" * 1024), INVALID, "spec.health.path"),
+    ("CreateService", health(interval={"nanos": 1}), INVALID, "spec.health.interval"),
+    ("CreateService", health(interval={"seconds": 86401}), INVALID, "spec.health.interval"),
+    ("CreateService", health(timeout={"seconds": -1}), INVALID, "spec.health.timeout"),
+    ("CreateService", health(timeout={"seconds": 3601}), INVALID, "spec.health.timeout"),
+    ("CreateService", health(retries=1001), INVALID, "spec.health.retries"),
+    ("CreateService", service_pb2.CreateServiceRequest(service=balanced().service, request_id="x"), INVALID, "request_id"),
+    ("CreateService", service_pb2.CreateServiceRequest(service={"name": "s", "labels": {"": "v"}, "spec": {"network": "bridge", "selector": ["a"]}}), INVALID, "labels"),
+    ("GetService", service_pb2.GetServiceRequest(), INVALID, "service"),
+    ("GetService", service_pb2.GetServiceRequest(service="nosuch"), MISSING, "nosuch"),
+    ("ListServices", service_pb2.ListServicesRequest(filter=["x=y"]), INVALID, "filter"),
+    ("ListServices", service_pb2.ListServicesRequest(page_token="x"), INVALID, "page_token"),
+    ("UpdateService", service_pb2.UpdateServiceRequest(service={"name": "s"}), INVALID, "update_mask"),
+    ("UpdateService", service_pb2.UpdateServiceRequest(service={"name": "s"}, update_mask=mask("spec.mode")), PRECONDITION, "spec.mode"),
+    ("UpdateService", service_pb2.UpdateServiceRequest(service={"name": "s"}, update_mask=mask("nosuch")), INVALID, "nosuch"),
+    ("UpdateService", service_pb2.UpdateServiceRequest(service={"name": "nosuch"}, update_mask=mask("labels")), MISSING, "nosuch"),
+    ("DeleteService", service_pb2.DeleteServiceRequest(service="nosuch"), MISSING, "nosuch"),
+]  # fmt: skip
 SYSTEM = [
     ("WatchEvents", system_pb2.WatchEventsRequest(revision=-1), INVALID, "revision"),
     ("WatchEvents", system_pb2.WatchEventsRequest(filter=["x=y"]), INVALID, "filter"),
@@ -515,8 +568,8 @@ def state(node: Node) -> str:
 
 @pytest.mark.parametrize(
     ("service", "table"),
-    [("networks", NETWORKS), ("nodes", NODES), ("endpoints", ENDPOINTS), ("policies", POLICIES), ("volumes", VOLUMES),
-     ("snapshots", SNAPSHOTS), ("archives", ARCHIVES), ("mounts", MOUNTS), ("containers", CONTAINERS),
+    [("networks", NETWORKS), ("nodes", NODES), ("endpoints", ENDPOINTS), ("policies", POLICIES), ("services", SERVICES),
+     ("volumes", VOLUMES), ("snapshots", SNAPSHOTS), ("archives", ARCHIVES), ("mounts", MOUNTS), ("containers", CONTAINERS),
      ("images", IMAGES), ("system", SYSTEM)],
 )  # fmt: skip
 def test_bad_values_are_named_and_change_nothing(

@@ -61,6 +61,8 @@ class _ResourceKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Resource
     """A Policy."""
     RESOURCE_KIND_MOUNT: _ResourceKind.ValueType  # 10
     """A mount in a namespace."""
+    RESOURCE_KIND_SERVICE: _ResourceKind.ValueType  # 11
+    """A Service."""
 
 class ResourceKind(_ResourceKind, metaclass=_ResourceKindEnumTypeWrapper):
     """Kind says which sort of resource a message is about."""
@@ -87,6 +89,8 @@ RESOURCE_KIND_POLICY: ResourceKind.ValueType  # 9
 """A Policy."""
 RESOURCE_KIND_MOUNT: ResourceKind.ValueType  # 10
 """A mount in a namespace."""
+RESOURCE_KIND_SERVICE: ResourceKind.ValueType  # 11
+"""A Service."""
 Global___ResourceKind: _TypeAlias = ResourceKind  # noqa: Y015
 
 class _Protocol:
