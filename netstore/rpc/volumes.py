@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from netstore.api.v1 import volume_pb2 as pb
@@ -150,7 +151,8 @@ class VolumeServicer(volume_pb2_grpc.VolumeServiceServicer):
     async def ListVolumeDrivers(
         self, request: pb.ListVolumeDriversRequest, context: Any
     ) -> pb.ListVolumeDriversResponse:
-        found = [_driver_message(self._volumes.driver_named(name)) for name in self._volumes.drivers]
+        drivers = [self._volumes.driver_named(name) for name in self._volumes.drivers]
+        found = await asyncio.to_thread(lambda: [_driver_message(driver) for driver in drivers])
         return pb.ListVolumeDriversResponse(drivers=found)
 
     async def StageVolume(self, request: pb.StageVolumeRequest, context: Any) -> pb.StageVolumeResponse:
@@ -246,4 +248,5 @@ def _driver_message(driver: VolumeDriver) -> pb.VolumeDriver:
         ],
         unavailable=driver.available,
         no_size=driver.cannot_hold_size(),
+        available_bytes=driver.available_bytes(),
     )

@@ -322,12 +322,15 @@ class VolumeDriver(_message.Message):
     OPTIONS_FIELD_NUMBER: _builtins.int
     UNAVAILABLE_FIELD_NUMBER: _builtins.int
     NO_SIZE_FIELD_NUMBER: _builtins.int
+    AVAILABLE_BYTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     unavailable: _builtins.str
     """Why it makes no volumes on this node; empty when it does."""
     no_size: _builtins.str
     """Why it holds no size on this node; empty when it does."""
+    available_bytes: _builtins.int
+    """OUTPUT_ONLY. Bytes that new volumes can still take on this node; 0 when that is not the node's to say, as of devices."""
     @_builtins.property
     def capabilities(self) -> _containers.RepeatedScalarFieldContainer[Global___VolumeCapability.ValueType]:
         """What it can."""
@@ -344,10 +347,11 @@ class VolumeDriver(_message.Message):
         options: _abc.Iterable[Global___VolumeOption] | None = ...,
         unavailable: _builtins.str = ...,
         no_size: _builtins.str = ...,
+        available_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "name", b"name", "no_size", b"no_size", "options", b"options", "unavailable", b"unavailable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_bytes", b"available_bytes", "capabilities", b"capabilities", "name", b"name", "no_size", b"no_size", "options", b"options", "unavailable", b"unavailable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

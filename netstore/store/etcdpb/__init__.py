@@ -1,1 +1,1 @@
-"""Generated from proto/etcd by scripts/gen: never edited."""
+"""Generated from proto/ by scripts/gen: never edited."""

@@ -130,6 +130,11 @@ class VolumeDriver(ABC):
         """Return why the driver makes no volumes on this node, "" when it does."""
         return ""
 
+    def available_bytes(self) -> int:
+        """Return how much new volumes can still take on this node; 0 when that is not the node's to say."""
+        place = next(each for each in (self.root, *self.root.parents) if each.exists())
+        return space(place).free_bytes
+
     def cannot_hold_size(self) -> str:
         """Return why the driver holds no size on this node, "" when it does. Does not block."""
         return "" if Capability.SIZE in self.capabilities else f"the driver {self.name} holds no size"

@@ -67,6 +67,10 @@ class BlockDriver(VolumeDriver):
                 "spec.options[format]", values["format"], "another way to find it: a blank has no label"
             )
 
+    def available_bytes(self) -> int:
+        """Return 0: devices are as large as they are."""
+        return 0
+
     def enforcement(self, volume: Volume) -> str:
         """Name it: the device ends where it ends."""
         return "the device"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -37,6 +38,10 @@ class TmpfsDriver(VolumeDriver):
     def stages(self, volume: Volume) -> bool:
         """No: its data is the mount."""
         return False
+
+    def available_bytes(self) -> int:
+        """Return the memory that nobody uses."""
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
     def enforcement(self, volume: Volume) -> str:
         """Name it."""
