@@ -19,7 +19,7 @@ from netstore.cli.client import Client, pass_client
 from netstore.cli.completion import names
 from netstore.cli.format import size
 from netstore.cli.grammar import key_values, parse_bytes
-from netstore.cli.snapshot import split
+from netstore.cli.snapshot import split, tell
 
 __all__ = ["export", "import_"]
 
@@ -46,7 +46,7 @@ def export(client: Client, volume: str, output: str | None, compression: str, le
     part = f"{output}.part"
     with open(part, "wb") if output else sys.stdout.buffer as target:
         try:
-            end = _receive(client, request, target)
+            start, end = _receive(client, request, target)
         except BaseException:
             if output:
                 Path(part).unlink()
@@ -54,10 +54,13 @@ def export(client: Client, volume: str, output: str | None, compression: str, le
     if output:
         os.rename(part, output)
     click.echo(f"sha256:{end.sha256} {size(end.size_bytes)} ({size(end.plain_bytes)} unpacked)", err=True)
+    tell(start.consistency, start.frozen_time)
 
 
-def _receive(client: Client, request: archive_pb2.ExportVolumeRequest, target: BinaryIO) -> archive_pb2.ExportEnd:
-    resumable = False
+def _receive(
+    client: Client, request: archive_pb2.ExportVolumeRequest, target: BinaryIO
+) -> tuple[archive_pb2.ExportStart, archive_pb2.ExportEnd]:
+    start = archive_pb2.ExportStart()
     with _bar("Exporting", 0) as advance:
         while True:
             try:
@@ -68,13 +71,13 @@ def _receive(client: Client, request: archive_pb2.ExportVolumeRequest, target: B
                         request.offset += len(response.chunk)
                         advance(len(response.chunk))
                     elif which == "start":
-                        resumable = response.start.resumable
+                        start = response.start
                     else:
                         target.flush()
-                        return response.end
+                        return start, response.end
                 raise click.ClickException("the stream ended before its end")
             except grpc.RpcError as error:
-                if not (resumable or not request.offset) or not _is_back(client, error):
+                if not (start.resumable or not request.offset) or not _is_back(client, error):
                     raise
 
 

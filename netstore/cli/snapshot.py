@@ -14,7 +14,7 @@ from netstore.cli.completion import names
 from netstore.cli.format import age, listing, shapes, show_objects, size
 from netstore.cli.grammar import key_values, parse_bytes
 
-__all__ = ["clone", "group", "split"]
+__all__ = ["clone", "group", "split", "tell"]
 
 _VOLUME = names("volume")
 _SAID = {
@@ -49,10 +49,10 @@ def create(client: Client, volume: str, name: str, label: tuple[str, ...]) -> No
     request = snapshot_pb2.CreateSnapshotRequest(snapshot=wanted, request_id=str(uuid.uuid4()))
     made = client.snapshots.CreateSnapshot(request).snapshot
     click.echo(f"{made.spec.volume}@{made.name}")
-    _tell(made.status.consistency, made.status.frozen_time)
+    tell(made.status.consistency, made.status.frozen_time)
 
 
-def _tell(consistency: Any, frozen: Any) -> None:
+def tell(consistency: Any, frozen: Any) -> None:
     """Say on standard error what a copy is of."""
     froze = frozen.ToNanoseconds() / 1e6
     click.echo(f"  {_SAID[consistency]}{f', frozen for {froze:.1f} ms' if froze else ''}", err=True)
@@ -144,4 +144,4 @@ def clone(client: Client, source: str, name: str, driver: str | None, opt: tuple
     )
     made = client.snapshots.CloneVolume(request)
     click.echo(made.volume.name)
-    _tell(made.consistency, made.frozen_time)
+    tell(made.consistency, made.frozen_time)

@@ -12,7 +12,8 @@ from netstore.api.v1 import archive_pb2 as pb
 from netstore.api.v1 import archive_pb2_grpc
 from netstore.errors import InvalidArgument
 from netstore.rpc import volumes
-from netstore.rpc.fields import check_labels, check_name, check_request_id, timestamp
+from netstore.rpc.fields import check_labels, check_name, check_request_id, duration, timestamp
+from netstore.rpc.snapshots import CONSISTENCY
 from netstore.volumes.archives import Archives, Begun, Ended, Wanted
 from netstore.volumes.manager import VolumeManager
 from netstore.volumes.paths import PathInfo, Paths
@@ -49,6 +50,7 @@ class ArchiveServicer(archive_pb2_grpc.ArchiveServiceServicer):
                     start = pb.ExportStart(
                         volume=volumes.to_message(part.volume, []), snapshot=part.snapshot,
                         resumable=bool(part.snapshot), used_bytes=part.used_bytes,
+                        consistency=CONSISTENCY[part.consistency], frozen_time=duration(part.frozen_seconds),
                     )  # fmt: skip
                     yield pb.ExportVolumeResponse(start=start)
                 else:

@@ -24,6 +24,7 @@ __all__ = [
     "check_period",
     "check_request_id",
     "check_servers",
+    "duration",
     "missing_allowed",
     "next_page",
     "page",
@@ -259,3 +260,10 @@ def timestamp(seconds: float) -> Timestamp | None:
         return None
     microseconds = round(seconds * 1e6)
     return Timestamp(seconds=microseconds // 10**6, nanos=microseconds % 10**6 * 1000)
+
+
+def duration(seconds: float) -> Duration:
+    """Return seconds as a Duration."""
+    found = Duration()
+    found.FromNanoseconds(round(seconds * 1e9))
+    return found

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from google.protobuf.duration_pb2 import Duration
-
 from netstore.api.v1 import snapshot_pb2 as pb
 from netstore.api.v1 import snapshot_pb2_grpc
 from netstore.errors import InvalidArgument
@@ -16,15 +14,16 @@ from netstore.rpc.fields import (
     check_labels,
     check_name,
     check_request_id,
+    duration,
     missing_allowed,
     page,
     timestamp,
 )
 from netstore.volumes.manager import VolumeManager
 
-__all__ = ["SnapshotServicer"]
+__all__ = ["CONSISTENCY", "SnapshotServicer"]
 
-_CONSISTENCY = {each: getattr(pb, f"SNAPSHOT_CONSISTENCY_{each.name}") for each in Consistency}
+CONSISTENCY = {each: getattr(pb, f"SNAPSHOT_CONSISTENCY_{each.name}") for each in Consistency}
 
 
 class SnapshotServicer(snapshot_pb2_grpc.SnapshotServiceServicer):
@@ -84,15 +83,9 @@ class SnapshotServicer(snapshot_pb2_grpc.SnapshotServiceServicer):
         self._volumes.chores.wake()
         return pb.CloneVolumeResponse(
             volume=volumes.to_message(volume, []),
-            consistency=_CONSISTENCY[taken.consistency],
-            frozen_time=_duration(taken.frozen_seconds),
+            consistency=CONSISTENCY[taken.consistency],
+            frozen_time=duration(taken.frozen_seconds),
         )
-
-
-def _duration(seconds: float) -> Duration:
-    duration = Duration()
-    duration.FromNanoseconds(round(seconds * 1e9))
-    return duration
 
 
 def _to_message(snapshot: Snapshot, volume: Volume) -> pb.Snapshot:
@@ -106,8 +99,8 @@ def _to_message(snapshot: Snapshot, volume: Volume) -> pb.Snapshot:
         status=pb.SnapshotStatus(
             ready=True,
             size_bytes=snapshot.size_bytes,
-            consistency=_CONSISTENCY[snapshot.consistency],
-            frozen_time=_duration(snapshot.frozen_seconds),
+            consistency=CONSISTENCY[snapshot.consistency],
+            frozen_time=duration(snapshot.frozen_seconds),
             scheduled=snapshot.scheduled,
             volume_id=volume.id,
         ),

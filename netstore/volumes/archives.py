@@ -8,7 +8,7 @@ import hashlib
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import ExitStack, aclosing, suppress
+from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +24,9 @@ from netstore.errors import (
 from netstore.kernel.mounts import sync_file_system
 from netstore.kernel.paths import closing
 from netstore.kernel.tar import TRAILER_SIZE, Packer, digest_in
-from netstore.model import Volume, VolumeSpec, new_id
+from netstore.model import Consistency, Volume, VolumeSpec, new_id
 from netstore.networks.context import KeyedLocks
-from netstore.volumes.copies import reading, refuse_content
+from netstore.volumes.copies import Taken, of_one_moment, reading, refuse_content
 from netstore.volumes.drivers.base import VolumeDriver
 from netstore.volumes.manager import VolumeManager
 from netstore.volumes.snapshots import refuse_filling
@@ -44,6 +44,8 @@ class Begun:
     volume: Volume
     snapshot: str
     used_bytes: int
+    consistency: Consistency
+    frozen_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +80,12 @@ class Archives:
     async def export(
         self, reference: str, snapshot: str, *, level: int, offset: int = 0
     ) -> AsyncGenerator[Begun | bytes | Ended, None]:
-        """Yield what is exported, the stream from `offset` on, and what it was. `level` 0 does not compress.
+        """Yield what is exported, the stream from `offset` on, and what it was. `level` 0 does not compress. Of a
+        volume that is used a snapshot is exported and removed again, where snapshots are of one moment.
 
         Raises:
             NotFound: no such volume or snapshot.
+            Exhausted: no space is left for the snapshot.
             FailedPrecondition: an offset, and no snapshot: a volume may change in between.
         """
         volume = refuse_filling((await self._volumes.get(reference))[0])
@@ -92,20 +96,22 @@ class Archives:
             )  # fmt: skip
         found = (await self._volumes.snapshots.get(volume.id, snapshot))[0] if snapshot else None
         holder = f"export {new_id()[:12]} {found.id if found else volume.id}"
-        await self._volumes.staging.hold(volume, holder)
-        try:
-            usage = await self._volumes.usage(volume)
-            yield Begun(volume, found.name if found else "", (found.size_bytes if found else usage.used_bytes) or 0)
-            driver = self._volumes.driver_of(volume)
-            with ExitStack() as stack:
-                place = reading(driver, volume, found.id if found else "")
-                path = await asyncio.to_thread(stack.enter_context, place)
-                descriptor = stack.enter_context(closing(os.open(path, _DIRECTORY)))
-                async with aclosing(pack(descriptor, ".", level=level, offset=offset)) as parts:
-                    async for part in parts:
-                        yield part
-        finally:
-            await self._volumes.staging.release(volume, holder)
+        driver, staging = self._volumes.driver_of(volume), self._volumes.staging
+        used = any(not each.startswith("export ") for each in staging.holders(volume.id))
+        async with staging.held([volume], holder), AsyncExitStack() as stack:
+            used_bytes = found.size_bytes if found else (await self._volumes.usage(volume)).used_bytes
+            shown, taken = "", Taken(Consistency.LIVE if used else Consistency.UNUSED)
+            if found:
+                shown, taken = found.id, Taken(found.consistency, found.frozen_seconds)
+            elif used and of_one_moment(driver, volume):
+                shown, taken = await stack.enter_async_context(self._volumes.snapshots.passing(volume))
+            name = found.name if found else ""
+            yield Begun(volume, name, used_bytes or 0, taken.consistency, taken.frozen_seconds)
+            path = await asyncio.to_thread(stack.enter_context, reading(driver, volume, shown))
+            descriptor = stack.enter_context(closing(os.open(path, _DIRECTORY)))
+            async with aclosing(pack(descriptor, ".", level=level, offset=offset)) as parts:
+                async for part in parts:
+                    yield part
 
     async def received(self, upload_id: str) -> int:
         """Return how many bytes of an upload are here.

@@ -26,7 +26,19 @@ from netstore.model import Consistency, Volume, new_id
 from netstore.volumes.drivers.base import Capability, VolumeDriver
 from netstore.volumes.trees import copy_tree
 
-__all__ = ["Taken", "drop", "fill", "put_back", "reading", "refuse_content", "snapshot_file", "sweep", "take", "taken"]
+__all__ = [
+    "Taken",
+    "drop",
+    "fill",
+    "of_one_moment",
+    "put_back",
+    "reading",
+    "refuse_content",
+    "snapshot_file",
+    "sweep",
+    "take",
+    "taken",
+]
 
 _DRAFT = "draft"
 _FREEZING = "freezing"
@@ -41,6 +53,11 @@ class Taken:
     consistency: Consistency
     frozen_seconds: float = 0.0
     size_bytes: int = 0
+
+
+def of_one_moment(driver: VolumeDriver, volume: Volume) -> bool:
+    """Say whether a snapshot of a volume that is used is of one moment."""
+    return Capability.SNAPSHOT in driver.capabilities or _image(driver, volume) is not None
 
 
 def take(driver: VolumeDriver, volume: Volume, snapshot_id: str, *, used: bool) -> Taken:

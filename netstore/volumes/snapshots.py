@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from netstore.errors import AlreadyExists, FailedPrecondition, InUse, NotFound
@@ -55,6 +56,27 @@ class Snapshots:
                 await asyncio.to_thread(drop, driver, volume, snapshot.id)
                 raise
         return snapshot, volume
+
+    @asynccontextmanager
+    async def passing(self, volume: Volume) -> AsyncIterator[tuple[str, Taken]]:
+        """Keep a snapshot for as long as the block runs; yields its id. It has no row: when we are killed, the next
+        start removes it. Who asks holds the volume as "export …" meanwhile, so that nobody takes it for a leftover.
+
+        Raises:
+            Exhausted: no space is left.
+        """
+        driver, snapshot_id = self._drivers[volume.spec.driver], new_id()
+        try:
+            async with self._staging.alone(volume):
+                taking = asyncio.create_task(asyncio.to_thread(take, driver, volume, snapshot_id, used=True))
+                try:
+                    found = await asyncio.shield(taking)
+                finally:
+                    await asyncio.wait([taking])  # its thread cannot be stopped
+            yield snapshot_id, found
+        finally:
+            async with self._staging.alone(volume):
+                await asyncio.to_thread(drop, driver, volume, snapshot_id)
 
     async def get(self, reference: str, snapshot: str) -> tuple[Snapshot, Volume]:
         """Return a snapshot, by its name or the beginning of its id, and its volume."""

@@ -6,6 +6,7 @@ import asyncio
 import os
 import stat
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from netstore.errors import KernelError, NetstoreError
 from netstore.kernel.paths import closing
 from netstore.kernel.tools import run_tool
 from netstore.model import new_id
-from netstore.volumes.copies import drop, reading, snapshot_file, take
+from netstore.volumes.copies import reading, snapshot_file
 from netstore.volumes.drivers.base import VolumeDriver
 from netstore.volumes.manager import VolumeManager
 from netstore.volumes.snapshots import refuse_filling
@@ -48,14 +49,9 @@ async def verify(volumes: VolumeManager, reference: str, snapshot: str) -> Verdi
     driver = volumes.driver_of(volume)
     found = (await volumes.snapshots.get(volume.id, snapshot))[0].id if snapshot else ""
     holder = f"export {new_id()[:12]} {found or volume.id}"  # keeps snapshot and volume meanwhile
-    used = bool(volumes.staging.holders(volume.id))
-    await volumes.staging.hold(volume, holder)
-    temporary = ""
-    try:
+    async with volumes.staging.held([volume], holder), AsyncExitStack() as stack:
         if driver.name == "image" and not found:
-            found = temporary = new_id()
-            async with volumes.staging.alone(volume):
-                await asyncio.to_thread(take, driver, volume, temporary, used=used)
+            found, _ = await stack.enter_async_context(volumes.snapshots.passing(volume))
         checks, problems = [], []
         if file := snapshot_file(driver, volume, found):
             checks.append(f"{' '.join(_CHECKS[_kind(driver, volume.spec.options)])} of the image")
@@ -72,11 +68,6 @@ async def verify(volumes: VolumeManager, reference: str, snapshot: str) -> Verdi
         except KernelError as error:  # it cannot even be mounted
             problems.append(str(error))
         return Verdict(tuple(checks), tuple(problems), read_bytes)
-    finally:
-        if temporary:
-            async with volumes.staging.alone(volume):
-                await asyncio.to_thread(drop, driver, volume, temporary)
-        await volumes.staging.release(volume, holder)
 
 
 def _kind(driver: VolumeDriver, options: object) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import subprocess
+import tarfile
 from pathlib import Path
 
 import pytest
 from conftest import Node
 
-from netstore.api.v1 import snapshot_pb2, volume_pb2
+from netstore.api.v1 import archive_pb2, snapshot_pb2, volume_pb2
 from netstore.cli.client import Client
 
 SHAPES = {
@@ -186,6 +188,36 @@ def test_btrfs_snapshots_are_the_drivers_own(pool: Node, image: str) -> None:
     node.cli("volume", "rm", "v", "copy", "other")
     assert node.out("system", "check") == "kernel and store agree"
     node.host.sh(f"umount {node.place}/state/volumes/btrfs-pool")
+
+
+def test_an_export_of_what_is_used_is_of_one_moment(pool: Node, client: Client, place: Path) -> None:
+    """Where the driver can; nothing of it is left, also after kill -9."""
+    node, drivers = pool, {"btrfs": "1", "image": "1", "local": "3"}
+    for driver in drivers:
+        node.cli("volume", "create", "-d", driver, *([] if driver == "local" else ["--size", "64M"]), driver)
+        data = node.out("volume", "stage", driver, "someone")
+        node.host.sh(f"head -c 20000000 /dev/urandom > {data}/big; echo old > {data}/small; sync -f {data}")
+        stream = client.archives.ExportVolume(
+            archive_pb2.ExportVolumeRequest(volume=driver, compression="COMPRESSION_NONE")
+        )
+        start = next(stream).start
+        assert str(start.consistency) == drivers[driver]
+        assert bool(start.frozen_time.nanos) == (driver == "image")
+        node.host.sh(f"echo new > {data}/small; sync -f {data}")
+        archive = b"".join(response.chunk for response in stream)
+        if driver != "local":
+            with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+                assert (member := tar.extractfile("./small"))
+                assert member.read() == b"old\n"
+        said = node.cli("volume", "export", driver, "-o", str(place / "v")).stderr
+        assert {"btrfs": "of one moment", "image": "of one moment, frozen for", "local": "file by file"}[driver] in said
+        stream = client.archives.ExportVolume(archive_pb2.ExportVolumeRequest(volume=driver))
+        next(stream)
+        node.kill()
+        node.start("--config", str(node.place / "pool.toml"))
+        assert node.out("system", "check") == "kernel and store agree"
+        assert not list(node.place.glob("state/volumes/*/*/snapshots/*")), driver
+        node.cli("volume", "unstage", driver, "someone")
 
 
 def test_what_is_not_ours_is_copied_and_not_restored(node: Node, image: str) -> None:

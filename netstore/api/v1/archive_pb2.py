@@ -22,61 +22,63 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from netstore.api.v1 import snapshot_pb2 as netstore_dot_v1_dot_snapshot__pb2
 from netstore.api.v1 import volume_pb2 as netstore_dot_v1_dot_volume__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19netstore/v1/archive.proto\x12\x0bnetstore.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18netstore/v1/volume.proto\"\x85\x01\n\x13\x45xportVolumeRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\x12-\n\x0b\x63ompression\x18\x03 \x01(\x0e\x32\x18.netstore.v1.Compression\x12\r\n\x05level\x18\x04 \x01(\x05\x12\x0e\n\x06offset\x18\x05 \x01(\x03\"\x85\x01\n\x14\x45xportVolumeResponse\x12)\n\x05start\x18\x01 \x01(\x0b\x32\x18.netstore.v1.ExportStartH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12%\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x16.netstore.v1.ExportEndH\x00\x42\n\n\x08response\"k\n\x0b\x45xportStart\x12#\n\x06volume\x18\x01 \x01(\x0b\x32\x13.netstore.v1.Volume\x12\x10\n\x08snapshot\x18\x02 \x01(\t\x12\x11\n\tresumable\x18\x03 \x01(\x08\x12\x12\n\nused_bytes\x18\x04 \x01(\x03\"D\n\tExportEnd\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x13\n\x0bplain_bytes\x18\x03 \x01(\x03\"t\n\x11ImportVolumeStart\x12#\n\x06volume\x18\x01 \x01(\x0b\x32\x13.netstore.v1.Volume\x12\x11\n\tupload_id\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\x17\n\x0fkeep_privileges\x18\x04 \x01(\x08\"!\n\x0fImportVolumeEnd\x12\x0e\n\x06sha256\x18\x01 \x01(\t\"\x8f\x01\n\x13ImportVolumeRequest\x12/\n\x05start\x18\x01 \x01(\x0b\x32\x1e.netstore.v1.ImportVolumeStartH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12+\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x1c.netstore.v1.ImportVolumeEndH\x00\x42\t\n\x07request\"O\n\x14ImportVolumeResponse\x12#\n\x06volume\x18\x01 \x01(\x0b\x32\x13.netstore.v1.Volume\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"%\n\x10GetUploadRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\"+\n\x11GetUploadResponse\x12\x16\n\x0ereceived_bytes\x18\x01 \x01(\x03\"y\n\x08PathInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04mode\x18\x02 \x01(\r\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12/\n\x0bmodify_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04link\x18\x05 \x01(\t\".\n\x0eGetPathRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"6\n\x0fGetPathResponse\x12#\n\x04info\x18\x01 \x01(\x0b\x32\x15.netstore.v1.PathInfo\"/\n\x0fReadPathRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"~\n\x10ReadPathResponse\x12&\n\x05start\x18\x01 \x01(\x0b\x32\x15.netstore.v1.PathInfoH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12%\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x16.netstore.v1.ExportEndH\x00\x42\n\n\x08response\"_\n\x0eWritePathStart\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x16\n\x0emake_directory\x18\x03 \x01(\x08\x12\x17\n\x0fkeep_privileges\x18\x04 \x01(\x08\"\x0e\n\x0cWritePathEnd\"\x86\x01\n\x10WritePathRequest\x12,\n\x05start\x18\x01 \x01(\x0b\x32\x1b.netstore.v1.WritePathStartH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12(\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x19.netstore.v1.WritePathEndH\x00\x42\t\n\x07request\"6\n\x11WritePathResponse\x12\r\n\x05\x63ount\x18\x01 \x01(\x03\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"7\n\x13VerifyVolumeRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\"L\n\x14VerifyVolumeResponse\x12\x0e\n\x06\x63hecks\x18\x01 \x03(\t\x12\x10\n\x08problems\x18\x02 \x03(\t\x12\x12\n\nread_bytes\x18\x03 \x01(\x03*V\n\x0b\x43ompression\x12\x1b\n\x17\x43OMPRESSION_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43OMPRESSION_ZSTD\x10\x01\x12\x14\n\x10\x43OMPRESSION_NONE\x10\x02\x32\xbe\x04\n\x0e\x41rchiveService\x12U\n\x0c\x45xportVolume\x12 .netstore.v1.ExportVolumeRequest\x1a!.netstore.v1.ExportVolumeResponse0\x01\x12U\n\x0cImportVolume\x12 .netstore.v1.ImportVolumeRequest\x1a!.netstore.v1.ImportVolumeResponse(\x01\x12\x44\n\x07GetPath\x12\x1b.netstore.v1.GetPathRequest\x1a\x1c.netstore.v1.GetPathResponse\x12I\n\x08ReadPath\x12\x1c.netstore.v1.ReadPathRequest\x1a\x1d.netstore.v1.ReadPathResponse0\x01\x12L\n\tWritePath\x12\x1d.netstore.v1.WritePathRequest\x1a\x1e.netstore.v1.WritePathResponse(\x01\x12S\n\x0cVerifyVolume\x12 .netstore.v1.VerifyVolumeRequest\x1a!.netstore.v1.VerifyVolumeResponse\x12J\n\tGetUpload\x12\x1d.netstore.v1.GetUploadRequest\x1a\x1e.netstore.v1.GetUploadResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19netstore/v1/archive.proto\x12\x0bnetstore.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1anetstore/v1/snapshot.proto\x1a\x18netstore/v1/volume.proto\"\x85\x01\n\x13\x45xportVolumeRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\x12-\n\x0b\x63ompression\x18\x03 \x01(\x0e\x32\x18.netstore.v1.Compression\x12\r\n\x05level\x18\x04 \x01(\x05\x12\x0e\n\x06offset\x18\x05 \x01(\x03\"\x85\x01\n\x14\x45xportVolumeResponse\x12)\n\x05start\x18\x01 \x01(\x0b\x32\x18.netstore.v1.ExportStartH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12%\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x16.netstore.v1.ExportEndH\x00\x42\n\n\x08response\"\xd2\x01\n\x0b\x45xportStart\x12#\n\x06volume\x18\x01 \x01(\x0b\x32\x13.netstore.v1.Volume\x12\x10\n\x08snapshot\x18\x02 \x01(\t\x12\x11\n\tresumable\x18\x03 \x01(\x08\x12\x12\n\nused_bytes\x18\x04 \x01(\x03\x12\x35\n\x0b\x63onsistency\x18\x05 \x01(\x0e\x32 .netstore.v1.SnapshotConsistency\x12.\n\x0b\x66rozen_time\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"D\n\tExportEnd\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x13\n\x0bplain_bytes\x18\x03 \x01(\x03\"t\n\x11ImportVolumeStart\x12#\n\x06volume\x18\x01 \x01(\x0b\x32\x13.netstore.v1.Volume\x12\x11\n\tupload_id\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\x17\n\x0fkeep_privileges\x18\x04 \x01(\x08\"!\n\x0fImportVolumeEnd\x12\x0e\n\x06sha256\x18\x01 \x01(\t\"\x8f\x01\n\x13ImportVolumeRequest\x12/\n\x05start\x18\x01 \x01(\x0b\x32\x1e.netstore.v1.ImportVolumeStartH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12+\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x1c.netstore.v1.ImportVolumeEndH\x00\x42\t\n\x07request\"O\n\x14ImportVolumeResponse\x12#\n\x06volume\x18\x01 \x01(\x0b\x32\x13.netstore.v1.Volume\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"%\n\x10GetUploadRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\"+\n\x11GetUploadResponse\x12\x16\n\x0ereceived_bytes\x18\x01 \x01(\x03\"y\n\x08PathInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04mode\x18\x02 \x01(\r\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12/\n\x0bmodify_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04link\x18\x05 \x01(\t\".\n\x0eGetPathRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"6\n\x0fGetPathResponse\x12#\n\x04info\x18\x01 \x01(\x0b\x32\x15.netstore.v1.PathInfo\"/\n\x0fReadPathRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"~\n\x10ReadPathResponse\x12&\n\x05start\x18\x01 \x01(\x0b\x32\x15.netstore.v1.PathInfoH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12%\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x16.netstore.v1.ExportEndH\x00\x42\n\n\x08response\"_\n\x0eWritePathStart\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x16\n\x0emake_directory\x18\x03 \x01(\x08\x12\x17\n\x0fkeep_privileges\x18\x04 \x01(\x08\"\x0e\n\x0cWritePathEnd\"\x86\x01\n\x10WritePathRequest\x12,\n\x05start\x18\x01 \x01(\x0b\x32\x1b.netstore.v1.WritePathStartH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12(\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x19.netstore.v1.WritePathEndH\x00\x42\t\n\x07request\"6\n\x11WritePathResponse\x12\r\n\x05\x63ount\x18\x01 \x01(\x03\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"7\n\x13VerifyVolumeRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\"L\n\x14VerifyVolumeResponse\x12\x0e\n\x06\x63hecks\x18\x01 \x03(\t\x12\x10\n\x08problems\x18\x02 \x03(\t\x12\x12\n\nread_bytes\x18\x03 \x01(\x03*V\n\x0b\x43ompression\x12\x1b\n\x17\x43OMPRESSION_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43OMPRESSION_ZSTD\x10\x01\x12\x14\n\x10\x43OMPRESSION_NONE\x10\x02\x32\xbe\x04\n\x0e\x41rchiveService\x12U\n\x0c\x45xportVolume\x12 .netstore.v1.ExportVolumeRequest\x1a!.netstore.v1.ExportVolumeResponse0\x01\x12U\n\x0cImportVolume\x12 .netstore.v1.ImportVolumeRequest\x1a!.netstore.v1.ImportVolumeResponse(\x01\x12\x44\n\x07GetPath\x12\x1b.netstore.v1.GetPathRequest\x1a\x1c.netstore.v1.GetPathResponse\x12I\n\x08ReadPath\x12\x1c.netstore.v1.ReadPathRequest\x1a\x1d.netstore.v1.ReadPathResponse0\x01\x12L\n\tWritePath\x12\x1d.netstore.v1.WritePathRequest\x1a\x1e.netstore.v1.WritePathResponse(\x01\x12S\n\x0cVerifyVolume\x12 .netstore.v1.VerifyVolumeRequest\x1a!.netstore.v1.VerifyVolumeResponse\x12J\n\tGetUpload\x12\x1d.netstore.v1.GetUploadRequest\x1a\x1e.netstore.v1.GetUploadResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'netstore.api.v1.archive_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_COMPRESSION']._serialized_start=1861
-  _globals['_COMPRESSION']._serialized_end=1947
-  _globals['_EXPORTVOLUMEREQUEST']._serialized_start=102
-  _globals['_EXPORTVOLUMEREQUEST']._serialized_end=235
-  _globals['_EXPORTVOLUMERESPONSE']._serialized_start=238
-  _globals['_EXPORTVOLUMERESPONSE']._serialized_end=371
-  _globals['_EXPORTSTART']._serialized_start=373
-  _globals['_EXPORTSTART']._serialized_end=480
-  _globals['_EXPORTEND']._serialized_start=482
-  _globals['_EXPORTEND']._serialized_end=550
-  _globals['_IMPORTVOLUMESTART']._serialized_start=552
-  _globals['_IMPORTVOLUMESTART']._serialized_end=668
-  _globals['_IMPORTVOLUMEEND']._serialized_start=670
-  _globals['_IMPORTVOLUMEEND']._serialized_end=703
-  _globals['_IMPORTVOLUMEREQUEST']._serialized_start=706
-  _globals['_IMPORTVOLUMEREQUEST']._serialized_end=849
-  _globals['_IMPORTVOLUMERESPONSE']._serialized_start=851
-  _globals['_IMPORTVOLUMERESPONSE']._serialized_end=930
-  _globals['_GETUPLOADREQUEST']._serialized_start=932
-  _globals['_GETUPLOADREQUEST']._serialized_end=969
-  _globals['_GETUPLOADRESPONSE']._serialized_start=971
-  _globals['_GETUPLOADRESPONSE']._serialized_end=1014
-  _globals['_PATHINFO']._serialized_start=1016
-  _globals['_PATHINFO']._serialized_end=1137
-  _globals['_GETPATHREQUEST']._serialized_start=1139
-  _globals['_GETPATHREQUEST']._serialized_end=1185
-  _globals['_GETPATHRESPONSE']._serialized_start=1187
-  _globals['_GETPATHRESPONSE']._serialized_end=1241
-  _globals['_READPATHREQUEST']._serialized_start=1243
-  _globals['_READPATHREQUEST']._serialized_end=1290
-  _globals['_READPATHRESPONSE']._serialized_start=1292
-  _globals['_READPATHRESPONSE']._serialized_end=1418
-  _globals['_WRITEPATHSTART']._serialized_start=1420
-  _globals['_WRITEPATHSTART']._serialized_end=1515
-  _globals['_WRITEPATHEND']._serialized_start=1517
-  _globals['_WRITEPATHEND']._serialized_end=1531
-  _globals['_WRITEPATHREQUEST']._serialized_start=1534
-  _globals['_WRITEPATHREQUEST']._serialized_end=1668
-  _globals['_WRITEPATHRESPONSE']._serialized_start=1670
-  _globals['_WRITEPATHRESPONSE']._serialized_end=1724
-  _globals['_VERIFYVOLUMEREQUEST']._serialized_start=1726
-  _globals['_VERIFYVOLUMEREQUEST']._serialized_end=1781
-  _globals['_VERIFYVOLUMERESPONSE']._serialized_start=1783
-  _globals['_VERIFYVOLUMERESPONSE']._serialized_end=1859
-  _globals['_ARCHIVESERVICE']._serialized_start=1950
-  _globals['_ARCHIVESERVICE']._serialized_end=2524
+  _globals['_COMPRESSION']._serialized_start=2025
+  _globals['_COMPRESSION']._serialized_end=2111
+  _globals['_EXPORTVOLUMEREQUEST']._serialized_start=162
+  _globals['_EXPORTVOLUMEREQUEST']._serialized_end=295
+  _globals['_EXPORTVOLUMERESPONSE']._serialized_start=298
+  _globals['_EXPORTVOLUMERESPONSE']._serialized_end=431
+  _globals['_EXPORTSTART']._serialized_start=434
+  _globals['_EXPORTSTART']._serialized_end=644
+  _globals['_EXPORTEND']._serialized_start=646
+  _globals['_EXPORTEND']._serialized_end=714
+  _globals['_IMPORTVOLUMESTART']._serialized_start=716
+  _globals['_IMPORTVOLUMESTART']._serialized_end=832
+  _globals['_IMPORTVOLUMEEND']._serialized_start=834
+  _globals['_IMPORTVOLUMEEND']._serialized_end=867
+  _globals['_IMPORTVOLUMEREQUEST']._serialized_start=870
+  _globals['_IMPORTVOLUMEREQUEST']._serialized_end=1013
+  _globals['_IMPORTVOLUMERESPONSE']._serialized_start=1015
+  _globals['_IMPORTVOLUMERESPONSE']._serialized_end=1094
+  _globals['_GETUPLOADREQUEST']._serialized_start=1096
+  _globals['_GETUPLOADREQUEST']._serialized_end=1133
+  _globals['_GETUPLOADRESPONSE']._serialized_start=1135
+  _globals['_GETUPLOADRESPONSE']._serialized_end=1178
+  _globals['_PATHINFO']._serialized_start=1180
+  _globals['_PATHINFO']._serialized_end=1301
+  _globals['_GETPATHREQUEST']._serialized_start=1303
+  _globals['_GETPATHREQUEST']._serialized_end=1349
+  _globals['_GETPATHRESPONSE']._serialized_start=1351
+  _globals['_GETPATHRESPONSE']._serialized_end=1405
+  _globals['_READPATHREQUEST']._serialized_start=1407
+  _globals['_READPATHREQUEST']._serialized_end=1454
+  _globals['_READPATHRESPONSE']._serialized_start=1456
+  _globals['_READPATHRESPONSE']._serialized_end=1582
+  _globals['_WRITEPATHSTART']._serialized_start=1584
+  _globals['_WRITEPATHSTART']._serialized_end=1679
+  _globals['_WRITEPATHEND']._serialized_start=1681
+  _globals['_WRITEPATHEND']._serialized_end=1695
+  _globals['_WRITEPATHREQUEST']._serialized_start=1698
+  _globals['_WRITEPATHREQUEST']._serialized_end=1832
+  _globals['_WRITEPATHRESPONSE']._serialized_start=1834
+  _globals['_WRITEPATHRESPONSE']._serialized_end=1888
+  _globals['_VERIFYVOLUMEREQUEST']._serialized_start=1890
+  _globals['_VERIFYVOLUMEREQUEST']._serialized_end=1945
+  _globals['_VERIFYVOLUMERESPONSE']._serialized_start=1947
+  _globals['_VERIFYVOLUMERESPONSE']._serialized_end=2023
+  _globals['_ARCHIVESERVICE']._serialized_start=2114
+  _globals['_ARCHIVESERVICE']._serialized_end=2688
 # @@protoc_insertion_point(module_scope)

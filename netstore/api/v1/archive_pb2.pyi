@@ -5,10 +5,12 @@ Volumes as streams of tar: whole ones out and in."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from netstore.api.v1 import snapshot_pb2 as _snapshot_pb2
 from netstore.api.v1 import volume_pb2 as _volume_pb2
 import builtins as _builtins
 import sys
@@ -59,7 +61,7 @@ class ExportVolumeRequest(_message.Message):
     volume: _builtins.str
     """REQUIRED. The volume: name, id or unique id prefix."""
     snapshot: _builtins.str
-    """OPTIONAL. Its snapshot: name, id or unique id prefix. Empty exports the volume as it is."""
+    """OPTIONAL. Its snapshot: name, id or unique id prefix. Empty exports the volume as it is now."""
     compression: Global___Compression.ValueType
     """OPTIONAL. How it is compressed."""
     level: _builtins.int
@@ -129,15 +131,25 @@ class ExportStart(_message.Message):
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     RESUMABLE_FIELD_NUMBER: _builtins.int
     USED_BYTES_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    FROZEN_TIME_FIELD_NUMBER: _builtins.int
     snapshot: _builtins.str
     """The snapshot's name; empty for the volume itself."""
     resumable: _builtins.bool
     """It can be taken up at an offset."""
     used_bytes: _builtins.int
     """What it holds, bytes, where that is known, else 0: for a bar, no promise."""
+    consistency: _snapshot_pb2.SnapshotConsistency.ValueType
+    """What the stream is of: of a volume that is used one moment where its driver can (btrfs, image), by a snapshot that goes
+    when the stream ends.
+    """
     @_builtins.property
     def volume(self) -> _volume_pb2.Volume:
         """The volume."""
+
+    @_builtins.property
+    def frozen_time(self) -> _duration_pb2.Duration:
+        """How long the volume's filesystem was frozen for it; zero when it was not."""
 
     def __init__(
         self,
@@ -146,10 +158,12 @@ class ExportStart(_message.Message):
         snapshot: _builtins.str = ...,
         resumable: _builtins.bool = ...,
         used_bytes: _builtins.int = ...,
+        consistency: _snapshot_pb2.SnapshotConsistency.ValueType = ...,
+        frozen_time: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["volume", b"volume"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["frozen_time", b"frozen_time", "volume", b"volume"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["resumable", b"resumable", "snapshot", b"snapshot", "used_bytes", b"used_bytes", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "frozen_time", b"frozen_time", "resumable", b"resumable", "snapshot", b"snapshot", "used_bytes", b"used_bytes", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -80,10 +80,12 @@ class ArchiveServiceServicer:
 
     def ExportVolume(self, request, context):
         """ExportVolume streams a volume, or its snapshot: `start`, chunks, `end`. The stream of a snapshot is the same every
-        time, and can be taken up at an offset; a volume that is used is read as it is, file by file.
+        time, and can be taken up at an offset. Of a volume that is used a snapshot is made, streamed and removed (drivers
+        btrfs and image), or it is read as it is, file by file: `start` says which.
 
         no such volume or snapshot | NOT_FOUND | list them
         an offset without a snapshot | FAILED_PRECONDITION | export a snapshot
+        no space for the snapshot of a volume that is used | RESOURCE_EXHAUSTED | free some, or stop what uses it
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -37,10 +37,12 @@ class ArchiveServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ArchiveServiceAsyncStub: ...
     ExportVolume: _grpc.UnaryStreamMultiCallable[_archive_pb2.ExportVolumeRequest, _archive_pb2.ExportVolumeResponse]
     """ExportVolume streams a volume, or its snapshot: `start`, chunks, `end`. The stream of a snapshot is the same every
-    time, and can be taken up at an offset; a volume that is used is read as it is, file by file.
+    time, and can be taken up at an offset. Of a volume that is used a snapshot is made, streamed and removed (drivers
+    btrfs and image), or it is read as it is, file by file: `start` says which.
 
     no such volume or snapshot | NOT_FOUND | list them
     an offset without a snapshot | FAILED_PRECONDITION | export a snapshot
+    no space for the snapshot of a volume that is used | RESOURCE_EXHAUSTED | free some, or stop what uses it
     """
     ImportVolume: _grpc.StreamUnaryMultiCallable[_archive_pb2.ImportVolumeRequest, _archive_pb2.ImportVolumeResponse]
     """ImportVolume makes a volume from an archive, plain, gzip or zstd: `start`, chunks, `end`. What came is kept for a
@@ -93,10 +95,12 @@ class ArchiveServiceAsyncStub(ArchiveServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     ExportVolume: _aio.UnaryStreamMultiCallable[_archive_pb2.ExportVolumeRequest, _archive_pb2.ExportVolumeResponse]  # type: ignore[assignment]
     """ExportVolume streams a volume, or its snapshot: `start`, chunks, `end`. The stream of a snapshot is the same every
-    time, and can be taken up at an offset; a volume that is used is read as it is, file by file.
+    time, and can be taken up at an offset. Of a volume that is used a snapshot is made, streamed and removed (drivers
+    btrfs and image), or it is read as it is, file by file: `start` says which.
 
     no such volume or snapshot | NOT_FOUND | list them
     an offset without a snapshot | FAILED_PRECONDITION | export a snapshot
+    no space for the snapshot of a volume that is used | RESOURCE_EXHAUSTED | free some, or stop what uses it
     """
     ImportVolume: _aio.StreamUnaryMultiCallable[_archive_pb2.ImportVolumeRequest, _archive_pb2.ImportVolumeResponse]  # type: ignore[assignment]
     """ImportVolume makes a volume from an archive, plain, gzip or zstd: `start`, chunks, `end`. What came is kept for a
@@ -152,10 +156,12 @@ class ArchiveServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_archive_pb2.ExportVolumeResponse], _abc.AsyncIterator[_archive_pb2.ExportVolumeResponse]]:
         """ExportVolume streams a volume, or its snapshot: `start`, chunks, `end`. The stream of a snapshot is the same every
-        time, and can be taken up at an offset; a volume that is used is read as it is, file by file.
+        time, and can be taken up at an offset. Of a volume that is used a snapshot is made, streamed and removed (drivers
+        btrfs and image), or it is read as it is, file by file: `start` says which.
 
         no such volume or snapshot | NOT_FOUND | list them
         an offset without a snapshot | FAILED_PRECONDITION | export a snapshot
+        no space for the snapshot of a volume that is used | RESOURCE_EXHAUSTED | free some, or stop what uses it
         """
 
     @_abc_1.abstractmethod
