@@ -382,6 +382,31 @@ class RemoteEndpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """What came back from another node's address on a network; `mtu` is the largest packet that did, in bytes, and
+    `latency` the shortest time, in seconds."""
+
+    node_id: str
+    address: str
+    sent: int
+    received: int
+    latency: float
+    mtu: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeCheck:
+    """How a network is on a node, which need not use it; or why nothing is known (`error`)."""
+
+    node_id: str
+    used: bool = False
+    mtu: int = 0
+    findings: tuple[str, ...] = ()
+    probes: tuple[Probe, ...] = ()
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Selector:
     """Who is meant: endpoints that have every label ("key" or "key=value"), or addresses of a CIDR; one of the two."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import sys
 import uuid
 from collections.abc import Sequence
 from functools import partial
@@ -12,7 +13,7 @@ import click
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from netstore.api.v1 import endpoint_pb2, network_pb2
-from netstore.cli.client import Client, pages, pass_client, tolerant
+from netstore.cli.client import FAILED, Client, pages, pass_client, tolerant
 from netstore.cli.commands import Group
 from netstore.cli.completion import names
 from netstore.cli.format import listing, name_of, shapes, short_id, show_objects, to_dict
@@ -205,6 +206,48 @@ def connect(client: Client, network: str, container: str | None, netns: str | No
     )  # fmt: skip
     endpoint = endpoint_pb2.Endpoint(spec=spec, labels=key_values(label, "--label"))
     client.endpoints.AttachEndpoint(endpoint_pb2.AttachEndpointRequest(endpoint=endpoint))
+
+
+@group.command()
+@click.argument("network", shell_complete=_NETWORK)
+@click.option("--format", "template", help="'json' (one object a node), or a template.")
+@pass_client
+def check(client: Client, network: str, template: str | None) -> None:
+    """Compare kernel and store on every node that has a network, and probe each pair of them.
+
+    Exit status 1 when something is not as it should be.
+    """
+    nodes = client.networks.CheckNetwork(network_pb2.CheckNetworkRequest(network=network)).nodes
+    if template:
+        show_objects(nodes, template)
+    else:
+        listing(nodes, ("NODE", "HOLDS"), [(each.node, _holding(each)) for each in nodes], None, quiet=False, ids=())
+        probes = [
+            (node.node, each.node, each.address, _passage(each, node.mtu), f"{each.received}/{each.sent}",
+             str(each.mtu), f"{each.latency.ToNanoseconds() / 1e6:.2f} ms" if each.received else "")
+            for node in nodes for each in node.probes
+        ]  # fmt: skip
+        if probes:
+            click.echo()
+            listing(
+                (), ("FROM", "TO", "ADDRESS", "STATUS", "ANSWERED", "MTU", "LATENCY"), probes, None, quiet=False, ids=()
+            )
+    if any(
+        node.error or node.findings or any(_passage(each, node.mtu) != "ok" for each in node.probes) for node in nodes
+    ):
+        sys.exit(FAILED)
+
+
+def _holding(node: network_pb2.NodeCheck) -> str:
+    if node.error or node.findings:
+        return node.error or "; ".join(node.findings)
+    return "what the store says" if node.used else "nothing: it has no endpoint there"
+
+
+def _passage(probe: network_pb2.NodeProbe, mtu: int) -> str:
+    if probe.received < probe.sent:
+        return "loses packets" if probe.received else "unreachable"
+    return "ok" if probe.mtu == mtu else "large packets are lost"
 
 
 @group.command()

@@ -16,7 +16,8 @@ from netstore.kernel.firewall import Firewall, relay_elements
 from netstore.kernel.links import Deletions, host_socket
 from netstore.kernel.sandboxes import open_relay
 from netstore.kernel.sysctls import raise_neighbour_limits
-from netstore.model import Endpoint, Finding, Network, Sandbox
+from netstore.model import Endpoint, Finding, Network, NodeCheck, Sandbox, Scope
+from netstore.networks.cluster.checks import Checks
 from netstore.networks.cluster.cluster import Cluster, Work
 from netstore.networks.cluster.dataplane import DataPlane
 from netstore.networks.cluster.publication import Publication
@@ -115,7 +116,8 @@ class NetworkManager:
         if self._span:
             self._span.publication.evict = self.endpoints.detach
             plane, publication = self._span.data_plane, self._span.publication
-            self._span.cluster.start(Work(plane.follow, plane.resync, self._publish, publication.release_stray))
+            answer = self._checks(self._span.cluster).answer
+            self._span.cluster.start(Work(plane.follow, plane.resync, self._publish, publication.release_stray, answer))
 
     def _build_span(self, config: ClusterConfig, node_id: str) -> Span:
         store = self._context.store
@@ -159,6 +161,18 @@ class NetworkManager:
     async def check(self, *, repair: bool) -> list[Finding]:
         """Compare kernel and store; see `Reconciler.check`."""
         return await self._reconciler.check(repair=repair)
+
+    def _checks(self, cluster: Cluster) -> Checks:
+        return Checks(self._context, cluster, self._reconciler.examine)
+
+    async def check_network(self, reference: str) -> list[NodeCheck]:
+        """Compare kernel and store of one network, on every node where it spans nodes, and probe each pair of them."""
+        network, _ = await self.networks.get(reference)
+        if self._span and network.scope is Scope.GLOBAL:
+            return await self._checks(self._span.cluster).ask(network)
+        findings = await self._reconciler.examine(network)
+        found = tuple(f"{each.name}: {each.detail}" for each in findings)
+        return [NodeCheck(node_id="", used=True, mtu=network.mtu, findings=found)]
 
     async def missing(self, endpoint: Endpoint, network: Network, sandbox: Sandbox) -> str:
         """Say what the kernel lacks of an attached endpoint; see `Reconciler.missing`."""

@@ -89,6 +89,21 @@ class Reconciler:
                             repaired=finding.repaired, error=finding.error)  # fmt: skip
             return findings
 
+    async def examine(self, network: Network) -> list[Finding]:
+        """Compare what the kernel holds of one network with the store; nothing is repaired."""
+        async with self._lock:
+            desired = await self._context.store.read(
+                lambda tx: _Desired([network], tx.endpoints.all("network_id = ?", network.id), tx.sandboxes.all())
+            )
+            driver = self._context.driver(network.spec.driver)
+            findings = await self._networks(desired, repair=False)
+            if driver.is_here(network):
+                wanted = driver.node_elements() | driver.elements(network, desired.attached(network))
+                present = await self._context.apply(self._firewall.elements) or set()
+                if wanted - present:
+                    findings.append(_listed(wanted - present, "is missing"))
+            return findings
+
     async def stale(self) -> bool:
         """Say whether a sandbox's namespace is gone."""
         sandboxes = await self._context.store.read(lambda tx: tx.sandboxes.all())
@@ -252,10 +267,8 @@ class Reconciler:
             (missing, "is missing", self._firewall.add),
         ):
             if elements:
-                shown = ", ".join(f"{name} {{ {text} }}" for name, text in sorted(elements)[:5])
-                finding = Finding(name="nftables", detail=f"{len(elements)} element(s): {shown} {detail}")
                 work = partial(self._context.apply, change, sorted(elements))
-                findings.append(await _repaired(finding, work, repair=repair))
+                findings.append(await _repaired(_listed(elements, detail), work, repair=repair))
         strays = await self._context.apply(self._firewall.sweep, dry_run=not repair)
         if strays:
             finding = Finding(name="nftables", detail=f"nothing uses {', '.join(strays[:5])}", repaired=repair)
@@ -361,6 +374,11 @@ class Reconciler:
             await self._context.resolver.remove(orphan)
         self._grace = _GRACE_SECONDS
         return findings
+
+
+def _listed(elements: set[Element], detail: str) -> Finding:
+    shown = ", ".join(f"{name} {{ {text} }}" for name, text in sorted(elements)[:5])
+    return Finding(name="nftables", detail=f"{len(elements)} element(s): {shown} {detail}")
 
 
 def _owners(tx: Transaction) -> tuple[set[str], set[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from ipaddress import ip_network
 from typing import Any
@@ -13,7 +13,7 @@ from netstore.api.v1 import network_pb2 as pb
 from netstore.api.v1 import network_pb2_grpc
 from netstore.drivers.options import boolean
 from netstore.errors import InvalidArgument
-from netstore.model import Network, NetworkSpec, PolicyAction, Pool, Route, Scope
+from netstore.model import Network, NetworkSpec, NodeCheck, PolicyAction, Pool, Route, Scope
 from netstore.networks.manager import NetworkManager
 from netstore.networks.networks import NetworkChange
 from netstore.rpc.endpoints import check_address, published
@@ -45,6 +45,7 @@ class NetworkServicer(network_pb2_grpc.NetworkServiceServicer):
     """Implements `netstore.v1.NetworkService`."""
 
     def __init__(self, manager: NetworkManager) -> None:
+        self._manager = manager
         self._networks = manager.networks
         self._endpoints = manager.endpoints
 
@@ -106,6 +107,26 @@ class NetworkServicer(network_pb2_grpc.NetworkServiceServicer):
             lambda network: filters.labels(network.labels) and older(network), dry_run=request.dry_run
         )
         return pb.PruneNetworksResponse(networks=removed)
+
+    async def CheckNetwork(self, request: pb.CheckNetworkRequest, context: Any) -> pb.CheckNetworkResponse:
+        checks = await self._manager.check_network(request.network)
+        cluster = self._manager.cluster
+        names = {node.id: node.name for node in await cluster.nodes()} if cluster else {}
+        return pb.CheckNetworkResponse(nodes=[_to_check(check, names) for check in checks])
+
+
+def _to_check(check: NodeCheck, names: Mapping[str, str]) -> pb.NodeCheck:
+    message = pb.NodeCheck(
+        node=names.get(check.node_id, "self"), used=check.used, mtu=check.mtu, findings=check.findings,
+        error=check.error,
+    )  # fmt: skip
+    for each in check.probes:
+        probe = message.probes.add(
+            node=names.get(each.node_id, each.node_id[:12]), address=each.address, sent=each.sent,
+            received=each.received, mtu=each.mtu,
+        )  # fmt: skip
+        probe.latency.FromNanoseconds(round(each.latency * 1e9))
+    return message
 
 
 def to_spec(spec: pb.NetworkSpec) -> NetworkSpec:

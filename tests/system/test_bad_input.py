@@ -191,6 +191,8 @@ NETWORKS = [
     ("CreateNetwork", network(policy_egress=2, ipam_driver="null"), PRECONDITION, "ipam_driver"),
     ("UpdateNetwork", network_pb2.UpdateNetworkRequest(network={"name": "host", "spec": {"policy_ingress": 2}}, update_mask=mask("spec.policy_ingress")), PRECONDITION, "host"),
     ("PruneNetworks", network_pb2.PruneNetworksRequest(filter=["until=soon"]), INVALID, "until"),
+    ("CheckNetwork", network_pb2.CheckNetworkRequest(), INVALID, "network"),
+    ("CheckNetwork", network_pb2.CheckNetworkRequest(network="nosuch"), MISSING, "nosuch"),
 ]  # fmt: skip
 ENDPOINTS = [
     ("AttachEndpoint", attach(network=""), INVALID, "spec.network"),

@@ -22,12 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from netstore.api.v1 import common_pb2 as netstore_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19netstore/v1/network.proto\x12\x0bnetstore.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18netstore/v1/common.proto\"\xb6\x01\n\nIpamConfig\x12\x0e\n\x06subnet\x18\x01 \x01(\t\x12\x0f\n\x07gateway\x18\x02 \x01(\t\x12\x10\n\x08ip_range\x18\x03 \x01(\t\x12@\n\raux_addresses\x18\x04 \x03(\x0b\x32).netstore.v1.IpamConfig.AuxAddressesEntry\x1a\x33\n\x11\x41uxAddressesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"-\n\x05Route\x12\x13\n\x0b\x64\x65stination\x18\x01 \x01(\t\x12\x0f\n\x07gateway\x18\x02 \x01(\t\"\xcf\x04\n\x0bNetworkSpec\x12\x0e\n\x06\x64river\x18\x01 \x01(\t\x12\x10\n\x08internal\x18\x02 \x01(\x08\x12\x18\n\x0b\x65nable_ipv4\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12\x13\n\x0b\x65nable_ipv6\x18\x04 \x01(\x08\x12%\n\x04ipam\x18\x05 \x03(\x0b\x32\x17.netstore.v1.IpamConfig\x12\x13\n\x0bipam_driver\x18\x06 \x01(\t\x12\x36\n\x07options\x18\x07 \x03(\x0b\x32%.netstore.v1.NetworkSpec.OptionsEntry\x12\x13\n\x0b\x64ns_servers\x18\x08 \x03(\t\x12\"\n\x06routes\x18\t \x03(\x0b\x32\x12.netstore.v1.Route\x12\x31\n\x0epolicy_ingress\x18\n \x01(\x0e\x32\x19.netstore.v1.PolicyAction\x12\x30\n\rpolicy_egress\x18\x0b \x01(\x0e\x32\x19.netstore.v1.PolicyAction\x12\x13\n\x0b\x63onfig_only\x18\x0c \x01(\x08\x12\x13\n\x0b\x63onfig_from\x18\r \x01(\t\x12?\n\x0cipam_options\x18\x0e \x03(\x0b\x32).netstore.v1.NetworkSpec.IpamOptionsEntry\x1a.\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x32\n\x10IpamOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0e\n\x0c_enable_ipv4\"\xb7\x02\n\rNetworkStatus\x12(\n\x05state\x18\x01 \x01(\x0e\x32\x19.netstore.v1.NetworkState\x12\x0f\n\x07message\x18\x02 \x01(\t\x12%\n\x04ipam\x18\x03 \x03(\x0b\x32\x17.netstore.v1.IpamConfig\x12\x11\n\tinterface\x18\x04 \x01(\t\x12\x0b\n\x03mtu\x18\x05 \x01(\r\x12\x16\n\x0e\x65ndpoint_count\x18\x06 \x01(\r\x12\x12\n\npredefined\x18\x07 \x01(\x08\x12)\n\x05ports\x18\x0c \x03(\x0b\x32\x1a.netstore.v1.PublishedPort\x12(\n\x05scope\x18\x14 \x01(\x0e\x32\x19.netstore.v1.NetworkScope\x12\x0b\n\x03vni\x18\x15 \x01(\r\x12\x16\n\x0ehost_addresses\x18\x16 \x03(\t\"c\n\rPublishedPort\x12\x13\n\x0b\x65ndpoint_id\x18\x01 \x01(\t\x12\x15\n\rendpoint_name\x18\x02 \x01(\t\x12&\n\x04port\x18\x03 \x01(\x0b\x32\x18.netstore.v1.PortMapping\"\x97\x02\n\x07Network\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x30\n\x06labels\x18\x03 \x03(\x0b\x32 .netstore.v1.Network.LabelsEntry\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x04spec\x18\x06 \x01(\x0b\x32\x18.netstore.v1.NetworkSpec\x12*\n\x06status\x18\x07 \x01(\x0b\x32\x1a.netstore.v1.NetworkStatus\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"$\n\x11GetNetworkRequest\x12\x0f\n\x07network\x18\x01 \x01(\t\";\n\x12GetNetworkResponse\x12%\n\x07network\x18\x01 \x01(\x0b\x32\x14.netstore.v1.Network\"L\n\x13ListNetworksRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x03 \x03(\t\"W\n\x14ListNetworksResponse\x12&\n\x08networks\x18\x01 \x03(\x0b\x32\x14.netstore.v1.Network\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"a\n\x14\x43reateNetworkRequest\x12%\n\x07network\x18\x01 \x01(\x0b\x32\x14.netstore.v1.Network\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06strict\x18\x03 \x01(\x08\"P\n\x15\x43reateNetworkResponse\x12%\n\x07network\x18\x01 \x01(\x0b\x32\x14.netstore.v1.Network\x12\x10\n\x08warnings\x18\x02 \x03(\t\"n\n\x14UpdateNetworkRequest\x12%\n\x07network\x18\x01 \x01(\x0b\x32\x14.netstore.v1.Network\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\">\n\x15UpdateNetworkResponse\x12%\n\x07network\x18\x01 \x01(\x0b\x32\x14.netstore.v1.Network\">\n\x14\x44\x65leteNetworkRequest\x12\x0f\n\x07network\x18\x01 \x01(\t\x12\x15\n\rallow_missing\x18\x02 \x01(\x08\"\x17\n\x15\x44\x65leteNetworkResponse\"7\n\x14PruneNetworksRequest\x12\x0e\n\x06\x66ilter\x18\x01 \x03(\t\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\")\n\x15PruneNetworksResponse\x12\x10\n\x08networks\x18\x01 \x03(\t*a\n\x0cNetworkState\x12\x1d\n\x19NETWORK_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14NETWORK_STATE_ACTIVE\x10\x01\x12\x18\n\x14NETWORK_STATE_FAILED\x10\x02*^\n\x0cPolicyAction\x12\x1d\n\x19POLICY_ACTION_UNSPECIFIED\x10\x00\x12\x17\n\x13POLICY_ACTION_ALLOW\x10\x01\x12\x16\n\x12POLICY_ACTION_DENY\x10\x02*`\n\x0cNetworkScope\x12\x1d\n\x19NETWORK_SCOPE_UNSPECIFIED\x10\x00\x12\x17\n\x13NETWORK_SCOPE_LOCAL\x10\x01\x12\x18\n\x14NETWORK_SCOPE_GLOBAL\x10\x02\x32\x94\x04\n\x0eNetworkService\x12M\n\nGetNetwork\x12\x1e.netstore.v1.GetNetworkRequest\x1a\x1f.netstore.v1.GetNetworkResponse\x12S\n\x0cListNetworks\x12 .netstore.v1.ListNetworksRequest\x1a!.netstore.v1.ListNetworksResponse\x12V\n\rCreateNetwork\x12!.netstore.v1.CreateNetworkRequest\x1a\".netstore.v1.CreateNetworkResponse\x12V\n\rUpdateNetwork\x12!.netstore.v1.UpdateNetworkRequest\x1a\".netstore.v1.UpdateNetworkResponse\x12V\n\rDeleteNetwork\x12!.netstore.v1.DeleteNetworkRequest\x1a\".netstore.v1.DeleteNetworkResponse\x12V\n\rPruneNetworks\x12!.netstore.v1.PruneNetworksRequest\x1a\".netstore.v1.PruneNetworksResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19netstore/v1/network.proto\x12\x0bnetstore.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18netstore/v1/common.proto\"\xb6\x01\n\nIpamConfig\x12\x0e\n\x06subnet\x18\x01 \x01(\t\x12\x0f\n\x07gateway\x18\x02 \x01(\t\x12\x10\n\x08ip_range\x18\x03 \x01(\t\x12@\n\raux_addresses\x18\x04 \x03(\x0b\x32).netstore.v1.IpamConfig.AuxAddressesEntry\x1a\x33\n\x11\x41uxAddressesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"-\n\x05Route\x12\x13\n\x0b\x64\x65stination\x18\x01 \x01(\t\x12\x0f\n\x07gateway\x18\x02 \x01(\t\"\xcf\x04\n\x0bNetworkSpec\x12\x0e\n\x06\x64river\x18\x01 \x01(\t\x12\x10\n\x08internal\x18\x02 \x01(\x08\x12\x18\n\x0b\x65nable_ipv4\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12\x13\n\x0b\x65nable_ipv6\x18\x04 \x01(\x08\x12%\n\x04ipam\x18\x05 \x03(\x0b\x32\x17.netstore.v1.IpamConfig\x12\x13\n\x0bipam_driver\x18\x06 \x01(\t\x12\x36\n\x07options\x18\x07 \x03(\x0b\x32%.netstore.v1.NetworkSpec.OptionsEntry\x12\x13\n\x0b\x64ns_servers\x18\x08 \x03(\t\x12\"\n\x06routes\x18\t \x03(\x0b\x32\x12.netstore.v1.Route\x12\x31\n\x0epolicy_ingress\x18\n \x01(\x0e\x32\x19.netstore.v1.PolicyAction\x12\x30\n\rpolicy_egress\x18\x0b \x01(\x0e\x32\x19.netstore.v1.PolicyAction\x12\x13\n\x0b\x63onfig_only\x18\x0c \x01(\x08\x12\x13\n\x0b\x63onfig_from\x18\r \x01(\t\x12?\n\x0cipam_options\x18\x0e \x03(\x0b\x32).netstore.v1.NetworkSpec.IpamOptionsEntry\x1a.\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x32\n\x10IpamOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0e\n\x0c_enable_ipv4\"\xb7\x02\n\rNetworkStatus\x12(\n\x05state\x18\x01 \x01(\x0e\x32\x19.netstore.v1.NetworkState\x12\x0f\n\x07message\x18\x02 \x01(\t\x12%\n\x04ipam\x18\x03 \x03(\x0b\x32\x17.netstore.v1.IpamConfig\x12\x11\n\tinterface\x18\x04 \x01(\t\x12\x0b\n\x03mtu\x18\x05 \x01(\r\x12\x16\n\x0e\x65ndpoint_count\x18\x06 \x01(\r\x12\x12\n\npredefined\x18\x07 \x01(\x08\x12)\n\x05ports\x18\x0c \x03(\x0b\x32\x1a.netstore.v1.PublishedPort\x12(\n\x05scope\x18\x14 \x01(\x0e\x32\x19.netstore.v1.NetworkScope\x12\x0b\n\x03vni\x18\x15 \x01(\r\x12\x16\n\x0ehost_addresses\x18\x16 \x03(\t\"c\n\rPublishedPort\x12\x13\n\x0b\x65ndpoint_id\x18\x01 \x01(\t\x12\x15\n\rendpoint_name\x18\x02 \x01(\t\x12&\n\x04port\x18\x03 \x01(\x0b\x32\x18.netstore.v1.PortMapping\"\x97\x02\n\x07Network\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x30\n\x06labels\x18\x03 \x03(\x0b\x32 .netstore.v1.Network.LabelsEntry\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x04spec\x18\x06 \x01(\x0b\x32\x18.netstore.v1.NetworkSpec\x12*\n\x06status\x18\x07 \x01(\x0b\x32\x1a.netstore.v1.NetworkStatus\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"$\n\x11GetNetworkRequest\x12\x0f\n\x07network\x18\x01 \x01(\t\";\n\x12GetNetworkResponse\x12%\n\x07network\x18\x01 \x01(\x0b\x32\x14.netstore.v1.Network\"L\n\x13ListNetworksRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x03 \x03(\t\"W\n\x14ListNetworksResponse\x12&\n\x08networks\x18\x01 \x03(\x0b\x32\x14.netstore.v1.Network\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"a\n\x14\x43reateNetworkRequest\x12%\n\x07network\x18\x01 \x01(\x0b\x32\x14.netstore.v1.Network\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06strict\x18\x03 \x01(\x08\"P\n\x15\x43reateNetworkResponse\x12%\n\x07network\x18\x01 \x01(\x0b\x32\x14.netstore.v1.Network\x12\x10\n\x08warnings\x18\x02 \x03(\t\"n\n\x14UpdateNetworkRequest\x12%\n\x07network\x18\x01 \x01(\x0b\x32\x14.netstore.v1.Network\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\">\n\x15UpdateNetworkResponse\x12%\n\x07network\x18\x01 \x01(\x0b\x32\x14.netstore.v1.Network\">\n\x14\x44\x65leteNetworkRequest\x12\x0f\n\x07network\x18\x01 \x01(\t\x12\x15\n\rallow_missing\x18\x02 \x01(\x08\"\x17\n\x15\x44\x65leteNetworkResponse\"7\n\x14PruneNetworksRequest\x12\x0e\n\x06\x66ilter\x18\x01 \x03(\t\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\")\n\x15PruneNetworksResponse\x12\x10\n\x08networks\x18\x01 \x03(\t\"&\n\x13\x43heckNetworkRequest\x12\x0f\n\x07network\x18\x01 \x01(\t\"=\n\x14\x43heckNetworkResponse\x12%\n\x05nodes\x18\x01 \x03(\x0b\x32\x16.netstore.v1.NodeCheck\"}\n\tNodeCheck\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04used\x18\x02 \x01(\x08\x12\x0b\n\x03mtu\x18\x03 \x01(\r\x12\x10\n\x08\x66indings\x18\x04 \x03(\t\x12&\n\x06probes\x18\x05 \x03(\x0b\x32\x16.netstore.v1.NodeProbe\x12\r\n\x05\x65rror\x18\x06 \x01(\t\"\x83\x01\n\tNodeProbe\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04sent\x18\x03 \x01(\r\x12\x10\n\x08received\x18\x04 \x01(\r\x12*\n\x07latency\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0b\n\x03mtu\x18\x06 \x01(\r*a\n\x0cNetworkState\x12\x1d\n\x19NETWORK_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14NETWORK_STATE_ACTIVE\x10\x01\x12\x18\n\x14NETWORK_STATE_FAILED\x10\x02*^\n\x0cPolicyAction\x12\x1d\n\x19POLICY_ACTION_UNSPECIFIED\x10\x00\x12\x17\n\x13POLICY_ACTION_ALLOW\x10\x01\x12\x16\n\x12POLICY_ACTION_DENY\x10\x02*`\n\x0cNetworkScope\x12\x1d\n\x19NETWORK_SCOPE_UNSPECIFIED\x10\x00\x12\x17\n\x13NETWORK_SCOPE_LOCAL\x10\x01\x12\x18\n\x14NETWORK_SCOPE_GLOBAL\x10\x02\x32\xe9\x04\n\x0eNetworkService\x12M\n\nGetNetwork\x12\x1e.netstore.v1.GetNetworkRequest\x1a\x1f.netstore.v1.GetNetworkResponse\x12S\n\x0cListNetworks\x12 .netstore.v1.ListNetworksRequest\x1a!.netstore.v1.ListNetworksResponse\x12V\n\rCreateNetwork\x12!.netstore.v1.CreateNetworkRequest\x1a\".netstore.v1.CreateNetworkResponse\x12V\n\rUpdateNetwork\x12!.netstore.v1.UpdateNetworkRequest\x1a\".netstore.v1.UpdateNetworkResponse\x12V\n\rDeleteNetwork\x12!.netstore.v1.DeleteNetworkRequest\x1a\".netstore.v1.DeleteNetworkResponse\x12V\n\rPruneNetworks\x12!.netstore.v1.PruneNetworksRequest\x1a\".netstore.v1.PruneNetworksResponse\x12S\n\x0c\x43heckNetwork\x12 .netstore.v1.CheckNetworkRequest\x1a!.netstore.v1.CheckNetworkResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,56 +43,64 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NETWORKSPEC_IPAMOPTIONSENTRY']._serialized_options = b'8\001'
   _globals['_NETWORK_LABELSENTRY']._loaded_options = None
   _globals['_NETWORK_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_NETWORKSTATE']._serialized_start=2470
-  _globals['_NETWORKSTATE']._serialized_end=2567
-  _globals['_POLICYACTION']._serialized_start=2569
-  _globals['_POLICYACTION']._serialized_end=2663
-  _globals['_NETWORKSCOPE']._serialized_start=2665
-  _globals['_NETWORKSCOPE']._serialized_end=2761
-  _globals['_IPAMCONFIG']._serialized_start=136
-  _globals['_IPAMCONFIG']._serialized_end=318
-  _globals['_IPAMCONFIG_AUXADDRESSESENTRY']._serialized_start=267
-  _globals['_IPAMCONFIG_AUXADDRESSESENTRY']._serialized_end=318
-  _globals['_ROUTE']._serialized_start=320
-  _globals['_ROUTE']._serialized_end=365
-  _globals['_NETWORKSPEC']._serialized_start=368
-  _globals['_NETWORKSPEC']._serialized_end=959
-  _globals['_NETWORKSPEC_OPTIONSENTRY']._serialized_start=845
-  _globals['_NETWORKSPEC_OPTIONSENTRY']._serialized_end=891
-  _globals['_NETWORKSPEC_IPAMOPTIONSENTRY']._serialized_start=893
-  _globals['_NETWORKSPEC_IPAMOPTIONSENTRY']._serialized_end=943
-  _globals['_NETWORKSTATUS']._serialized_start=962
-  _globals['_NETWORKSTATUS']._serialized_end=1273
-  _globals['_PUBLISHEDPORT']._serialized_start=1275
-  _globals['_PUBLISHEDPORT']._serialized_end=1374
-  _globals['_NETWORK']._serialized_start=1377
-  _globals['_NETWORK']._serialized_end=1656
-  _globals['_NETWORK_LABELSENTRY']._serialized_start=1611
-  _globals['_NETWORK_LABELSENTRY']._serialized_end=1656
-  _globals['_GETNETWORKREQUEST']._serialized_start=1658
-  _globals['_GETNETWORKREQUEST']._serialized_end=1694
-  _globals['_GETNETWORKRESPONSE']._serialized_start=1696
-  _globals['_GETNETWORKRESPONSE']._serialized_end=1755
-  _globals['_LISTNETWORKSREQUEST']._serialized_start=1757
-  _globals['_LISTNETWORKSREQUEST']._serialized_end=1833
-  _globals['_LISTNETWORKSRESPONSE']._serialized_start=1835
-  _globals['_LISTNETWORKSRESPONSE']._serialized_end=1922
-  _globals['_CREATENETWORKREQUEST']._serialized_start=1924
-  _globals['_CREATENETWORKREQUEST']._serialized_end=2021
-  _globals['_CREATENETWORKRESPONSE']._serialized_start=2023
-  _globals['_CREATENETWORKRESPONSE']._serialized_end=2103
-  _globals['_UPDATENETWORKREQUEST']._serialized_start=2105
-  _globals['_UPDATENETWORKREQUEST']._serialized_end=2215
-  _globals['_UPDATENETWORKRESPONSE']._serialized_start=2217
-  _globals['_UPDATENETWORKRESPONSE']._serialized_end=2279
-  _globals['_DELETENETWORKREQUEST']._serialized_start=2281
-  _globals['_DELETENETWORKREQUEST']._serialized_end=2343
-  _globals['_DELETENETWORKRESPONSE']._serialized_start=2345
-  _globals['_DELETENETWORKRESPONSE']._serialized_end=2368
-  _globals['_PRUNENETWORKSREQUEST']._serialized_start=2370
-  _globals['_PRUNENETWORKSREQUEST']._serialized_end=2425
-  _globals['_PRUNENETWORKSRESPONSE']._serialized_start=2427
-  _globals['_PRUNENETWORKSRESPONSE']._serialized_end=2468
-  _globals['_NETWORKSERVICE']._serialized_start=2764
-  _globals['_NETWORKSERVICE']._serialized_end=3296
+  _globals['_NETWORKSTATE']._serialized_start=2866
+  _globals['_NETWORKSTATE']._serialized_end=2963
+  _globals['_POLICYACTION']._serialized_start=2965
+  _globals['_POLICYACTION']._serialized_end=3059
+  _globals['_NETWORKSCOPE']._serialized_start=3061
+  _globals['_NETWORKSCOPE']._serialized_end=3157
+  _globals['_IPAMCONFIG']._serialized_start=168
+  _globals['_IPAMCONFIG']._serialized_end=350
+  _globals['_IPAMCONFIG_AUXADDRESSESENTRY']._serialized_start=299
+  _globals['_IPAMCONFIG_AUXADDRESSESENTRY']._serialized_end=350
+  _globals['_ROUTE']._serialized_start=352
+  _globals['_ROUTE']._serialized_end=397
+  _globals['_NETWORKSPEC']._serialized_start=400
+  _globals['_NETWORKSPEC']._serialized_end=991
+  _globals['_NETWORKSPEC_OPTIONSENTRY']._serialized_start=877
+  _globals['_NETWORKSPEC_OPTIONSENTRY']._serialized_end=923
+  _globals['_NETWORKSPEC_IPAMOPTIONSENTRY']._serialized_start=925
+  _globals['_NETWORKSPEC_IPAMOPTIONSENTRY']._serialized_end=975
+  _globals['_NETWORKSTATUS']._serialized_start=994
+  _globals['_NETWORKSTATUS']._serialized_end=1305
+  _globals['_PUBLISHEDPORT']._serialized_start=1307
+  _globals['_PUBLISHEDPORT']._serialized_end=1406
+  _globals['_NETWORK']._serialized_start=1409
+  _globals['_NETWORK']._serialized_end=1688
+  _globals['_NETWORK_LABELSENTRY']._serialized_start=1643
+  _globals['_NETWORK_LABELSENTRY']._serialized_end=1688
+  _globals['_GETNETWORKREQUEST']._serialized_start=1690
+  _globals['_GETNETWORKREQUEST']._serialized_end=1726
+  _globals['_GETNETWORKRESPONSE']._serialized_start=1728
+  _globals['_GETNETWORKRESPONSE']._serialized_end=1787
+  _globals['_LISTNETWORKSREQUEST']._serialized_start=1789
+  _globals['_LISTNETWORKSREQUEST']._serialized_end=1865
+  _globals['_LISTNETWORKSRESPONSE']._serialized_start=1867
+  _globals['_LISTNETWORKSRESPONSE']._serialized_end=1954
+  _globals['_CREATENETWORKREQUEST']._serialized_start=1956
+  _globals['_CREATENETWORKREQUEST']._serialized_end=2053
+  _globals['_CREATENETWORKRESPONSE']._serialized_start=2055
+  _globals['_CREATENETWORKRESPONSE']._serialized_end=2135
+  _globals['_UPDATENETWORKREQUEST']._serialized_start=2137
+  _globals['_UPDATENETWORKREQUEST']._serialized_end=2247
+  _globals['_UPDATENETWORKRESPONSE']._serialized_start=2249
+  _globals['_UPDATENETWORKRESPONSE']._serialized_end=2311
+  _globals['_DELETENETWORKREQUEST']._serialized_start=2313
+  _globals['_DELETENETWORKREQUEST']._serialized_end=2375
+  _globals['_DELETENETWORKRESPONSE']._serialized_start=2377
+  _globals['_DELETENETWORKRESPONSE']._serialized_end=2400
+  _globals['_PRUNENETWORKSREQUEST']._serialized_start=2402
+  _globals['_PRUNENETWORKSREQUEST']._serialized_end=2457
+  _globals['_PRUNENETWORKSRESPONSE']._serialized_start=2459
+  _globals['_PRUNENETWORKSRESPONSE']._serialized_end=2500
+  _globals['_CHECKNETWORKREQUEST']._serialized_start=2502
+  _globals['_CHECKNETWORKREQUEST']._serialized_end=2540
+  _globals['_CHECKNETWORKRESPONSE']._serialized_start=2542
+  _globals['_CHECKNETWORKRESPONSE']._serialized_end=2603
+  _globals['_NODECHECK']._serialized_start=2605
+  _globals['_NODECHECK']._serialized_end=2730
+  _globals['_NODEPROBE']._serialized_start=2733
+  _globals['_NODEPROBE']._serialized_end=2864
+  _globals['_NETWORKSERVICE']._serialized_start=3160
+  _globals['_NETWORKSERVICE']._serialized_end=3777
 # @@protoc_insertion_point(module_scope)

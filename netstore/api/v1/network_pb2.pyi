@@ -5,6 +5,7 @@ Networks: isolated layer-2/3 domains, each made by one driver."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
@@ -805,3 +806,139 @@ class PruneNetworksResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PruneNetworksResponse: _TypeAlias = PruneNetworksResponse  # noqa: Y015
+
+@_typing.final
+class CheckNetworkRequest(_message.Message):
+    """CheckNetworkRequest asks whether a network is in order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NETWORK_FIELD_NUMBER: _builtins.int
+    network: _builtins.str
+    """REQUIRED. Name, id or unique id prefix."""
+    def __init__(
+        self,
+        *,
+        network: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["network", b"network"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckNetworkRequest: _TypeAlias = CheckNetworkRequest  # noqa: Y015
+
+@_typing.final
+class CheckNetworkResponse(_message.Message):
+    """CheckNetworkResponse says what each node found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeCheck]:
+        """Each node of the cluster, by name; of a network of scope local, the answering one."""
+
+    def __init__(
+        self,
+        *,
+        nodes: _abc.Iterable[Global___NodeCheck] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodes", b"nodes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckNetworkResponse: _TypeAlias = CheckNetworkResponse  # noqa: Y015
+
+@_typing.final
+class NodeCheck(_message.Message):
+    """NodeCheck is how a network is on one node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    USED_FIELD_NUMBER: _builtins.int
+    MTU_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    PROBES_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """The node's name; "self" where it is in no cluster."""
+    used: _builtins.bool
+    """Whether the node's kernel has the network: of scope global, from its first endpoint there on."""
+    mtu: _builtins.int
+    """MTU of the network there, bytes; 0 where it is not used."""
+    error: _builtins.str
+    """Why nothing is known of the node: it is down, or did not answer. Else empty."""
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What differs between kernel and store, as CheckSystem says it; none when they agree."""
+
+    @_builtins.property
+    def probes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeProbe]:
+        """What came back from each other node that uses the network and is up."""
+
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        used: _builtins.bool = ...,
+        mtu: _builtins.int = ...,
+        findings: _abc.Iterable[_builtins.str] | None = ...,
+        probes: _abc.Iterable[Global___NodeProbe] | None = ...,
+        error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "findings", b"findings", "mtu", b"mtu", "node", b"node", "probes", b"probes", "used", b"used"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeCheck: _TypeAlias = NodeCheck  # noqa: Y015
+
+@_typing.final
+class NodeProbe(_message.Message):
+    """NodeProbe is what came back from another node, through the tunnel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    SENT_FIELD_NUMBER: _builtins.int
+    RECEIVED_FIELD_NUMBER: _builtins.int
+    LATENCY_FIELD_NUMBER: _builtins.int
+    MTU_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """That node's name."""
+    address: _builtins.str
+    """Its own address on the network, which was asked (ICMP echo)."""
+    sent: _builtins.int
+    """How many packets were sent."""
+    received: _builtins.int
+    """How many were answered."""
+    mtu: _builtins.int
+    """The largest packet that was answered, bytes: the network's MTU where all is well, to 8 bytes where it is not."""
+    @_builtins.property
+    def latency(self) -> _duration_pb2.Duration:
+        """The shortest time to an answer; zero when there was none."""
+
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        address: _builtins.str = ...,
+        sent: _builtins.int = ...,
+        received: _builtins.int = ...,
+        latency: _duration_pb2.Duration | None = ...,
+        mtu: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["latency", b"latency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "latency", b"latency", "mtu", b"mtu", "node", b"node", "received", b"received", "sent", b"sent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeProbe: _TypeAlias = NodeProbe  # noqa: Y015

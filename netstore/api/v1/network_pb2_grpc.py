@@ -65,6 +65,11 @@ class NetworkServiceStub:
                 request_serializer=netstore_dot_v1_dot_network__pb2.PruneNetworksRequest.SerializeToString,
                 response_deserializer=netstore_dot_v1_dot_network__pb2.PruneNetworksResponse.FromString,
                 _registered_method=True)
+        self.CheckNetwork = channel.unary_unary(
+                '/netstore.v1.NetworkService/CheckNetwork',
+                request_serializer=netstore_dot_v1_dot_network__pb2.CheckNetworkRequest.SerializeToString,
+                response_deserializer=netstore_dot_v1_dot_network__pb2.CheckNetworkResponse.FromString,
+                _registered_method=True)
 
 
 class NetworkServiceServicer:
@@ -136,6 +141,16 @@ class NetworkServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckNetwork(self, request, context):
+        """CheckNetwork compares what the kernel holds of a network with the store; of scope global, on every node of the
+        cluster, and each probes all others through the tunnel. It changes nothing, and takes up to ten seconds.
+
+        no such network | NOT_FOUND | list networks
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NetworkServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -168,6 +183,11 @@ def add_NetworkServiceServicer_to_server(servicer, server):
                     servicer.PruneNetworks,
                     request_deserializer=netstore_dot_v1_dot_network__pb2.PruneNetworksRequest.FromString,
                     response_serializer=netstore_dot_v1_dot_network__pb2.PruneNetworksResponse.SerializeToString,
+            ),
+            'CheckNetwork': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckNetwork,
+                    request_deserializer=netstore_dot_v1_dot_network__pb2.CheckNetworkRequest.FromString,
+                    response_serializer=netstore_dot_v1_dot_network__pb2.CheckNetworkResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -333,6 +353,33 @@ class NetworkService:
             '/netstore.v1.NetworkService/PruneNetworks',
             netstore_dot_v1_dot_network__pb2.PruneNetworksRequest.SerializeToString,
             netstore_dot_v1_dot_network__pb2.PruneNetworksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckNetwork(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netstore.v1.NetworkService/CheckNetwork',
+            netstore_dot_v1_dot_network__pb2.CheckNetworkRequest.SerializeToString,
+            netstore_dot_v1_dot_network__pb2.CheckNetworkResponse.FromString,
             options,
             channel_credentials,
             insecure,

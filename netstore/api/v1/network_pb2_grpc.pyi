@@ -74,6 +74,12 @@ class NetworkServiceStub:
 
     unknown filter | INVALID_ARGUMENT | use label, label!, until
     """
+    CheckNetwork: _grpc.UnaryUnaryMultiCallable[_network_pb2.CheckNetworkRequest, _network_pb2.CheckNetworkResponse]
+    """CheckNetwork compares what the kernel holds of a network with the store; of scope global, on every node of the
+    cluster, and each probes all others through the tunnel. It changes nothing, and takes up to ten seconds.
+
+    no such network | NOT_FOUND | list networks
+    """
 
 @_typing.type_check_only
 class NetworkServiceAsyncStub(NetworkServiceStub):
@@ -120,6 +126,12 @@ class NetworkServiceAsyncStub(NetworkServiceStub):
     """PruneNetworks removes every network that has no endpoints and is not predefined.
 
     unknown filter | INVALID_ARGUMENT | use label, label!, until
+    """
+    CheckNetwork: _aio.UnaryUnaryMultiCallable[_network_pb2.CheckNetworkRequest, _network_pb2.CheckNetworkResponse]  # type: ignore[assignment]
+    """CheckNetwork compares what the kernel holds of a network with the store; of scope global, on every node of the
+    cluster, and each probes all others through the tunnel. It changes nothing, and takes up to ten seconds.
+
+    no such network | NOT_FOUND | list networks
     """
 
 class NetworkServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -200,6 +212,18 @@ class NetworkServiceServicer(metaclass=_abc_1.ABCMeta):
         """PruneNetworks removes every network that has no endpoints and is not predefined.
 
         unknown filter | INVALID_ARGUMENT | use label, label!, until
+        """
+
+    @_abc_1.abstractmethod
+    def CheckNetwork(
+        self,
+        request: _network_pb2.CheckNetworkRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_network_pb2.CheckNetworkResponse, _abc.Awaitable[_network_pb2.CheckNetworkResponse]]:
+        """CheckNetwork compares what the kernel holds of a network with the store; of scope global, on every node of the
+        cluster, and each probes all others through the tunnel. It changes nothing, and takes up to ten seconds.
+
+        no such network | NOT_FOUND | list networks
         """
 
 def add_NetworkServiceServicer_to_server(servicer: NetworkServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -16,22 +16,25 @@ from netstore.model import Address, Kind, Network, Node, RemoteEndpoint
 from netstore.networks import ipam
 from netstore.networks.cluster.records import (
     ALIVE,
+    CHECKS,
     ENDPOINTS,
     HOSTS,
     NETWORKS,
     NODES,
+    CheckRequest,
     EndpointRecord,
     decode_endpoint,
     decode_network,
     decode_node,
+    decode_request,
     encode,
 )
 from netstore.store import Transaction
 from netstore.store.etcd import KeyValue
 
 __all__ = [
-    "Effect", "Picture", "Seen", "differences", "forget_network", "host_record", "import_network", "peers", "remotes",
-    "unpublished", "users",
+    "Effect", "Picture", "Seen", "differences", "forget_network", "host_record", "hosts", "import_network",
+    "peers", "remotes", "unpublished", "users",
 ]  # fmt: skip
 
 Seen = tuple[bool, KeyValue]
@@ -49,6 +52,8 @@ class Effect:
     refused: dict[str, str] = field(default_factory=dict)
     strays: list[EndpointRecord] = field(default_factory=list)
     """Records of this node's own whose endpoint it does not have."""
+    checks: list[CheckRequest] = field(default_factory=list)
+    """Other nodes ask how a network is here."""
     removed_here: bool = False
     """Somebody removed this node from the cluster."""
 
@@ -73,6 +78,8 @@ class Picture:
                 self._node(tx, effect, before, item, put=put)
             elif item.key.startswith(NETWORKS):
                 self._network(tx, effect, item, put=put)
+            elif item.key.startswith(CHECKS) and put:
+                effect.checks.append(decode_request(item.value))
         for endpoint_id, old in before.items():
             new = _visible(tx, endpoint_id)
             if old == new:
@@ -269,6 +276,11 @@ def remotes(tx: Transaction, network_id: str) -> list[RemoteEndpoint]:
     )  # fmt: skip
     records = [decode_endpoint(body) for (body,) in rows]
     return [record.remote for record in records if record.attached]
+
+
+def hosts(tx: Transaction, network_id: str) -> list[RemoteEndpoint]:
+    """Return the addresses of the other nodes that use a network and are up."""
+    return [each for each in remotes(tx, network_id) if each.endpoint_id == _host_id(network_id, each.node_id)]
 
 
 def users(tx: Transaction, network_id: str) -> list[str]:

@@ -23,7 +23,7 @@ from netstore.model import Network, Node, new_id
 from netstore.networks.cluster.cache import Effect, Picture, Seen, differences
 from netstore.networks.cluster.claims import RECOVERY_SECONDS
 from netstore.networks.cluster.members import Members, Refused
-from netstore.networks.cluster.records import RECOVERING, STATE, EndpointRecord
+from netstore.networks.cluster.records import RECOVERING, STATE, CheckRequest, EndpointRecord
 from netstore.store import Store
 from netstore.store.etcd import Changes, Etcd, Snapshot, put
 
@@ -53,12 +53,13 @@ class State(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Work:
     """What a session asks of others: `follow` makes the kernel follow, `resync` all of it, `publish` never ends,
-    `stray` is told of a record of this node's whose endpoint it does not have."""
+    `stray` is told of a record of this node's whose endpoint it does not have, `check` answers another node."""
 
     follow: Callable[[Effect], Awaitable[None]]
     resync: Callable[[], Awaitable[object]]
     publish: Callable[[], Coroutine[Any, Any, None]]
     stray: Callable[[EndpointRecord], Awaitable[None]]
+    check: Callable[[CheckRequest], Awaitable[None]]
 
 
 class _Anew(Exception):
@@ -89,6 +90,7 @@ class Cluster:
         self._moved = asyncio.Condition()
         self._relist = asyncio.Event()
         self._taking_up = asyncio.Lock()
+        self._asked: asyncio.Queue[CheckRequest] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
 
     def start(self, work: Work) -> None:
@@ -238,6 +240,7 @@ class Cluster:
                 group.create_task(self._follow(changes), name="cluster watch")
                 group.create_task(self._list_anew(), name="cluster listing")
                 group.create_task(self._work.publish(), name="cluster publication")
+                group.create_task(self._answer(), name="cluster checks")
         except BaseExceptionGroup as group:
             raise _first_of(group) from group
 
@@ -254,6 +257,10 @@ class Cluster:
                 raise Unavailable("the node's lease ended: etcd was out of reach for too long")
             if self.state is State.AWAY:  # a call failed meanwhile, but etcd is back
                 await self._set(State.JOINED, "")
+
+    async def _answer(self) -> None:
+        while True:
+            await self._work.check(await self._asked.get())
 
     async def _list_anew(self) -> None:
         """Look now and then whether a network that could not be here can be, and whenever somebody asks."""
@@ -287,6 +294,8 @@ class Cluster:
             effect = await self._store.write(lambda tx, part=part: self._picture.apply(tx, part))  # type: ignore[misc]
             self.refused = {**self.refused, **effect.refused}
             await self._work.follow(effect)
+            for request in effect.checks:
+                self._asked.put_nowait(request)
             for stray in effect.strays:
                 await self._work.stray(stray)
             if effect.removed_here:

@@ -12,6 +12,7 @@ MAC or a number: they are created if absent, and say who holds them in their val
     CLAIMS/members/NODE         exists as long as the node may claim anything
     CLAIMS/removed/NODE exists from its removal until its next start
     CLAIMS/recovering   exists for a while after etcd lost what it knew: nothing new is claimed meanwhile
+    STATE/checks/ID             CheckRequest; REPORTS/ID/NODE NodeCheck: the answers, which only the asker reads
     CLAIMS/subnets              changes with every network that comes or goes, so that two never take overlapping ones
 """
 
@@ -22,11 +23,12 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 
-from netstore.model import Network, Node, RemoteEndpoint
+from netstore.model import Network, Node, NodeCheck, RemoteEndpoint
 
 __all__ = [
-    "ALIVE", "CLAIMS", "ENDPOINTS", "HOSTS", "NETWORKS", "NODES", "RECOVERING", "STATE", "SUBNETS", "EndpointRecord",
-    "decode_endpoint", "decode_network", "decode_node", "encode", "shared",
+    "ALIVE", "CHECKS", "CLAIMS", "ENDPOINTS", "HOSTS", "NETWORKS", "NODES", "RECOVERING", "REPORTS", "STATE", "SUBNETS",
+    "CheckRequest", "EndpointRecord", "decode_check", "decode_endpoint", "decode_network", "decode_node",
+    "decode_request", "encode", "shared",
 ]  # fmt: skip
 
 _ROOT = "/netstore/1/"
@@ -37,6 +39,8 @@ NODES, ALIVE, NETWORKS, ENDPOINTS, HOSTS = (
 )
 SUBNETS = f"{CLAIMS}subnets"
 RECOVERING = f"{CLAIMS}recovering"
+CHECKS = f"{STATE}checks/"
+REPORTS = f"{_ROOT}reports/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +76,19 @@ class EndpointRecord:
         return [*addresses, f"{CLAIMS}macs/{self.network_id}/{self.mac}"] if self.mac else addresses
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckRequest:
+    """A question to all nodes: is this network in order? The answers go with its lease."""
+
+    id: str
+    network_id: str
+    lease: int
+
+
 encode = msgspec.json.Encoder().encode
 decode_endpoint = msgspec.json.Decoder(EndpointRecord).decode
+decode_check = msgspec.json.Decoder(NodeCheck).decode
+decode_request = msgspec.json.Decoder(CheckRequest).decode
 decode_network = msgspec.json.Decoder(Network).decode
 decode_node = msgspec.json.Decoder(Node).decode
 

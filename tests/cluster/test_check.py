@@ -1,0 +1,62 @@
+"""`network check`: what each node holds of a network, and what passes between each pair of them."""
+
+from __future__ import annotations
+
+import json
+
+from conftest import Node
+
+from cluster.lab import Etcd3, connect, known, reaches
+
+
+def check(node: Node, *, status: int) -> dict[str, dict]:
+    done = node.cli("network", "check", "app", "--format", "json", check=False)
+    assert done.returncode == status, done.stdout
+    return {each["node"]: each for each in json.loads(done.stdout)}
+
+
+def test_what_differs_and_what_does_not_pass_is_named(etcd3: Etcd3, nodes3: list[Node]) -> None:
+    one, two, three = nodes3
+    one.cli("network", "create", "-d", "overlay", "app")
+    known(nodes3, "app")
+    connect(one, "a")
+    second = connect(two, "b")
+    reaches(one, "a", second)
+    found = check(three, status=0)
+    assert [each["used"] for each in found.values()] == [True, True, False]
+    (probe,) = found["n1"]["probes"]
+    assert (probe["node"], probe["sent"], probe["received"], probe["mtu"]) == ("n2", 5, 5, 1450)
+    assert 0 < float(probe["latency"].removesuffix("s")) < 1
+    assert [each["node"] for each in found["n2"]["probes"]] == ["n1"]
+    shown = three.out("network", "check", "app")
+    assert "n3     nothing: it has no endpoint there" in shown
+    assert "n1     n2   10.0.0" in shown
+
+    mac = two.host.sh('ip -n b -j link show eth0 | grep -o \'"address":"[^"]*\' | cut -d\'"\' -f4').strip()
+    tunnel = one.host.sh("ip -o link | grep -o 'nsvx-[0-9a-f]*' | head -1").strip()
+    one.host.sh(f"bridge fdb del {mac} dev {tunnel} dst 198.51.100.2 self")
+    found = check(three, status=1)
+    assert found["n1"]["findings"][0] == "app: 1 remote endpoint(s) missing, 0 that are no more"
+    assert found["n2"]["findings"] == []
+    one.cli("system", "check", "--repair", check=False)
+
+    wire = etcd3.underlay
+    wire.host.sh(
+        "nft 'add table bridge cut; add chain bridge cut forward { type filter hook forward priority 0; };"
+        "add rule bridge cut forward udp dport 4789 meta length > 1400 drop'"
+    )
+    (probe,) = check(one, status=1)["n2"]["probes"]
+    assert (probe["received"], 1342 < probe["mtu"] <= 1350) == (5, True), probe
+    assert "large packets are lost" in one.cli("network", "check", "app", check=False).stdout
+    wire.heal()
+
+    wire.cut_between([1], [2])
+    three.kill()
+    found = check(one, status=1)
+    assert found["n1"]["probes"][0]["received"] == 0
+    assert found["n3"]["error"] == "no answer in 6 s"
+    wire.heal()
+
+
+def test_a_network_of_one_node(node: Node) -> None:
+    assert "self   what the store says" in node.out("network", "check", "bridge")
