@@ -7,6 +7,7 @@ field of the same name in `proto/netstore/v1`; comments here say only what is no
 from __future__ import annotations
 
 import hashlib
+import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ __all__ = [
     "Image",
     "ImageConfig",
     "Kind",
+    "Lease",
     "Mount",
     "MountRef",
     "MountSpec",
@@ -314,6 +316,30 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """An address that a network's own DHCP server lends (RFC 2131). Seconds count from `obtained`, a time of the clock.
+
+    `router` is "" where there is none; `seconds` is -1 for one that lasts for ever.
+    """
+
+    address: str
+    prefix: int
+    obtained: float
+    seconds: int
+    renew_seconds: float
+    rebind_seconds: float
+    router: str = ""
+    dns_servers: tuple[str, ...] = ()
+    server: str = ""
+    server_mac_address: str = ""
+
+    @property
+    def expire_time(self) -> float:
+        """When it ends, infinity for never."""
+        return self.obtained + self.seconds if self.seconds >= 0 else math.inf
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
     """One sandbox's attachment to one network. `ports` have their host ports filled in.
 
@@ -333,6 +359,7 @@ class Endpoint:
     ports: tuple[PortMapping, ...] = ()
     default_route: bool = False
     attached: bool = True
+    lease: Lease | None = None
     create_time: float = 0.0
     revision: int = 0
 

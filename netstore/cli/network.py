@@ -50,7 +50,7 @@ def group() -> None:
 @click.option("--ipv6", is_flag=True, help="Give IPv6 addresses too.")
 @click.option("--strict", is_flag=True, help="Refuse a subnet that overlaps one of the host's routes.")
 @click.option("--attachable", is_flag=True, help="Every network is: no effect.")
-@click.option("--ipam-driver", default="", help="Address management: default or null.")
+@click.option("--ipam-driver", default="", help="Address management: default, null or dhcp.")
 @click.option("--route", multiple=True, help="A further route of its endpoints: DESTINATION,GATEWAY.")
 @click.option("--dns", multiple=True, help="Name server of its endpoints: [DOMAIN=]ADDRESS[:PORT].")
 @click.option("--policy-default", multiple=True, help=_DEFAULT)

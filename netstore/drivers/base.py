@@ -71,6 +71,10 @@ class Driver(ABC):
     """Its networks can have services: `apply_services` is called."""
     chooses_gateway = True
     """A subnet without a gateway gets one, the first address."""
+    takes_leases = False
+    """A DHCP server of the physical network may give its endpoints their addresses."""
+    shares_mac = False
+    """Its endpoints all have their parent's MAC."""
     has_policies = False
     """Its networks can have policies: `elements` holds those of `Firewall.policing`."""
 

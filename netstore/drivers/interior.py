@@ -20,6 +20,7 @@ __all__ = [
     "alias",
     "changes_inside",
     "configure",
+    "drop_addresses",
     "has_ipv6",
     "rates",
     "replace_default_route",
@@ -90,6 +91,14 @@ def configure(network: Network, endpoint: Endpoint, namespace: int, *, gateways:
         route.run(requests)
         if sysctls:
             _set_sysctls(namespace, endpoint.interface_name, sysctls)
+
+
+def drop_addresses(endpoint: Endpoint, namespace: int) -> None:
+    """Take an endpoint's addresses from its interface, with the routes that they carry."""
+    with socket_in(namespace) as route:
+        index = route.index_of(endpoint.interface_name)
+        if index is not None:
+            route.run([netlink.address_delete(index, each.address, each.prefix) for each in endpoint.addresses])
 
 
 def changes_inside(network: Network, index: int, *, before: Network | None) -> list[Request]:

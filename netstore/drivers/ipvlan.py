@@ -35,6 +35,7 @@ class IpvlanDriver(ParentDriver):
         MTU_OPTION,
         *BANDWIDTHS,
     )  # fmt: skip
+    shares_mac = True
 
     def validate(self, network: Network) -> Network:
         """Choose the parent's name."""
@@ -42,6 +43,8 @@ class IpvlanDriver(ParentDriver):
             for index, pool in enumerate(network.spec.pools):
                 if pool.gateway:
                     raise InvalidArgument(f"spec.ipam[{index}].gateway", pool.gateway, f"none with {MODE}=l3 or l3s")
+            if network.spec.ipam_driver == "dhcp":
+                raise InvalidArgument("spec.ipam_driver", "dhcp", f"default or null with {MODE}=l3 or l3s")
         return super().validate(network)
 
     def interface(self, network: Network, endpoint: Endpoint, parent: int, namespace: int) -> Request:

@@ -52,6 +52,8 @@ class MacvlanDriver(ParentDriver):
             return network
         if values[MODE] != "bridge":
             raise InvalidArgument(f"spec.options[{HOST_ACCESS}]", "true", f"false with {MODE}={values[MODE]}")
+        if network.spec.ipam_driver == "dhcp":
+            raise InvalidArgument(f"spec.options[{HOST_ACCESS}]", "true", "false with the IPAM driver dhcp")
         pools = tuple(_with_host(pool) for pool in network.pools)
         reached = tuple(pool.aux_addresses[HOST] for pool in pools if HOST in pool.aux_addresses)
         return replace(network, pools=pools, host_seen_at=reached)

@@ -40,6 +40,7 @@ class ParentDriver(Driver):
 
     ends_inside = True
     chooses_gateway = False
+    takes_leases = True
 
     def validate(self, network: Network) -> Network:
         """Choose the parent's name."""

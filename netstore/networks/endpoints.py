@@ -24,6 +24,7 @@ from netstore.model import Endpoint, Kind, Network, PortMapping, Sandbox, Sandbo
 from netstore.networks import planning
 from netstore.networks.cluster.span import Span, no_cluster
 from netstore.networks.context import Context
+from netstore.networks.leases import Leases, is_leased
 from netstore.networks.planning import AttachRequest, Plan
 from netstore.networks.policies import Policies
 from netstore.networks.sandboxes import OpenSandbox, Sandboxes, container_sandbox, known_sandbox
@@ -41,7 +42,7 @@ class Endpoints:
     """The endpoints of a node."""
 
     def __init__(
-        self, context: Context, sandboxes: Sandboxes, policies: Policies, span: Span | None,
+        self, context: Context, sandboxes: Sandboxes, policies: Policies, leases: Leases, span: Span | None,
         touch: Callable[[str], None],
     ) -> None:  # fmt: skip
         """`touch` is told of the network of every endpoint that changed."""
@@ -49,6 +50,7 @@ class Endpoints:
         self._store = context.store
         self._sandboxes = sandboxes
         self._policies = policies
+        self._leases = leases
         self._span = span
         self._touch = touch
         self.changed: Callable[[Sandbox], Awaitable[None]] | None = None
@@ -90,6 +92,8 @@ class Endpoints:
                     pass
             planned = await self._share(planned, undo)
             resolvers = await self._context.apply(self._make, planned, undo)
+        if any(is_leased(plan.network) for plan in planned):
+            planned = await self._lease(planned, undo, resolvers)
         for opened, sockets in resolvers:
             await self._sandboxes.add_resolver(opened, sockets)
         for each in planned:
@@ -119,16 +123,35 @@ class Endpoints:
                 if self._sandboxes.wants_names(plan.opened):
                     resolvers[sandbox_id] = plan.opened, open_resolver(namespace)
         except BaseException:
-            for plan in done:
-                try:
-                    self._driver(plan.network).remove_endpoint(plan.network, plan.endpoint, plan.opened.namespace)
-                except NetstoreError as error:  # the caller is told what failed first; the reconciler takes the rest
-                    log.warning("taking back an endpoint failed", endpoint=plan.endpoint.id, error=str(error))
-            self._store.write_here(lambda tx: planning.each(tx, undo, fresh))
-            for opened, sockets in resolvers.values():
-                self._sandboxes.discard_resolver(opened, sockets)
+            self._unmake(done, fresh, undo, list(resolvers.values()))
             raise
         return list(resolvers.values())
+
+    def _unmake(
+        self, done: Sequence[Plan], fresh: Sequence[Plan], undo: _Change, resolvers: Sequence[_Resolver]
+    ) -> None:
+        """Take back what was made of fresh endpoints, and their rows."""
+        for plan in done:
+            try:
+                self._driver(plan.network).remove_endpoint(plan.network, plan.endpoint, plan.opened.namespace)
+            except NetstoreError as error:  # the caller is told what failed first; the reconciler takes the rest
+                log.warning("taking back an endpoint failed", endpoint=plan.endpoint.id, error=str(error))
+        self._store.write_here(lambda tx: planning.each(tx, undo, fresh))
+        for opened, sockets in resolvers:
+            self._sandboxes.discard_resolver(opened, sockets)
+
+    async def _lease(self, planned: list[Plan], undo: _Change, resolvers: Sequence[_Resolver]) -> list[Plan]:
+        """Get leases for new endpoints whose addresses a server lends, or undo the plan and raise."""
+        fresh = [plan for plan in planned if plan.fresh]
+        try:
+            return [
+                await self._leases.bind(plan) if plan.fresh and is_leased(plan.network) else plan for plan in planned
+            ]
+        except BaseException:
+            for plan in fresh:
+                await self._leases.give_back(plan.endpoint.id, plan.network, plan.opened.sandbox)
+            await self._context.remove(self._unmake, fresh, fresh, undo, resolvers)
+            raise
 
     def _spans(self, network: Network) -> bool:
         return self._driver(network).scope is Scope.GLOBAL
@@ -236,6 +259,8 @@ class Endpoints:
         driver = self._driver(network)
         if not driver.ends_inside or not endpoint.attached:
             return
+        if is_leased(network):
+            await self._leases.give_back(endpoint.id, network, sandbox)
         try:
             async with self._sandboxes.reopen(sandbox) as opened:
                 await self._context.remove(driver.remove_endpoint, network, endpoint, opened.namespace)

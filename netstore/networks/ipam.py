@@ -27,6 +27,7 @@ __all__ = [
     "HostRoute",
     "allocate",
     "choose_subnet",
+    "hold",
     "hold_link_local",
     "is_chosen",
     "overlapping_route",
@@ -292,6 +293,8 @@ def allocate(tx: Transaction, network: Network, endpoint_id: str | None, spec: E
         Exhausted: no address is free.
     """
     static = {4: spec.ipv4_address, 6: spec.ipv6_address}
+    if network.spec.ipam_driver == "dhcp":  # the server is asked for it when the endpoint is attached
+        static[4] = ""
     found = []
     for version in (4, 6):
         pools = [pool for pool in network.pools if (":" in pool.subnet) == (version == 6)]
@@ -316,7 +319,7 @@ def hold_link_local(tx: Transaction, network: Network, endpoint_id: str, spec: E
         address = ipaddress.ip_address(text)
         if address.version == 6 and not any(":" in pool.subnet for pool in network.pools):
             raise InvalidArgument(field, text, f"nothing: network {network.name} has no IPv6")
-        _hold(tx, network, address, endpoint_id, field)
+        hold(tx, network, address, endpoint_id, field)
         found.append(Address(address=text, prefix=16 if address.version == 4 else 64))
     return tuple(found)
 
@@ -351,11 +354,11 @@ def _allocate_static(
     if pool is None:
         raise InvalidArgument(field, text, f"an address inside {subnets} (network {network.name})")
     _member(field, text, _subnet(pool.subnet))
-    _hold(tx, network, address, endpoint_id, field)
+    hold(tx, network, address, endpoint_id, field)
     return _address(pool, address)
 
 
-def _hold(tx: Transaction, network: Network, address: IPAddress, endpoint_id: str | None, field: str) -> None:
+def hold(tx: Transaction, network: Network, address: IPAddress, endpoint_id: str | None, field: str) -> None:
     """Take one address for an endpoint.
 
     Raises:

@@ -28,6 +28,7 @@ from netstore.networks.drops import Drops
 from netstore.networks.endpoints import Endpoints
 from netstore.networks.handover import RELAY, ResolverLink
 from netstore.networks.ipam import DEFAULT_POOLS, GLOBAL_POOLS, AddressPool, unique_local_pool
+from netstore.networks.leases import Leases
 from netstore.networks.networks import Networks
 from netstore.networks.policies import Policies
 from netstore.networks.reconcile import Reconciler
@@ -80,7 +81,10 @@ class NetworkManager:
         self._span = self._build_span(cluster, node_id) if cluster else None
         self.networks = Networks(self._context, self.policies, self._span)
         self.sandboxes = Sandboxes(self._context)
-        self.endpoints = Endpoints(self._context, self.sandboxes, self.policies, self._span, self.services.touch)
+        self._leases = Leases(self._context, self.sandboxes)
+        self.endpoints = Endpoints(
+            self._context, self.sandboxes, self.policies, self._leases, self._span, self.services.touch
+        )
         self._reconciler = Reconciler(
             self._context,
             self._firewall,
@@ -113,6 +117,7 @@ class NetworkManager:
             await self._span.data_plane.apply_peers()  # before the check would take what is there for too much
         await self.services.start()
         await self.check(repair=True)
+        await self._leases.start()
         if self._span:
             self._span.publication.evict = self.endpoints.detach
             plane, publication = self._span.data_plane, self._span.publication
@@ -204,6 +209,7 @@ class NetworkManager:
         if self.cluster:
             await self.cluster.close()
         await self.services.close()
+        await self._leases.close()
         await self.drops.close()
         await self.resolver.close()
         self._context.close()

@@ -99,6 +99,7 @@ class Networks:
         if driver.predefined_only and not predefined and not spec.config_only:
             raise InvalidArgument("spec.driver", spec.driver, "bridge: host and none exist once, ready-made")
         _check_families(spec)
+        _check_leases(spec, driver)
         pools = tuple(
             ipam.validate_pool(pool, index, gateway=driver.chooses_gateway) for index, pool in enumerate(spec.pools)
         )
@@ -427,12 +428,25 @@ def _check_families(spec: NetworkSpec) -> None:
     if not spec.enable_ipv4 and not spec.enable_ipv6:
         raise InvalidArgument("spec.enable_ipv4", False, "true, or enable_ipv6 true: a network has one of them")
     for index, pool in enumerate(spec.pools):
-        if spec.ipam_driver == "null" and pool.subnet:
-            raise InvalidArgument(f"spec.ipam[{index}].subnet", pool.subnet, "nothing with the IPAM driver null")
+        if spec.ipam_driver != "default" and pool.subnet:
+            accepted = f"nothing with the IPAM driver {spec.ipam_driver}"
+            raise InvalidArgument(f"spec.ipam[{index}].subnet", pool.subnet, accepted)
         enabled = spec.enable_ipv6 if ":" in pool.subnet else spec.enable_ipv4
         if pool.subnet and not enabled:
             name = "enable_ipv6" if ":" in pool.subnet else "enable_ipv4"
             raise InvalidArgument(f"spec.ipam[{index}].subnet", pool.subnet, f"a network with {name} for it")
+
+
+def _check_leases(spec: NetworkSpec, driver: Driver) -> None:
+    """Check that a network whose addresses a DHCP server lends can have them."""
+    if spec.ipam_driver != "dhcp" or spec.config_only:
+        return
+    if not driver.takes_leases:
+        raise InvalidArgument("spec.ipam_driver", "dhcp", "default or null; dhcp with the drivers macvlan and ipvlan")
+    if spec.enable_ipv6 or not spec.enable_ipv4:
+        raise InvalidArgument("spec.enable_ipv6", spec.enable_ipv6, "false with the IPAM driver dhcp, which is IPv4's")
+    if spec.routes:
+        raise InvalidArgument("spec.routes", spec.routes[0].destination, "none with the IPAM driver dhcp")
 
 
 def _check_routes(network: Network) -> None:

@@ -49,7 +49,9 @@ __all__ = [
     "publish",
     "register_names",
     "reserve",
+    "take_default_route",
     "unpublish",
+    "without_lease",
 ]
 
 Joined = tuple[Endpoint, Network, Sandbox]
@@ -212,7 +214,7 @@ def reserve(
         if attached and spec.ports:
             claimed = ports.claim(tx, endpoint_id, _publishable(network, endpoint, spec.ports), keeper=port_keeper)
             endpoint = replace(endpoint, ports=claimed)
-        endpoint = _take_default_route(tx, network, endpoint, place.others)
+        endpoint = take_default_route(tx, network, endpoint, place.others)
     try:
         tx.endpoints.insert(endpoint)
     except sqlite3.IntegrityError:
@@ -258,7 +260,7 @@ def _name_twin(tx: Transaction, endpoint: Endpoint, network: Network) -> None:
         )  # fmt: skip
 
 
-def _take_default_route(tx: Transaction, network: Network, endpoint: Endpoint, others: Sequence[Endpoint]) -> Endpoint:
+def take_default_route(tx: Transaction, network: Network, endpoint: Endpoint, others: Sequence[Endpoint]) -> Endpoint:
     """Give the endpoint the default route, if its priority is above the present holder's, or there is none.
 
     Ties stay with who came first: connecting a network never changes the way out (complaint 13).
@@ -344,8 +346,17 @@ def park(tx: Transaction, endpoint: Endpoint) -> None:
         return
     ports.release(tx, endpoint.id)
     tx.execute("DELETE FROM service_health WHERE endpoint_id = ?", endpoint.id)
+    present = without_lease(tx, present)
     revision = tx.event(Kind.ENDPOINT, "disconnect", endpoint.id, endpoint.name)
     tx.endpoints.update(replace(present, attached=False, ports=(), revision=revision))
+
+
+def without_lease(tx: Transaction, endpoint: Endpoint) -> Endpoint:
+    """Return an endpoint without the address that a server lent it, which is free again; the caller writes the row."""
+    if endpoint.lease is None:
+        return endpoint
+    tx.execute("DELETE FROM addresses WHERE endpoint_id = ?", endpoint.id)
+    return replace(endpoint, addresses=(), lease=None)
 
 
 def publish(

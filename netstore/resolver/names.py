@@ -27,6 +27,9 @@ _REMOTE_BY_ADDRESS = (
 )
 
 
+_Body = Mapping[str, Any]
+
+
 @dataclass(frozen=True, slots=True)
 class View:
     """What one sandbox sees: its user-defined networks (id -> name), the host, whether it may ask outside."""
@@ -120,7 +123,7 @@ class Names:
         pairs = [(network, endpoint) for network, endpoint in pairs if endpoint["attached"]]
         forwards = any(not network["spec"]["internal"] for network, _ in pairs)
         subnets = tuple(pool["subnet"] for network, _ in pairs for pool in network["pools"] if pool["subnet"])
-        servers = self._servers(sandbox_id, [network for network, _ in pairs])
+        servers = self._servers(sandbox_id, pairs)
         links: dict[str, list[tuple[str, str]]] = {}
         for network, endpoint in pairs:
             for link in endpoint["spec"].get("links", ()):
@@ -135,12 +138,16 @@ class Names:
             links=links,
         )
 
-    def _servers(self, sandbox_id: str, networks: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-        """Return a sandbox's own name servers, else its networks'; the networks' domains in both cases."""
+    def _servers(
+        self, sandbox_id: str, pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
+    ) -> tuple[str, ...]:
+        """Return a sandbox's own name servers, else its networks', else its leases'; the networks' domains always."""
         rows = self._rows("SELECT body FROM sandboxes WHERE id = ?", sandbox_id)
         own = tuple(server for (body,) in rows for server in json.loads(body).get("dns_servers", ()))
-        shared = tuple(dict.fromkeys(server for network in networks for server in network["spec"]["dns_servers"]))
-        return (*own, *(entry for entry in shared if "=" in entry)) if own else shared
+        shared = tuple(dict.fromkeys(server for network, _ in pairs for server in network["spec"]["dns_servers"]))
+        domains = tuple(entry for entry in shared if "=" in entry)
+        leased = tuple(server for _, each in pairs for server in (each.get("lease") or {}).get("dns_servers", ()))
+        return (*own, *domains) if own else shared if shared != domains else (*dict.fromkeys(leased), *domains)
 
     def addresses(self, view: View, name: str) -> list[str] | None:
         """Return the addresses of a lower-case name on the networks of a view, None when nobody has it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_address, ip_network
@@ -12,7 +13,7 @@ from netstore.api.v1 import endpoint_pb2 as pb
 from netstore.drivers.options import ENDPOINT_OPTIONS, INTERFACE, MAC_ADDRESS, parse
 from netstore.drivers.reach import reach
 from netstore.errors import InvalidArgument
-from netstore.model import Endpoint, EndpointSpec, Network, PortMapping, Protocol, Reach, Sandbox, SandboxRef
+from netstore.model import Endpoint, EndpointSpec, Lease, Network, PortMapping, Protocol, Reach, Sandbox, SandboxRef
 from netstore.networks.manager import NetworkManager
 from netstore.networks.planning import AttachRequest
 from netstore.rpc.fields import (
@@ -372,5 +373,11 @@ def to_message(endpoint: Endpoint, network: Network, sandbox: Sandbox) -> pb.End
             container_id=sandbox.container_id,
             network_id=network.id,
             network_name=network.name,
+            lease=_lease(endpoint.lease) if endpoint.lease else None,
         ),
     )
+
+
+def _lease(lease: Lease) -> pb.DhcpLease:
+    ends = None if lease.expire_time == math.inf else timestamp(lease.expire_time)
+    return pb.DhcpLease(server=lease.server, expire_time=ends, dns_servers=lease.dns_servers)

@@ -131,8 +131,8 @@ def _to_check(check: NodeCheck, names: Mapping[str, str]) -> pb.NodeCheck:
 
 def to_spec(spec: pb.NetworkSpec) -> NetworkSpec:
     """Translate a spec."""
-    if spec.ipam_driver not in ("", "default", "null"):
-        raise InvalidArgument("spec.ipam_driver", spec.ipam_driver, "default or null")
+    if spec.ipam_driver not in ("", "default", "null", "dhcp"):
+        raise InvalidArgument("spec.ipam_driver", spec.ipam_driver, "default, null or dhcp")
     for key in spec.ipam_options:
         raise InvalidArgument("spec.ipam_options", key, f"nothing: {spec.ipam_driver or 'default'} has no options")
     if spec.config_only and (spec.driver or spec.config_from):

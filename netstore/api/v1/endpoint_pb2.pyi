@@ -126,7 +126,9 @@ class EndpointSpec(_message.Message):
     name: _builtins.str
     """OPTIONAL. The name that other sandboxes of the network resolve; a container's name by default."""
     ipv4_address: _builtins.str
-    """OPTIONAL. A static IPv4 address inside one of the network's subnets; empty takes the next free one."""
+    """OPTIONAL. A static IPv4 address inside one of the network's subnets; empty takes the next free one. With the IPAM
+    driver "dhcp" the server is asked for it.
+    """
     ipv6_address: _builtins.str
     """OPTIONAL. A static IPv6 address, kept from create to remove."""
     mac_address: _builtins.str
@@ -209,6 +211,7 @@ class EndpointStatus(_message.Message):
     CONTAINER_ID_FIELD_NUMBER: _builtins.int
     NETWORK_ID_FIELD_NUMBER: _builtins.int
     NETWORK_NAME_FIELD_NUMBER: _builtins.int
+    LEASE_FIELD_NUMBER: _builtins.int
     state: Global___EndpointState.ValueType
     """OUTPUT_ONLY. Where the endpoint is in its life."""
     message: _builtins.str
@@ -237,6 +240,10 @@ class EndpointStatus(_message.Message):
     def ports(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.PortMapping]:
         """OUTPUT_ONLY. Published ports, host ports filled in."""
 
+    @_builtins.property
+    def lease(self) -> Global___DhcpLease:
+        """OUTPUT_ONLY. With the IPAM driver "dhcp": the lease of its address; absent while it has none."""
+
     def __init__(
         self,
         *,
@@ -252,14 +259,49 @@ class EndpointStatus(_message.Message):
         container_id: _builtins.str = ...,
         network_id: _builtins.str = ...,
         network_name: _builtins.str = ...,
+        lease: Global___DhcpLease | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "container_id", b"container_id", "gateway", b"gateway", "host_interface_name", b"host_interface_name", "interface_name", b"interface_name", "mac_address", b"mac_address", "message", b"message", "network_id", b"network_id", "network_name", b"network_name", "ports", b"ports", "sandbox_id", b"sandbox_id", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "container_id", b"container_id", "gateway", b"gateway", "host_interface_name", b"host_interface_name", "interface_name", b"interface_name", "lease", b"lease", "mac_address", b"mac_address", "message", b"message", "network_id", b"network_id", "network_name", b"network_name", "ports", b"ports", "sandbox_id", b"sandbox_id", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EndpointStatus: _TypeAlias = EndpointStatus  # noqa: Y015
+
+@_typing.final
+class DhcpLease(_message.Message):
+    """DhcpLease is an address that the physical network's DHCP server lends."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    DNS_SERVERS_FIELD_NUMBER: _builtins.int
+    server: _builtins.str
+    """OUTPUT_ONLY. The server's address."""
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """OUTPUT_ONLY. When it ends, unless it is renewed; absent for never."""
+
+    @_builtins.property
+    def dns_servers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """OUTPUT_ONLY. Name servers that came with it; asked where neither the sandbox nor its networks name any."""
+
+    def __init__(
+        self,
+        *,
+        server: _builtins.str = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        dns_servers: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dns_servers", b"dns_servers", "expire_time", b"expire_time", "server", b"server"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DhcpLease: _TypeAlias = DhcpLease  # noqa: Y015
 
 @_typing.final
 class Endpoint(_message.Message):

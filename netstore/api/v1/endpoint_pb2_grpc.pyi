@@ -52,6 +52,8 @@ class EndpointServiceStub:
     attached to that network already with another spec | ALREADY_EXISTS | detach first
     the address, MAC or host port is taken | FAILED_PRECONDITION (metadata: holder) | choose another, or none
     the network has no free address, or the bridge no free port | RESOURCE_EXHAUSTED | use another network
+    no DHCP server answers (IPAM driver dhcp) | UNAVAILABLE (NO_DHCP_SERVER) | try again when it does
+    the DHCP server refuses, or offers another address | FAILED_PRECONDITION (LEASE_REFUSED) | ask for another, or none
     the network spans nodes, and etcd does not answer | UNAVAILABLE (CLUSTER_UNAVAILABLE) | try again when it does
     the network spans nodes, and this one is drained | FAILED_PRECONDITION (NODE_DRAINED) | use another node
     """
@@ -108,6 +110,8 @@ class EndpointServiceAsyncStub(EndpointServiceStub):
     attached to that network already with another spec | ALREADY_EXISTS | detach first
     the address, MAC or host port is taken | FAILED_PRECONDITION (metadata: holder) | choose another, or none
     the network has no free address, or the bridge no free port | RESOURCE_EXHAUSTED | use another network
+    no DHCP server answers (IPAM driver dhcp) | UNAVAILABLE (NO_DHCP_SERVER) | try again when it does
+    the DHCP server refuses, or offers another address | FAILED_PRECONDITION (LEASE_REFUSED) | ask for another, or none
     the network spans nodes, and etcd does not answer | UNAVAILABLE (CLUSTER_UNAVAILABLE) | try again when it does
     the network spans nodes, and this one is drained | FAILED_PRECONDITION (NODE_DRAINED) | use another node
     """
@@ -179,6 +183,8 @@ class EndpointServiceServicer(metaclass=_abc_1.ABCMeta):
         attached to that network already with another spec | ALREADY_EXISTS | detach first
         the address, MAC or host port is taken | FAILED_PRECONDITION (metadata: holder) | choose another, or none
         the network has no free address, or the bridge no free port | RESOURCE_EXHAUSTED | use another network
+        no DHCP server answers (IPAM driver dhcp) | UNAVAILABLE (NO_DHCP_SERVER) | try again when it does
+        the DHCP server refuses, or offers another address | FAILED_PRECONDITION (LEASE_REFUSED) | ask for another, or none
         the network spans nodes, and etcd does not answer | UNAVAILABLE (CLUSTER_UNAVAILABLE) | try again when it does
         the network spans nodes, and this one is drained | FAILED_PRECONDITION (NODE_DRAINED) | use another node
         """

@@ -248,7 +248,9 @@ class NetworkSpec(_message.Message):
     enable_ipv6: _builtins.bool
     """OPTIONAL. IPv6 addressing, also without a pool: the node has a /48 of its own (RFC 4193)."""
     ipam_driver: _builtins.str
-    """OPTIONAL. "default" (empty means it), or "null": endpoints get no addresses."""
+    """OPTIONAL. "default" (empty means it); "null": endpoints get no addresses; "dhcp" (macvlan, ipvlan in mode l2): they
+    get those that the physical network's own DHCP server lends, IPv4.
+    """
     policy_ingress: Global___PolicyAction.ValueType
     """OPTIONAL. What happens to traffic to endpoints that no policy describes; unspecified means allow."""
     policy_egress: Global___PolicyAction.ValueType
@@ -281,7 +283,7 @@ class NetworkSpec(_message.Message):
 
     @_builtins.property
     def ipam_options(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """OPTIONAL. Options of the IPAM driver; "default" and "null" have none."""
+        """OPTIONAL. Options of the IPAM driver; None has any."""
 
     def __init__(
         self,

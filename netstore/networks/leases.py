@@ -1,0 +1,237 @@
+"""Leases: addresses of endpoints that the network's own DHCP server lends (`--ipam-driver dhcp`).
+
+A lease is part of its endpoint's row, so that the next netstored renews it where this one ended. One task an endpoint
+waits until something is due. A lease that is lost takes its address out of the sandbox, and another is asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import time
+from dataclasses import replace
+from functools import partial
+from ipaddress import ip_address
+
+import structlog
+
+from netstore.drivers.interior import drop_addresses
+from netstore.errors import NetstoreError
+from netstore.kernel import dhcp
+from netstore.model import Address, Endpoint, Kind, Lease, Network, Sandbox
+from netstore.networks import ipam, planning
+from netstore.networks.context import Context
+from netstore.networks.planning import Plan
+from netstore.networks.sandboxes import OpenSandbox, Sandboxes
+from netstore.store import Transaction
+
+__all__ = ["Leases", "is_leased"]
+
+log = structlog.get_logger(__name__)
+
+_LONGEST_PAUSE_SECONDS = 300.0
+"""Between attempts to get a lease in place of one that was lost."""
+_SHORTEST_PAUSE_SECONDS = 60.0
+"""Between attempts to renew, as long as the lease is not itself short (RFC 2131, section 4.4.5)."""
+
+
+def is_leased(network: Network) -> bool:
+    """Say whether addresses of a network are lent by a server of its own."""
+    return network.spec.ipam_driver == "dhcp"
+
+
+class Leases:
+    """Gets, renews and releases the leases of a node's endpoints."""
+
+    def __init__(self, context: Context, sandboxes: Sandboxes) -> None:
+        self._context = context
+        self._store = context.store
+        self._sandboxes = sandboxes
+        self._keepers: dict[str, asyncio.Task[None]] = {}
+
+    async def start(self) -> None:
+        """Go on with the leases that the store knows, and ask for those that it misses."""
+        there = "json_extract(networks.body, '$.spec.ipam_driver') = 'dhcp'"
+        condition = f"network_id IN (SELECT id FROM networks WHERE {there})"
+        for endpoint in await self._store.read(lambda tx: tx.endpoints.all(condition)):
+            if endpoint.attached:
+                self._keep(endpoint.id)
+
+    async def close(self) -> None:
+        """Stop renewing; the leases stay."""
+        keepers = list(self._keepers.values())
+        for keeper in keepers:
+            keeper.cancel()
+        await asyncio.gather(*keepers, return_exceptions=True)
+
+    async def bind(self, plan: Plan) -> Plan:
+        """Get a lease for an endpoint whose interface was just made, and put its address there.
+
+        Raises:
+            Unavailable, FailedPrecondition: no server answers, or not as it should; the caller undoes the attachment.
+        """
+        lease = await self._acquire(plan.endpoint, plan.network, plan.opened.sandbox)
+        try:
+            endpoint = await self._store.write(lambda tx: _lend(tx, plan.endpoint.id, lease))
+        except BaseException:
+            await self._release(plan.endpoint, plan.network, plan.opened.sandbox, lease)
+            raise
+        driver = self._context.driver(plan.network.spec.driver)
+        await self._context.apply(driver.apply_endpoint, plan.network, endpoint, plan.opened.namespace)
+        self._keep(endpoint.id)
+        return replace(plan, endpoint=endpoint)
+
+    async def give_back(self, endpoint_id: str, network: Network, sandbox: Sandbox) -> None:
+        """Release the lease of an endpoint that is about to be detached. That a server is away is no failure."""
+        if keeper := self._keepers.pop(endpoint_id, None):
+            keeper.cancel()
+        endpoint = await self._store.read(lambda tx: tx.endpoints.get(endpoint_id))
+        if endpoint and endpoint.lease and time.time() < endpoint.lease.expire_time:
+            await self._release(endpoint, network, sandbox, endpoint.lease)
+
+    def _keep(self, endpoint_id: str) -> None:
+        keeper = asyncio.create_task(self._renew_for_ever(endpoint_id), name=f"lease of {endpoint_id[:12]}")
+        self._keepers[endpoint_id] = keeper
+
+    async def _renew_for_ever(self, endpoint_id: str) -> None:
+        failures = 0
+        while True:
+            found = await self._store.read(lambda tx: planning.joined_or_none(tx, endpoint_id))
+            if found is None or not found[0].attached:
+                return
+            endpoint, network, sandbox = found
+            pause = _pause(endpoint.lease, failures)
+            if pause == math.inf:
+                return
+            await asyncio.sleep(pause)
+            try:
+                kept = await self._follow(endpoint, network, sandbox)
+            except (NetstoreError, OSError) as error:  # its namespace or interface is gone: others see to that
+                log.warning("a lease was not renewed", endpoint=endpoint_id, network=network.name, error=str(error))
+                kept = False
+            except Exception:  # what we did not think of must not end the renewals
+                log.exception("a lease was not renewed", endpoint=endpoint_id)
+                kept = False
+            failures = 0 if kept else failures + 1
+            if failures == 1 and endpoint.lease:
+                await self._store.write(partial(_tell, endpoint=endpoint, action="lease-unanswered"))
+
+    async def _follow(self, endpoint: Endpoint, network: Network, sandbox: Sandbox) -> bool:
+        """Do what is due for an endpoint; False when no server answered."""
+        held = endpoint.lease
+        if held is None:
+            lease = await self._acquire(endpoint, network, sandbox)
+            await self._change(endpoint, network, sandbox, lease)
+            return True
+        if time.time() >= held.expire_time:
+            await self._change(endpoint, network, sandbox, None)
+            return True
+        rebind = time.time() >= held.obtained + held.rebind_seconds
+        try:
+            async with self._sandboxes.reopen(sandbox) as opened:
+                renewed = await dhcp.renew(await self._interface(endpoint, network, opened), held, rebind=rebind)
+        except dhcp.Refused as error:
+            log.warning("a lease was refused", endpoint=endpoint.id, network=network.name, error=str(error))
+            await self._change(endpoint, network, sandbox, None)
+            return True
+        if renewed:
+            await self._change(endpoint, network, sandbox, renewed)
+        return renewed is not None
+
+    async def _change(self, before: Endpoint, network: Network, sandbox: Sandbox, lease: Lease | None) -> None:
+        """Make a lease, or none, what an endpoint has, in the store and inside, where it was not detached meanwhile."""
+        driver = self._context.driver(network.spec.driver)
+        async with self._context.locks.hold(f"sandbox {sandbox.inode}"), self._sandboxes.reopen(sandbox) as opened:
+            assert opened.namespace is not None
+            if lease and _same(before.lease, lease):
+                await self._store.write(lambda tx: _prolong(tx, before.id, lease))
+                return
+            endpoint = await self._store.write(
+                lambda tx: _lend(tx, before.id, lease) if lease else _lose(tx, before.id)
+            )
+            await self._context.apply(drop_addresses, before, opened.namespace)
+            await self._context.apply(driver.apply_endpoint, network, endpoint, opened.namespace)
+
+    async def _acquire(self, endpoint: Endpoint, network: Network, sandbox: Sandbox) -> Lease:
+        async with self._sandboxes.reopen(sandbox) as opened:
+            interface = await self._interface(endpoint, network, opened)
+            try:
+                return await dhcp.acquire(interface, wanted=endpoint.spec.ipv4_address)
+            except NetstoreError as error:
+                error.what = f"network {network.name} (parent {network.interface}): {error.what}"
+                raise
+
+    async def _release(self, endpoint: Endpoint, network: Network, sandbox: Sandbox, lease: Lease) -> None:
+        try:
+            async with self._sandboxes.reopen(sandbox) as opened:
+                await dhcp.release(await self._interface(endpoint, network, opened), lease)
+        except (NetstoreError, OSError) as error:  # it ends by itself
+            log.info("a lease was not released", endpoint=endpoint.id, address=lease.address, reason=str(error))
+
+    async def _interface(self, endpoint: Endpoint, network: Network, opened: OpenSandbox) -> dhcp.Interface:
+        assert opened.namespace is not None
+        hostname = await self._store.read(lambda tx: _hostname(tx, endpoint, opened.sandbox))
+        identifier = endpoint.id.encode() if self._context.driver(network.spec.driver).shares_mac else b""
+        return dhcp.Interface(opened.namespace, endpoint.interface_name, hostname, identifier)
+
+
+def _hostname(tx: Transaction, endpoint: Endpoint, sandbox: Sandbox) -> str:
+    container = tx.containers.get(sandbox.container_id) if sandbox.container_id else None
+    return (container.spec.hostname if container else "") or endpoint.name or sandbox.container_id[:12]
+
+
+def _pause(lease: Lease | None, failures: int) -> float:
+    """Return how long to wait before the next attempt, or the end of a lease."""
+    if lease is None:
+        return random.uniform(0.5, 1) * min(2.0**failures, _LONGEST_PAUSE_SECONDS) if failures else 0.0
+    now, end = time.time(), lease.expire_time
+    if end == math.inf:
+        return math.inf
+    renewing, rebinding = lease.obtained + lease.renew_seconds, lease.obtained + lease.rebind_seconds
+    if not failures or now >= end:
+        return max(0.0, min(renewing, end) - now)
+    until = rebinding if now < rebinding else end
+    shortest = min(_SHORTEST_PAUSE_SECONDS, lease.seconds / 8)
+    return min(max((until - now) / 2, shortest), end - now)
+
+
+def _same(held: Lease | None, lease: Lease) -> bool:
+    return held is not None and (held.address, held.prefix, held.router) == (lease.address, lease.prefix, lease.router)
+
+
+def _lend(tx: Transaction, endpoint_id: str, lease: Lease) -> Endpoint:
+    """Give an endpoint the address of a lease.
+
+    Raises:
+        AddressTaken: the server lent the same to another endpoint.
+    """
+    endpoint, network, _ = planning.joined(tx, planning.without_lease(tx, tx.endpoints.require(endpoint_id)))
+    ipam.hold(tx, network, ip_address(lease.address), endpoint.id, "lease")
+    address = Address(address=lease.address, prefix=lease.prefix, gateway=lease.router)
+    others = [each for each in tx.endpoints.all("sandbox_id = ?", endpoint.sandbox_id) if each.id != endpoint.id]
+    endpoint = replace(endpoint, addresses=(address,), lease=lease)
+    if not endpoint.default_route:
+        endpoint = planning.take_default_route(tx, network, endpoint, others)
+    where = {"network": network.name, "address": lease.address, "server": lease.server}
+    endpoint = replace(endpoint, revision=tx.event(Kind.ENDPOINT, "lease", endpoint.id, endpoint.name, **where))
+    tx.endpoints.update(endpoint)
+    return endpoint
+
+
+def _prolong(tx: Transaction, endpoint_id: str, lease: Lease) -> None:
+    tx.endpoints.update(replace(tx.endpoints.require(endpoint_id), lease=lease))
+
+
+def _lose(tx: Transaction, endpoint_id: str) -> Endpoint:
+    """Take the address of a lease that ended from an endpoint."""
+    endpoint = tx.endpoints.require(endpoint_id)
+    _tell(tx, endpoint, "lease-lost")
+    endpoint = planning.without_lease(tx, endpoint)
+    tx.endpoints.update(endpoint)
+    return endpoint
+
+
+def _tell(tx: Transaction, endpoint: Endpoint, action: str) -> None:
+    address = endpoint.lease.address if endpoint.lease else ""
+    tx.event(Kind.ENDPOINT, action, endpoint.id, endpoint.name, address=address)

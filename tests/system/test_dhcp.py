@@ -1,0 +1,157 @@
+"""`--ipam-driver dhcp`: addresses that the physical network's own server (dnsmasq) lends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sqlite3
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+from conftest import Node, wait_until
+
+ROUTER = "203.0.113.2"
+
+
+class Dnsmasq:
+    """The router's DHCP server; a lease is 120 s, its least: to be renewed after 60 and, by any server, 105."""
+
+    def __init__(self, node: Node) -> None:
+        self.node, self.process = node, None
+        self.log = node.place / "dnsmasq.log"
+
+    def start(self) -> None:
+        """Serve the neighbour's link."""
+        command = [
+            "ip", "netns", "exec", "neighbour", "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0",
+            "--interface=eth0", "--dhcp-authoritative", "--no-ping", "--log-dhcp", f"--log-facility={self.log}",
+            "--dhcp-range=203.0.113.100,203.0.113.120,120", f"--dhcp-option=option:router,{ROUTER}",
+            "--dhcp-option=option:dns-server,203.0.113.77", f"--dhcp-leasefile={self.node.place}/leases",
+            "--user=root",
+        ]  # fmt: skip
+        self.process = subprocess.Popen(self.node.host.command(*command))
+
+    def stop(self) -> None:
+        """End it."""
+        if self.process:
+            self.process.terminate()
+            self.process.wait()
+
+    def heard(self, kind: str) -> int:
+        """Count messages of a kind (DHCPACK) in its log."""
+        return len(re.findall(rf"{kind}\(eth0\)", self.log.read_text())) if self.log.exists() else 0
+
+    def leases(self) -> list[list[str]]:
+        """Return expiry, MAC, address, name and identifier of each."""
+        return [line.split() for line in (self.node.place / "leases").read_text().splitlines()]
+
+
+@pytest.fixture
+def server(node: Node) -> Iterator[Dnsmasq]:
+    """A DHCP server that waits to be started, and a macvlan network that it serves."""
+    server = Dnsmasq(node)
+    node.cli("network", "create", "-d", "macvlan", "--ipam-driver", "dhcp", "-o", "parent=uplink", "lan")
+    yield server
+    server.stop()
+
+
+def inside(node: Node, netns: str) -> str:
+    found = json.loads(node.host.sh(f"ip -n {netns} -j addr show eth0"))[0]["addr_info"]
+    return next((each["local"] for each in found if each["family"] == "inet"), "")
+
+
+def connect(node: Node, netns: str, *flags: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    return node.cli("network", "connect", *flags, "lan", "--netns", node.host.netns(netns), check=check)
+
+
+def pass_time(node: Node, seconds: int) -> None:
+    """Kill netstored, and start another so many seconds later, as far as the leases can tell."""
+    node.kill()
+    with contextlib.closing(sqlite3.connect(node.place / "state" / "netstore.db")) as database, database:
+        earlier = "json_set(body, '$.lease.obtained', json_extract(body, '$.lease.obtained') - ?)"
+        database.execute(f"UPDATE endpoints SET body = {earlier}", [seconds])
+    node.start()
+
+
+def events(node: Node) -> str:
+    return node.out("system", "events", "--since", "0", "--until-now")
+
+
+def test_a_lease_from_first_to_last(node: Node, server: Dnsmasq) -> None:
+    server.start()
+    connect(node, "a", "--name", "web")
+    address = inside(node, "a")
+    assert address.startswith("203.0.113.1")
+    assert f"default via {ROUTER}" in node.host.sh("ip -n a route")
+    assert "/24" in node.host.sh("ip -n a -o -4 addr show eth0")
+    (_, mac, leased, name, identifier), = server.leases()  # fmt: skip
+    assert (leased, name, identifier) == (address, "web", f"01:{mac}")
+    assert mac in node.host.sh("ip -n a link show eth0")
+    shown = json.loads(node.out("endpoint", "ls", "--format", "json"))
+    assert ROUTER in json.dumps(shown)
+    assert not node.host.run("sh", "-c", f"ip netns exec a ping -c1 -W1 {ROUTER}", check=False).returncode
+
+    for seconds, what in ((61, "renewed at its server"), (110, "bound again by any")):
+        acknowledged = server.heard("DHCPACK")
+        pass_time(node, seconds)
+        wait_until(lambda than=acknowledged: server.heard("DHCPACK") > than, what=f"the lease to be {what}")
+    assert inside(node, "a") == address
+    assert server.heard("DHCPDISCOVER") == 1
+    assert json.loads(node.out("system", "check", "--format", "json")) == []
+
+    node.cli("network", "disconnect", "lan", "--netns", "/run/netns/a")
+    wait_until(lambda: server.heard("DHCPRELEASE"), what="the lease to be given back")
+    wait_until(lambda: not server.leases(), what="the server to forget it")
+
+
+def test_the_address_that_was_asked_for_or_none(node: Node, server: Dnsmasq) -> None:
+    server.start()
+    connect(node, "a", "--ip", "203.0.113.111")
+    assert inside(node, "a") == "203.0.113.111"
+    refused = connect(node, "b", "--ip", "203.0.113.111", check=False)
+    assert "offers 203.0.113.1" in refused.stderr
+    refused = node.cli("network", "connect", "--ip6", "fd00::1", "lan", "--netns", "/run/netns/b", check=False)
+    assert "ipv6" in refused.stderr
+    assert "eth0" not in node.host.sh("ip -n b -o link")
+    assert len(json.loads(node.out("endpoint", "ls", "--format", "json"))) == 1
+
+
+def test_no_server_no_attachment(node: Node, server: Dnsmasq) -> None:
+    began = time.monotonic()
+    refused = connect(node, "a", check=False)
+    assert time.monotonic() - began < 20
+    assert "no DHCP server answered" in refused.stderr
+    assert "eth0" not in node.host.sh("ip -n a -o link")
+    assert json.loads(node.out("endpoint", "ls", "--format", "json")) == []
+
+
+def test_a_lease_that_ends_takes_its_address_along(node: Node, server: Dnsmasq) -> None:
+    server.start()
+    connect(node, "a")
+    address = inside(node, "a")
+    server.stop()
+    pass_time(node, 90)
+    wait_until(lambda: "lease-unanswered" in events(node), what="the event", seconds=25)
+    assert inside(node, "a") == address
+    pass_time(node, 30)
+    wait_until(lambda: not inside(node, "a"), what="the address to go")
+    assert "lease-lost" in events(node)
+    server.start()
+    wait_until(lambda: inside(node, "a"), what="another lease", seconds=30)
+    assert json.loads(node.out("system", "check", "--format", "json")) == []
+
+
+def test_containers(node: Node, server: Dnsmasq, image: str) -> None:
+    server.start()
+    node.cli("run", "-d", "--name", "one", "--hostname", "alpha", "--network", "lan", image)
+    node.cli("run", "-d", "--name", "two", "--network", "lan", image)
+    assert {lease[3] for lease in server.leases()} == {"alpha", "two"}
+    assert node.cli("exec", "two", "ping", "-c1", "-W1", "one").returncode == 0
+    (address,) = {lease[2] for lease in server.leases() if lease[3] == "alpha"}
+    node.cli("stop", "-t", "0", "one")
+    wait_until(lambda: len(server.leases()) == 1, what="its lease to be given back")
+    node.cli("start", "one")
+    assert [lease[2] for lease in server.leases() if lease[3] == "alpha"] == [address]
