@@ -109,13 +109,21 @@ class VolumesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             raise NetstoreError(f"volumes: trash {self.trash!r} is not accepted", hint=str(error)) from error
 
 
+class DockerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """[adapters.docker]: `socket` is where dockerd looks for the plugin; its name is the plugin's."""
+
+    socket: str = "/run/docker/plugins/netstore.sock"
+
+
 class AdaptersConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename="kebab"):
     """[adapters]: foreign protocols that are served. `cni`: RUN_DIR/cni.sock, for the program netstore-cni; `netavark`:
-    RUN_DIR/netavark.sock, for the same program under the name by which podman calls it.
+    RUN_DIR/netavark.sock, for the same program under the name by which podman calls it. `docker`: a plugin for dockerd,
+    whose firewall lets our networks through then, as with `docker-user`.
     """
 
     cni: bool = True
     netavark: bool = True
+    docker: DockerConfig | None = None
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename="kebab"):
@@ -142,6 +150,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Without it the node is on its own."""
     firewall: FirewallConfig = FirewallConfig()
     adapters: AdaptersConfig = AdaptersConfig()
+
+    @property
+    def admits_docker(self) -> bool:
+        """Whether our networks are let through Docker's forward chain."""
+        return self.firewall.docker_user or self.adapters.docker is not None
 
     def address_pools(self) -> list[tuple[IPv4Network | IPv6Network, int]]:
         """Return the address pools, checked.

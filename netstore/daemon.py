@@ -128,7 +128,7 @@ class Daemon:
             self._networks = NetworkManager(
                 self._store, self._run_dir,
                 node_id=self._node_id, pools=self._config.address_pools(), resolver=_resolver_command(self._config),
-                docker_user=self._config.firewall.docker_user, cluster=self._config.cluster,
+                docker_user=self._config.admits_docker, cluster=self._config.cluster,
                 options=self._config.default_network_opts,
             )  # fmt: skip
             stack.push_async_callback(self._networks.close)
@@ -155,6 +155,11 @@ class Daemon:
             if self._config.adapters.netavark:
                 netavark = Netavark(self._networks)
                 await stack.enter_async_context(programs.serve(netavark, self._run_dir / "netavark.sock"))
+            if self._config.adapters.docker:
+                from netstore.adapters.docker import server as docker  # an HTTP server is many modules
+
+                path = Path(self._config.adapters.docker.socket)
+                await stack.enter_async_context(docker.serve(self._networks, self._volumes, path))
             await server.start()
             log.info(
                 "netstored is ready", version=__version__, listen=self._addresses(), state_dir=str(self._state_dir)

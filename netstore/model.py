@@ -266,8 +266,8 @@ class Network:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sandbox:
-    """A network namespace. `path` is where it is pinned or was named, "" for the host's own; `inode` tells it from a
-    successor at the same path.
+    """A network namespace. `path` is where it is pinned or was named, "" for the host's own and for one that an engine
+    moves interfaces into itself; `inode` tells it from a successor at the same path.
 
     `container_id` is "" for a namespace that an engine named. `resolver` says whether names are answered inside.
     """
@@ -279,14 +279,24 @@ class Sandbox:
     resolver: bool = True
     dns_servers: tuple[str, ...] = ()
 
+    @property
+    def key(self) -> str:
+        """Of the lock under which endpoints come and go: the namespace's, where one is known."""
+        return f"sandbox {self.inode or self.id}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxRef:
-    """How a caller names a sandbox: one of the three."""
+    """How a caller names a sandbox: one of the four.
+
+    `moved_id` is the sandbox's id, 64 hexadecimal digits, chosen by an engine that moves interfaces, configures them
+    and answers names itself (Docker): for us their namespace is the host's.
+    """
 
     netns_path: str = ""
     pid: int = 0
     container: str = ""
+    moved_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -372,6 +382,11 @@ class Endpoint:
     def host_interface(self) -> str:
         """The host's end of the pair, found again from the id."""
         return kernel_name(PAIR_PREFIX, self.id)
+
+    @property
+    def waiting_interface(self) -> str:
+        """The other end, as long as it waits in the host for the engine that moves it."""
+        return kernel_name("nsp-", self.id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

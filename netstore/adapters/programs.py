@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
+
+from netstore.adapters.sockets import bind_private, unbind
 
 __all__ = ["Adapter", "Defect", "Late", "Refusal", "TooLong", "serve"]
 
@@ -63,28 +63,13 @@ class Adapter(Protocol):
 async def serve(adapter: Adapter, path: Path) -> AsyncIterator[None]:
     """Answer calls on a socket that is root's alone. In the end what has begun runs to its end."""
     server = _Server(adapter, path.stem)
-    listening = await asyncio.start_unix_server(server.answer, sock=_bind(path), backlog=_BACKLOG)
+    listening = await asyncio.start_unix_server(server.answer, sock=bind_private(path), backlog=_BACKLOG)
     try:
         yield
     finally:
         listening.close()
-        _remove(path)
+        unbind(path)
         await server.finish()
-
-
-def _remove(path: Path) -> None:
-    path.unlink(missing_ok=True)
-
-
-def _bind(path: Path) -> socket.socket:
-    _remove(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    mask = os.umask(0o177)
-    try:
-        listener.bind(str(path))
-    finally:
-        os.umask(mask)
-    return listener
 
 
 class _Server:

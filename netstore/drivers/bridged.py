@@ -359,7 +359,7 @@ class BridgedDriver(Driver):
                 endpoint.host_interface,
                 master=master,
                 mtu=network.mtu,
-                peer=endpoint.interface_name if namespace is not None else kernel_name("nsp-", endpoint.id),
+                peer=endpoint.interface_name if namespace is not None else endpoint.waiting_interface,
                 peer_mac=endpoint.mac_address,
                 peer_namespace=namespace,
             ),

@@ -66,8 +66,8 @@ class Endpoints:
         """
         async with AsyncExitStack() as stack:
             opened = [await stack.enter_async_context(self._sandboxes.open(each.sandbox)) for each in requests]
-            for inode in sorted({each.sandbox.inode for each in opened}):
-                await stack.enter_async_context(self._context.locks.hold(f"sandbox {inode}"))
+            for key in sorted({each.sandbox.key for each in opened}):
+                await stack.enter_async_context(self._context.locks.hold(key))
             pairs = list(zip(requests, opened, strict=True))
 
             def undo(tx: Transaction, endpoint: Endpoint) -> None:
@@ -235,7 +235,7 @@ class Endpoints:
         if found is None:
             return
         endpoint, network, sandbox = found
-        async with self._context.locks.hold(f"sandbox {sandbox.inode}"):
+        async with self._context.locks.hold(sandbox.key):
             await self._take_out(network, endpoint, sandbox)
             present, (promoted, last) = await self._store.write(
                 lambda tx: (tx.endpoints.get(endpoint_id), planning.detach(tx, endpoint_id))
@@ -289,12 +289,12 @@ class Endpoints:
         Raises:
             AddressTaken: a host port has a holder; the reservations stay as they were.
         """
-        async with self._context.locks.hold(f"sandbox {sandbox.inode}"), self._sandboxes.reopen(sandbox) as opened:
+        async with self._context.locks.hold(sandbox.key), self._sandboxes.reopen(sandbox) as opened:
             await self._carry_out(lambda tx: planning.activate(tx, opened, wanted), planning.park)
 
     async def deactivate(self, sandbox: Sandbox) -> None:
         """Detach every endpoint of a container's sandbox; addresses stay reserved, ports are freed."""
-        async with self._context.locks.hold(f"sandbox {sandbox.inode}"):
+        async with self._context.locks.hold(sandbox.key):
             opened = OpenSandbox(sandbox, None)
             attached = await self._store.read(
                 lambda tx: [

@@ -30,6 +30,7 @@ __all__ = [
     "hold",
     "hold_link_local",
     "is_chosen",
+    "next_free",
     "overlapping_route",
     "release_pool",
     "reserve_pool",
@@ -335,7 +336,23 @@ def _allocate_next(tx: Transaction, network: Network, pools: Sequence[Pool], end
                 "UPDATE subnets SET cursor = ? WHERE network_id = ? AND subnet = ?", packed, network.id, pool.subnet
             )
             return _address(pool, ipaddress.ip_address(packed))
-    raise Exhausted(
+    raise _exhausted(network, pools)
+
+
+def next_free(tx: Transaction, network: Network, pool: Pool, cursor: int) -> IPAddress:
+    """Return the address of a pool that is free and comes after the one given last, as a number. Takes nothing.
+
+    Raises:
+        Exhausted: none is free.
+    """
+    number = _next_free(tx, network, pool, cursor)
+    if number is None:
+        raise _exhausted(network, [pool])
+    return _subnet(pool.subnet)[number - _first(_subnet(pool.subnet))]
+
+
+def _exhausted(network: Network, pools: Sequence[Pool]) -> Exhausted:
+    return Exhausted(
         f"network {network.name} has no free address in {', '.join(p.ip_range or p.subnet for p in pools)}",
         hint="remove unused endpoints, or add a subnet (`netstore network update --subnet-add`)",
         reason="ADDRESSES_EXHAUSTED",

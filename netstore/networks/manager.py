@@ -30,6 +30,7 @@ from netstore.networks.handover import RELAY, ResolverLink
 from netstore.networks.ipam import DEFAULT_POOLS, GLOBAL_POOLS, AddressPool, unique_local_pool
 from netstore.networks.leases import Leases
 from netstore.networks.networks import Networks
+from netstore.networks.offers import Offers
 from netstore.networks.policies import Policies
 from netstore.networks.reconcile import Reconciler
 from netstore.networks.sandboxes import Sandboxes
@@ -80,6 +81,7 @@ class NetworkManager:
         self.drops = Drops(self._context, self._firewall.policing)
         self._span = self._build_span(cluster, node_id) if cluster else None
         self.networks = Networks(self._context, self.policies, self._span)
+        self.offers = Offers(self._context)
         self.sandboxes = Sandboxes(self._context)
         self._leases = Leases(self._context, self.sandboxes)
         self.endpoints = Endpoints(

@@ -77,11 +77,12 @@ class Networks:
         spec: NetworkSpec,
         *,
         labels: Mapping[str, str] | None = None,
+        network_id: str = "",
         request_id: str = "",
         strict: bool = False,
         predefined: bool = False,
     ) -> tuple[Network, list[str]]:
-        """Make a network, or return the one of the same name and spec; with warnings.
+        """Make a network, or return the one of the same name and spec; with warnings. Its id is random without one.
 
         Raises:
             AlreadyExists: the name is taken by another spec.
@@ -108,7 +109,7 @@ class Networks:
         if strict and warned:
             raise FailedPrecondition(warned[0], hint="choose another subnet, or leave --strict out")
         network = Network(
-            id=new_id(), name=name, spec=spec, labels=labels, mtu=uplink.mtu or DEFAULT_MTU,
+            id=network_id or new_id(), name=name, spec=spec, labels=labels, mtu=uplink.mtu or DEFAULT_MTU,
             predefined=predefined, pools=pools, create_time=time.time(), overlaps=tuple(warned),
         )  # fmt: skip
         if not spec.config_only:
@@ -330,7 +331,7 @@ def _follow(driver: Driver, old: Network, new: Network, attached: Sequence[tuple
     if (old.mtu, old.spec.routes, old.spec.options) == (new.mtu, new.spec.routes, new.spec.options):
         return
     for endpoint, sandbox in attached:
-        namespace = open_pinned(sandbox.path, sandbox.inode)
+        namespace = open_pinned(sandbox.path, sandbox.inode) if sandbox.path else None
         if namespace is not None:  # one that ended is the reconciler's
             with closing(namespace):
                 driver.update_endpoint(new, endpoint, namespace, before=old)

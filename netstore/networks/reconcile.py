@@ -243,7 +243,7 @@ class Reconciler:
     async def _apply_endpoint(self, network: Network, endpoint: Endpoint, sandbox: Sandbox) -> None:
         """Make an endpoint anew, if it is still missing once whoever attaches or detaches it is done."""
         driver = self._context.driver(network.spec.driver)
-        async with self._context.locks.hold(f"sandbox {sandbox.inode}"), self._sandboxes.reopen(sandbox) as opened:
+        async with self._context.locks.hold(sandbox.key), self._sandboxes.reopen(sandbox) as opened:
             now = await self._context.store.read(lambda tx: tx.endpoints.get(endpoint.id))
             observed = await self._context.apply(driver.observe, network)
             if now is None or not now.attached or endpoint.host_interface in observed.endpoints:
@@ -309,7 +309,7 @@ class Reconciler:
 
     async def _lost(self, sandbox: Sandbox, named: set[str], *, repair: bool) -> list[Finding]:
         """Look again at a sandbox whose names seem lost, while nobody attaches it or detaches it."""
-        async with self._context.locks.hold(f"sandbox {sandbox.inode}"):
+        async with self._context.locks.hold(sandbox.key):
             held = self._context.resolver.holds(sandbox.id)
             if held and await self._context.apply(is_redirected, sandbox.path, sandbox.inode):
                 return []

@@ -28,7 +28,8 @@ log = structlog.get_logger(__name__)
 class OpenSandbox:
     """A sandbox while it is worked on, and its namespace's descriptor: None for the host's own.
 
-    A sandbox that a caller named by path or pid has a new id until `known_sandbox` finds the row of its inode.
+    A sandbox that a caller named by path or pid has a new id until `known_sandbox` finds the row of its inode. One that
+    an engine moves interfaces into has no descriptor either.
     """
 
     sandbox: Sandbox
@@ -81,6 +82,9 @@ class Sandboxes:
             sandbox = await self._store.read(lambda tx: container_sandbox(tx, ref.container))
             async with self.reopen(sandbox) as opened:
                 yield opened
+            return
+        if ref.moved_id:
+            yield OpenSandbox(Sandbox(id=ref.moved_id, path="", resolver=False), None)
             return
         path, field = (ref.netns_path, "netns_path") if ref.netns_path else (f"/proc/{ref.pid}/ns/net", "pid")
         if not ref.netns_path and ref.pid < 1:
@@ -166,7 +170,7 @@ class Sandboxes:
 
 def known_sandbox(tx: Transaction, sandbox: Sandbox) -> Sandbox | None:
     """Return the row of a sandbox, or of the one whose namespace it is by another path or pid."""
-    if sandbox.container_id:
+    if sandbox.container_id or not sandbox.inode:
         return tx.sandboxes.get(sandbox.id)
     return next(iter(tx.sandboxes.all("inode = ?", sandbox.inode)), None)
 

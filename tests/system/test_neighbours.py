@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,13 +10,8 @@ from pathlib import Path
 
 import pytest
 from conftest import Host, Node, wait_until
+from dockerd import NEEDS_DOCKERD, Docker
 
-PEERS = Path(__file__).parents[2] / ".peers"
-PATH = f"{PEERS}/usr/sbin:{PEERS}/usr/bin:{os.environ['PATH']}"
-NEEDS_DOCKERD = pytest.mark.skipif(
-    not shutil.which("dockerd", path=PATH),
-    reason="no dockerd: scripts/peers docker.io fetches it, as scripts/test does",
-)
 HTTPD = ("httpd", "-f", "-v", "-p", "80", "-h", "/data")
 HELLO = "from the image\n"
 LIBVIRT = """
@@ -37,28 +30,6 @@ table ip libvirt_network {
   }
 }
 """
-
-
-class Docker:
-    """Debian's dockerd in a host, and its command."""
-
-    def __init__(self, host: Host, place: Path) -> None:
-        self.host, self.place = host, place
-        place.mkdir()
-        command = ["env", f"PATH={PATH}", "dockerd", "-H", f"unix://{place}/s", "--data-root", f"{place}/data", "--exec-root", f"{place}/exec",
-                   "--pidfile", f"{place}/pid", "--storage-driver", "vfs"]  # fmt: skip
-        with (place / "log").open("w") as log:
-            self.daemon = subprocess.Popen(host.command(*command), stderr=log)
-        wait_until(lambda: self(("version",), check=False).returncode == 0, what="dockerd")
-
-    def __call__(self, args: tuple[str, ...], *, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return self.host.run("env", f"PATH={PATH}", "docker", "-H", f"unix://{self.place}/s", *args, check=check)
-
-    def stop(self) -> None:
-        containers = self(("ps", "-aq"), check=False).stdout.split()
-        self(("rm", "-f", *containers), check=False)
-        self.daemon.terminate()
-        self.daemon.wait(timeout=30)
 
 
 @pytest.fixture

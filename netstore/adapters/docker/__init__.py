@@ -1,0 +1,1 @@
+"""Docker's plugin protocol: networks, addresses and volumes for a dockerd."""

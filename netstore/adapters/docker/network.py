@@ -1,0 +1,184 @@
+"""NetworkDriver: dockerd's networks and endpoints.
+
+Its ids are ours: a network has dockerd's NetworkID, and each endpoint is in a sandbox whose id is dockerd's EndpointID.
+Its interface waits in the host's namespace: dockerd moves it, gives it the addresses, and answers names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_interface
+from typing import Any
+
+from netstore.adapters.docker.messages import EndpointCall, IpamData, NetworkCall, NetworkCreate, Nothing, PortBinding
+from netstore.api.v1 import common_pb2
+from netstore.drivers.bridged import PREFIX
+from netstore.drivers.options import ENDPOINT_OPTIONS
+from netstore.errors import AlreadyExists, InvalidArgument, NotFound
+from netstore.model import Endpoint, EndpointSpec, Network, NetworkSpec, Pool, PortMapping, SandboxRef
+from netstore.networks.ipam import is_chosen
+from netstore.networks.manager import NetworkManager
+from netstore.networks.planning import AttachRequest
+from netstore.rpc.endpoints import check_mac, to_port
+from netstore.rpc.fields import check_name
+
+__all__ = ["NetworkDriver"]
+
+NAME = "netstore.name"
+_PROTOCOLS = {6: common_pb2.PROTOCOL_TCP, 17: common_pb2.PROTOCOL_UDP, 132: common_pb2.PROTOCOL_SCTP}
+
+
+class NetworkDriver:
+    """See the module. Every call may come again, or late."""
+
+    def __init__(self, networks: NetworkManager) -> None:
+        self._networks = networks.networks
+        self._endpoints = networks.endpoints
+
+    async def capabilities(self, _: Nothing) -> dict[str, Any]:
+        """Answer that every dockerd has its own networks."""
+        return {"Scope": "local", "ConnectivityScope": "local"}
+
+    async def create(self, call: NetworkCreate) -> dict[str, Any]:
+        """Make a network."""
+        options = dict((call.options and call.options.generic) or {})
+        name = check_name(f"-o {NAME}", options.pop(NAME, f"docker-{call.network_id[:12]}"))
+        ipv6 = [_pool(each) for each in call.ipv6_data or ()]
+        pools = [_pool(each) for each in call.ipv4_data or ()] + ipv6
+        spec = NetworkSpec(
+            internal=bool(call.options and call.options.internal),
+            enable_ipv4=bool(call.ipv4_data), enable_ipv6=bool(ipv6), options=options,
+            pools=tuple(each for each in pools if is_chosen(each)),
+        )  # fmt: skip
+        network, _ = await self._networks.create(name, spec, network_id=call.network_id)
+        if network.id != call.network_id:
+            raise AlreadyExists(f"network {name} exists", hint=f"choose another name (-o {NAME}=…), or none")
+        return {}
+
+    async def delete(self, call: NetworkCall) -> dict[str, Any]:
+        """Remove a network, and what a dockerd that lost its state left on it."""
+        for endpoint, _, sandbox in await self._endpoints.all("network_id = ?", call.network_id):
+            if not sandbox.path and not sandbox.container_id:
+                await self._endpoints.detach(endpoint.id)
+        try:
+            await self._networks.delete(call.network_id)
+        except NotFound:
+            pass
+        return {}
+
+    async def create_endpoint(self, call: EndpointCall) -> dict[str, Any]:
+        """Make an endpoint, and answer what dockerd did not choose of its addresses."""
+        for key in (call.options or {}).keys() & {option.key for option in ENDPOINT_OPTIONS}:
+            raise InvalidArgument(f"--driver-opt {key}", (call.options or {})[key], "nothing: dockerd moves interfaces")
+        asked = call.interface
+        given = {
+            "Address": asked.address if asked else "",
+            "AddressIPv6": asked.address_ipv6 if asked else "",
+            "MacAddress": asked.mac_address if asked else "",
+        }
+        spec = EndpointSpec(
+            ipv4_address=_bare("Address", given["Address"]), ipv6_address=_bare("AddressIPv6", given["AddressIPv6"]),
+            mac_address=check_mac(given["MacAddress"], "MacAddress"),
+        )  # fmt: skip
+        request = AttachRequest(network=call.network_id, sandbox=SandboxRef(moved_id=call.endpoint_id), spec=spec)
+        ((endpoint, _, _),) = await self._endpoints.attach([request])
+        made = {"MacAddress": endpoint.mac_address}
+        for each in endpoint.addresses:
+            made["AddressIPv6" if ":" in each.address else "Address"] = f"{each.address}/{each.prefix}"
+        return {"Interface": {key: value for key, value in made.items() if not given[key]}}
+
+    async def delete_endpoint(self, call: EndpointCall) -> dict[str, Any]:
+        """Remove an endpoint."""
+        try:
+            await self._endpoints.detach((await self._find(call)).id)
+        except NotFound:
+            pass
+        return {}
+
+    async def information(self, call: EndpointCall) -> dict[str, Any]:
+        """Answer that there is nothing to say of an endpoint: dockerd shows none of it."""
+        await self._find(call)
+        return {"Value": {}}
+
+    async def join(self, call: EndpointCall) -> dict[str, Any]:
+        """Answer which interface dockerd is to move, and the gateways.
+
+        dockerd is kept from adding a bridge of its own as the way out of a network that has none.
+        """
+        endpoint, network, _ = await self._endpoints.get((await self._find(call)).id)
+        answer: dict[str, Any] = {
+            "InterfaceName": {
+                "SrcName": endpoint.waiting_interface,
+                "DstPrefix": network.spec.options.get(PREFIX, "eth"),
+            },
+            "DisableGatewayService": True,
+        }
+        return answer | _gateways(endpoint, network)
+
+    async def leave(self, call: EndpointCall) -> dict[str, Any]:
+        """Do nothing: dockerd moves the interface back before it removes the endpoint."""
+        return {}
+
+    async def publish(self, call: EndpointCall) -> dict[str, Any]:
+        """Publish ports, those that are published already once."""
+        endpoint = await self._find(call)
+        wanted = [_port(each, f"{index}") for index, each in enumerate(call.ports)]
+        if new := [each for each in wanted if not any(_is(each, present) for present in endpoint.ports)]:
+            await self._endpoints.publish(endpoint.id, new)
+        return {}
+
+    async def unpublish(self, call: EndpointCall) -> dict[str, Any]:
+        """Take all ports of an endpoint back."""
+        try:
+            endpoint = await self._find(call)
+            await self._endpoints.unpublish(endpoint.id, endpoint.ports)
+        except NotFound:
+            pass
+        return {}
+
+    async def discover(self, _: Nothing) -> dict[str, Any]:
+        """Hear of other nodes: nothing to do, clusters are netstore's own."""
+        return {}
+
+    async def _find(self, call: EndpointCall) -> Endpoint:
+        return await self._endpoints.find(call.network_id, SandboxRef(moved_id=call.endpoint_id))
+
+
+def _pool(data: IpamData) -> Pool:
+    aux = {name: _bare(f"AuxAddresses[{name}]", text) for name, text in (data.aux_addresses or {}).items()}
+    return Pool(subnet=data.pool, gateway=_bare("Gateway", data.gateway), aux_addresses=aux)
+
+
+def _bare(field: str, text: str) -> str:
+    """Return the address of a CIDR, "" for none."""
+    try:
+        return str(ip_interface(text).ip) if text else ""
+    except ValueError as error:
+        raise InvalidArgument(field, text, "an address such as 10.9.0.5/24") from error
+
+
+def _gateways(endpoint: Endpoint, network: Network) -> dict[str, str]:
+    if network.spec.internal:
+        return {}
+    return {"GatewayIPv6" if ":" in each.gateway else "Gateway": each.gateway for each in endpoint.addresses}
+
+
+def _port(port: PortBinding, index: str) -> PortMapping:
+    protocol = _PROTOCOLS.get(port.proto)
+    if protocol is None:
+        raise InvalidArgument(f"portmap[{index}].Proto", port.proto, "6 (TCP), 17 (UDP) or 132 (SCTP)")
+    for name in ("port", "host_port", "host_port_end"):
+        if not 0 <= getattr(port, name) <= 65535:
+            raise InvalidArgument(f"portmap[{index}].{name}", getattr(port, name), "0 to 65535")
+    mapping = common_pb2.PortMapping(
+        host_ip=port.host_ip or "", host_port=port.host_port, container_port=port.port, protocol=protocol,
+        host_port_last=port.host_port_end if port.host_port_end > port.host_port else 0,
+    )  # fmt: skip
+    return to_port(mapping, f"portmap[{index}]")
+
+
+def _is(asked: PortMapping, present: PortMapping) -> bool:
+    """Say whether a port is what was asked for: dockerd asks again when it heard no answer."""
+    first, last = asked.host_port, asked.host_port_last or asked.host_port
+    same = replace(asked, host_port=present.host_port, host_port_last=present.host_port_last) == present
+    return same and (not first or first <= present.host_port <= last)
