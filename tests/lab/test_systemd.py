@@ -1,9 +1,10 @@
-"""The services as systemd runs them: from scripts/install to scripts/uninstall, on a machine of their own."""
+"""The package as dpkg and systemd have it, from installation to purge, on a machine of its own."""
 
 from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,9 +33,9 @@ def leaks() -> None:
 
 @pytest.fixture(scope="module")
 def services() -> Iterator[None]:
-    sh(f"{ROOT}/scripts/install", timeout=280)
+    sh(f"dpkg -i {ROOT}/dist/*.deb", timeout=280)
     yield
-    sh(f"{ROOT}/scripts/uninstall --purge")
+    sh("dpkg -P netstore")
 
 
 def test_started_in_order(services: object) -> None:
@@ -50,3 +51,64 @@ def test_started_in_order(services: object) -> None:
     sh("systemctl restart netstored && netstore system info")  # started is when it answers
     assert json.loads(sh("netstore system check --format json")) == []
     assert sh("stat -c '%U:%G %a' /run/netstore/netstore.sock") == "root:netstore 660"
+
+
+CLIENT = "while :; do busybox wget -qO- http://web/answer || echo lost; busybox usleep 20000; done"
+
+
+def answers() -> int:
+    lines = sh("netstore logs client").split()
+    assert "lost" not in lines
+    return len(lines)
+
+
+def more_answers() -> None:
+    before, end = answers(), time.monotonic() + 60
+    while answers() < before + 5:
+        assert time.monotonic() < end
+
+
+def test_upgraded_under_traffic(services: object) -> None:
+    sh("mkdir -p /tmp/tree/bin /tmp/tree/etc; cp /bin/busybox /tmp/tree/bin; echo good > /tmp/tree/etc/answer;"
+       "tar -C /tmp/tree -cf /tmp/tree.tar .; netstore image import /tmp/tree.tar busybox; netstore network create app;"
+       "netstore run -d --name web --network app -p 8080:80 busybox busybox httpd -f -p 80 -h /etc;"
+       f"netstore run -d --name client --network app busybox busybox sh -c '{CLIENT}'")  # fmt: skip
+    more_answers()
+    stream = subprocess.Popen(["nc", "-w", "120", "127.0.0.1", "8080"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    sh(
+        "echo 'log-level = \"debug\"' | cat - /etc/netstore/netstored.toml > /tmp/mine; cp /tmp/mine /etc/netstore/netstored.toml"
+    )
+    before = sh("pgrep conmon; systemctl show -p MainPID netstored netstore-resolver").split()
+    sh(f"dpkg -i {ROOT}/dist/*.deb", timeout=280)
+    after = sh("pgrep conmon; systemctl show -p MainPID netstored netstore-resolver").split()
+    assert after[:2] == before[:2]  # containers are what they were
+    assert set(after[2:]).isdisjoint(before[2:])  # the services are new
+    more_answers()
+    assert sh("cmp /tmp/mine /etc/netstore/netstored.toml") == ""
+    answered, _ = stream.communicate(b"GET /answer HTTP/1.0\r\n\r\n", timeout=60)  # connected before, asked after
+    assert answered.endswith(b"good\n")
+    assert json.loads(sh("netstore system check --format json")) == []
+
+
+def test_removed_and_installed_again(services: object) -> None:
+    sh("dpkg -r netstore", timeout=280)
+    gone()
+    sh(f"dpkg -i {ROOT}/dist/*.deb", timeout=280)
+    sh("netstore start web client")
+    more_answers()
+
+
+def test_purged(services: object) -> None:
+    sh("dpkg -P netstore", timeout=280)
+    gone()
+    assert sh("find / -xdev -path /proc -prune -o -path '*netstore*' ! -path '*/site-packages/*' -print | grep -v "
+              f"-e {ROOT} -e /var/log -e /var/lib/dpkg || true") == ""  # fmt: skip
+    assert sh("getent passwd netstore-resolver; getent group netstore; true") == ""
+    assert "not-found" in sh("systemctl show -p LoadState netstored netstore-resolver")
+
+
+def gone() -> None:
+    """Nothing of it runs, and nothing of it is in the kernel."""
+    assert sh("pgrep -a 'conmon|crun|netstore' || true") == ""
+    kernel = "ip link; nft list tables; find /sys/fs/cgroup -name netstore; awk '{print $5}' /proc/self/mountinfo"
+    assert sh(f"({kernel}) | grep -e nsbr -e netstore | grep -v {ROOT} || true") == ""
