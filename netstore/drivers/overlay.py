@@ -46,7 +46,6 @@ class OverlayDriver(BridgedDriver):
 
     name = "overlay"
     scope = Scope.GLOBAL
-    has_services = False
     options: Sequence[Option] = (
         Option(VNIS, _vnis, (), "VXLAN network identifier; by default the cluster chooses a free one"),
         Option(ENCRYPTED, boolean, False, "encrypt what passes between nodes; refused: not there yet"),

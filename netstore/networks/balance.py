@@ -10,14 +10,18 @@ from typing import Any
 import msgspec
 
 from netstore.kernel.skeleton import FIRST_SLOT, SLOTS
-from netstore.model import Address, Network, Service, label_matches
+from netstore.model import Address, Network, Service, ServicePort, label_matches
 
-__all__ = ["Backend", "backends", "decode_service", "elements", "spread"]
+__all__ = ["Backend", "backends", "decode_service", "elements", "ports_held", "spread"]
 
 _Rows = Callable[..., list[tuple[Any, ...]]]
 _HERE = (
     "SELECT body, '', EXISTS (SELECT 1 FROM service_health WHERE service_id = ? AND endpoint_id = endpoints.id)"
     " FROM endpoints WHERE network_id = ?"
+)
+_ELSEWHERE = (
+    "SELECT remote_endpoints.body, node_id, 0 FROM remote_endpoints JOIN nodes ON nodes.id = node_id"
+    " WHERE network_id = ? AND up"
 )
 
 decode_service = msgspec.json.Decoder(Service).decode
@@ -32,6 +36,7 @@ class _Endpoint(msgspec.Struct, frozen=True):
     revision: int = 0
     addresses: tuple[Address | str, ...] = ()
     labels: dict[str, str] = {}
+    healthy: tuple[str, ...] = ()
 
 
 _decode = msgspec.json.Decoder(_Endpoint).decode
@@ -51,7 +56,8 @@ class Backend:
 
 def backends(rows: _Rows, service: Service) -> list[Backend]:
     """Return a service's endpoints; `rows` runs a query of the store's and returns its rows."""
-    return list(_backends(service, rows(_HERE, service.id, service.spec.network_id)))
+    network_id = service.spec.network_id
+    return list(_backends(service, [*rows(_HERE, service.id, network_id), *rows(_ELSEWHERE, network_id)]))
 
 
 def _backends(service: Service, found: Sequence[tuple[Any, ...]]) -> Iterator[Backend]:
@@ -62,12 +68,21 @@ def _backends(service: Service, found: Sequence[tuple[Any, ...]]) -> Iterator[Ba
         yield Backend(
             endpoint_id=endpoint.id, name=endpoint.name, node_id=node_id,
             addresses=tuple(each if isinstance(each, str) else each.address for each in endpoint.addresses),
-            healthy=service.spec.health is None or bool(healthy), revision=endpoint.revision,
+            healthy=service.spec.health is None or bool(healthy) or service.id in endpoint.healthy,
+            revision=endpoint.revision,
         )  # fmt: skip
 
 
-def elements(network: Network, service: Service, found: Sequence[Backend]) -> set[tuple[str, str]]:
-    """Return the firewall elements that balance a service over its healthy endpoints."""
+def ports_held(rows: _Rows, service: Service) -> list[ServicePort]:
+    """Return the ports that lead to a service on this node: others may have some of those that it asks for."""
+    held = rows("SELECT protocol, port FROM service_ports WHERE service_id = ?", service.id)
+    return [each for each in service.spec.ports if (each.protocol, each.published_port) in held]
+
+
+def elements(
+    network: Network, service: Service, ports: Sequence[ServicePort], found: Sequence[Backend]
+) -> set[tuple[str, str]]:
+    """Return the firewall elements that balance a service, and these ports, over its healthy endpoints."""
     wanted: set[tuple[str, str]] = set()
     for six in ("", "6"):
         reached = {
@@ -79,13 +94,13 @@ def elements(network: Network, service: Service, found: Sequence[Backend]) -> se
             if (":" in virtual) == bool(six):
                 wanted.add((f"services{six}", virtual))
                 wanted |= {(f"slots{six}", f"{virtual} . {slot} : {address}") for slot, address in slots}
-        for port in service.spec.ports:
+        for port in ports:
             place = f"{port.protocol} . {port.published_port}"
             wanted.add(("service_ports", place))
             wanted |= {
                 (f"port_slots{six}", f"{place} . {slot} : {address} . {port.target_port}") for slot, address in slots
             }
-        if service.spec.ports:
+        if ports:
             wanted |= {
                 (f"elsewhere{six}", f"{network.interface} . {address}")
                 for address, backend in reached.items() if backend.node_id

@@ -17,6 +17,7 @@ from netstore.kernel.links import Deletions, host_socket
 from netstore.kernel.sandboxes import open_relay
 from netstore.kernel.sysctls import raise_neighbour_limits
 from netstore.model import Endpoint, Finding, Network, NodeCheck, Sandbox, Scope
+from netstore.networks.cluster.balanced import Balanced
 from netstore.networks.cluster.checks import Checks
 from netstore.networks.cluster.cluster import Cluster, Work
 from netstore.networks.cluster.dataplane import DataPlane
@@ -80,6 +81,8 @@ class NetworkManager:
         self.services = Services(self._context, self._firewall)
         self.drops = Drops(self._context, self._firewall.policing)
         self._span = self._build_span(cluster, node_id) if cluster else None
+        if self._span:
+            self.services.join(self._span.services, self._span.publication.poke)
         self.networks = Networks(self._context, self.policies, self._span)
         self.offers = Offers(self._context)
         self.sandboxes = Sandboxes(self._context)
@@ -129,8 +132,9 @@ class NetworkManager:
     def _build_span(self, config: ClusterConfig, node_id: str) -> Span:
         store = self._context.store
         cluster = Cluster(config, store, node_id, self._localise)
-        plane = DataPlane(self._context, node_id, self.policies.forget)
-        return Span(cluster, Spanning(self._context, cluster, plane), Publication(store, cluster), plane)
+        plane = DataPlane(self._context, node_id, self.policies.forget, self.services)
+        networks, services = Spanning(self._context, cluster, plane), Balanced(store, cluster)
+        return Span(cluster, networks, services, Publication(store, cluster), plane)
 
     @property
     def cluster(self) -> Cluster | None:

@@ -55,21 +55,29 @@ def claim(
     return tuple(_claim(tx, endpoint_id, port, keeper) for port in ports)
 
 
-def claim_for_service(tx: Transaction, service: Service) -> None:
+def claim_for_service(tx: Transaction, service: Service, *, strict: bool = True) -> list[str]:
     """Take the ports of the node that lead to a service, and give back those that do not any more.
+
+    Returns:
+        Without `strict`: who has those that could not be taken.
 
     Raises:
         AddressTaken: an endpoint, another service or a process of the host has one.
     """
+    taken: list[str] = []
     rows = tx.rows("SELECT protocol, port FROM service_ports WHERE service_id = ?", service.id)
     held, wanted = set(rows), {(each.protocol.value, each.published_port) for each in service.spec.ports}
     for protocol, number in held - wanted:
         tx.execute("DELETE FROM service_ports WHERE protocol = ? AND port = ?", protocol, number)
     for protocol, number in sorted(wanted - held):
         port = PortMapping(container_port=number, host_port=number, protocol=Protocol(protocol))
-        if holder := _holder(tx, port) or _bound_on_host(port, number):
+        if not (holder := _holder(tx, port) or _bound_on_host(port, number)):
+            tx.execute("INSERT INTO service_ports VALUES (?, ?, ?)", protocol, number, service.id)
+        elif strict:
             raise _taken(port, holder)
-        tx.execute("INSERT INTO service_ports VALUES (?, ?, ?)", protocol, number, service.id)
+        else:
+            taken.append(_taken(port, holder).what)
+    return taken
 
 
 def release(tx: Transaction, endpoint_id: str, ports: Iterable[PortMapping] | None = None) -> None:

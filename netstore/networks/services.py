@@ -9,20 +9,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import ip_address
 
 import structlog
 
-from netstore.errors import AlreadyExists, Conflict, FailedPrecondition, NetstoreError
+from netstore.errors import Conflict, FailedPrecondition, NetstoreError
+from netstore.kernel.conntrack import forget_address
 from netstore.kernel.firewall import Element, Firewall
-from netstore.model import EndpointMode, EndpointSpec, Kind, Network, Service, ServiceSpec, new_id
-from netstore.networks import balance, ipam, ports
+from netstore.model import EndpointMode, Kind, Network, Service, ServiceSpec, new_id
+from netstore.networks import balance, ports, service_rows
 from netstore.networks.balance import Backend
+from netstore.networks.cluster.balanced import Balanced, Change
+from netstore.networks.cluster.span import no_cluster
 from netstore.networks.context import Context
 from netstore.networks.health import Checks, Target
-from netstore.networks.planning import changes, changes_of_labels
 from netstore.store import Transaction
 
 __all__ = ["ServiceView", "Services"]
@@ -48,6 +49,8 @@ class _Expected:
 
     services: Sequence[Service]
     elements: set[Element]
+    addresses: frozenset[str]
+    """Of all endpoints, healthy or not."""
     targets: frozenset[Target]
 
 
@@ -63,10 +66,18 @@ class Services:
         self._dirty: set[str] = set()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._shared: Balanced | None = None
+        self._poke: Callable[[Iterable[str]], None] = lambda _: None
+
+    def join(self, shared: Balanced, poke: Callable[[Iterable[str]], None]) -> None:
+        """Share the services of networks that span nodes; `poke` lets the cluster hear of endpoints that changed."""
+        self._shared, self._poke = shared, poke
 
     async def start(self) -> None:
         """Take the store's services as those that are to be there; the check, which comes next, makes them so."""
         networks = await self._store.read(lambda tx: tx.networks.all("id IN (SELECT network_id FROM services)"))
+        if networks:  # ports that others had may be free by now
+            await self._store.write(_claim_ports)
         for network in networks:
             self._applied[network.id] = (await self._expect(network)).elements
             self.touch(network.id)
@@ -86,6 +97,11 @@ class Services:
             self._dirty.add(network_id)
             self._wake.set()
 
+    def appear(self, network_id: str) -> None:
+        """Follow a network whose services changed."""
+        self._applied.setdefault(network_id, set())
+        self.touch(network_id)
+
     async def create(
         self, name: str, network: str, spec: ServiceSpec, *, labels: Mapping[str, str], request_id: str = ""
     ) -> ServiceView:
@@ -104,10 +120,12 @@ class Services:
             id=new_id(), name=name, spec=replace(spec, network_id=found.id), labels=dict(labels),
             create_time=time.time(),
         )  # fmt: skip
-        service, made = await self._store.write(lambda tx: _insert(tx, service, found, request_id))
-        if made:
-            await self._applied_or(found, lambda tx: _delete(tx, service))
-        return await self._view(service)
+
+        def plan(tx: Transaction) -> Change:
+            inserted, made = service_rows.insert(tx, service, found, request_id)
+            return None if made else inserted, inserted
+
+        return await self._view(await self._commit(found, plan))
 
     def _refuse_unbalanced(self, network: Network, mode: EndpointMode) -> None:
         if network.predefined or not self._context.driver(network.spec.driver).has_services:
@@ -127,7 +145,7 @@ class Services:
 
     async def all(self) -> list[ServiceView]:
         """Return every service, oldest first."""
-        return await self._store.read(lambda tx: [_look(tx, service) for service in tx.services.all()])
+        return await self._store.read(lambda tx: [self._look(tx, service) for service in tx.services.all()])
 
     async def update(
         self,
@@ -145,18 +163,20 @@ class Services:
             KernelError: the kernel refused; all is as it was.
         """
 
-        def write(tx: Transaction) -> tuple[Service, Service, Network]:
-            old = tx.services.find(reference)
+        found = await self._store.read(lambda tx: tx.services.find(reference))
+
+        def plan(tx: Transaction) -> Change:
+            old = tx.services.require(found.id)
             if etag and etag != str(old.revision):
                 raise Conflict(f"service {old.name} has changed", hint="read it again, then change it again")
             new = replace(old, spec=change(old.spec), labels=old.labels if labels is None else dict(labels))
+            if new == old:
+                return old, old
             new = replace(new, revision=tx.event(Kind.SERVICE, "update", old.id, old.name))
-            _replace(tx, new)
-            return old, new, tx.networks.require(old.spec.network_id)
+            service_rows.change(tx, new)
+            return old, new
 
-        old, new, network = await self._store.write(write)
-        await self._applied_or(network, lambda tx: _replace(tx, old))
-        return await self._view(new)
+        return await self._view(await self._commit(await self._network(found), plan))
 
     async def delete(self, reference: str) -> None:
         """Remove a service.
@@ -165,20 +185,46 @@ class Services:
             NotFound: there is none.
             KernelError: the kernel refused; it is still there.
         """
-        service = await self._store.write(lambda tx: _delete(tx, tx.services.find(reference)))
-        network = await self._store.read(lambda tx: tx.networks.get(service.spec.network_id))
-        if network:
-            await self._applied_or(network, lambda tx: _restore(tx, service))
+        found = await self._store.read(lambda tx: tx.services.find(reference))
 
-    async def _applied_or(self, network: Network, undo: Callable[[Transaction], object]) -> None:
-        """Make the kernel follow, or undo what it cannot and raise."""
+        def plan(tx: Transaction) -> Change:
+            present = tx.services.get(found.id)
+            if present:
+                service_rows.delete(tx, present)
+            return present, None
+
+        await self._commit(await self._network(found), plan)
+
+    async def _network(self, service: Service) -> Network:
+        return await self._store.read(lambda tx: tx.networks.require(service.spec.network_id))
+
+    async def _commit(self, network: Network, plan: Callable[[Transaction], Change]) -> Service:
+        """Make a change in the store, or in the cluster's, and then in the kernel; returns the service.
+
+        Raises:
+            KernelError: the kernel refused; all is as it was, but for a network that spans nodes: there the service is
+                what was asked for, and this node's part is repaired.
+        """
         self._applied.setdefault(network.id, set())  # who attaches meanwhile touches it
+        if network.vni:
+            old, new = await self._shared_or_refuse().commit(plan)
+        else:
+            old, new = await self._store.write(plan)
         try:
             await self._refresh(network.id)
         except BaseException:
-            await self._store.write(undo)
+            if not network.vni:
+                await self._store.write(lambda tx: _undo(tx, old, new))
             self.touch(network.id)
             raise
+        service = new or old
+        assert service
+        return service
+
+    def _shared_or_refuse(self) -> Balanced:
+        if self._shared is None:
+            raise no_cluster()
+        return self._shared
 
     async def _follow(self) -> None:
         while True:
@@ -204,6 +250,8 @@ class Services:
             if driver.is_here(network):
                 await self._context.apply(driver.apply_services, network)
             await self._context.apply(self._exchange, sorted(before - wanted), sorted(wanted - before))
+            if gone := _targets(before) - _targets(wanted) - expected.addresses:
+                await self._context.apply(_forget, gone)
             self._applied[network_id] = wanted
             if not expected.services:
                 del self._applied[network_id]
@@ -233,6 +281,7 @@ class Services:
 
     def _health_changed(self, network_id: str, endpoint_id: str) -> None:
         self.touch(network_id)
+        self._poke([endpoint_id])
 
     async def repair(self, network: Network) -> None:
         """Make a network's virtual addresses what they should be."""
@@ -241,16 +290,18 @@ class Services:
             await self._context.apply(self._context.driver(network.spec.driver).apply_services, network)
 
     async def _view(self, service: Service) -> ServiceView:
-        return await self._store.read(lambda tx: _look(tx, service))
+        return await self._store.read(lambda tx: self._look(tx, tx.services.get(service.id) or service))
 
-
-def _look(tx: Transaction, service: Service) -> ServiceView:
-    return ServiceView(
-        service=service,
-        network=tx.networks.require(service.spec.network_id),
-        backends=balance.backends(tx.rows, service),
-        nodes={node.id: node.name for node in tx.nodes.all()},
-    )
+    def _look(self, tx: Transaction, service: Service) -> ServiceView:
+        return ServiceView(
+            service=service,
+            network=tx.networks.require(service.spec.network_id),
+            backends=balance.backends(tx.rows, service),
+            nodes={
+                "": self._shared.node_name if self._shared else "",
+                **{node.id: node.name for node in tx.nodes.all()},
+            },
+        )
 
 
 def _look_at(tx: Transaction, network: Network) -> _Expected:
@@ -258,7 +309,13 @@ def _look_at(tx: Transaction, network: Network) -> _Expected:
     pairs = [(service, balance.backends(tx.rows, service)) for service in services]
     return _Expected(
         services,
-        set().union(*(balance.elements(network, service, found) for service, found in pairs)),
+        set().union(
+            *(
+                balance.elements(network, service, balance.ports_held(tx.rows, service), found)
+                for service, found in pairs
+            )
+        ),
+        frozenset(address for _, found in pairs for each in found for address in each.addresses),
         frozenset(
             Target(service.id, each.endpoint_id, each.revision, each.addresses[0], service.spec.health)
             for service, found in pairs for each in found
@@ -267,47 +324,27 @@ def _look_at(tx: Transaction, network: Network) -> _Expected:
     )  # fmt: skip
 
 
-def _insert(tx: Transaction, service: Service, network: Network, request_id: str) -> tuple[Service, bool]:
-    for made in tx.answered(request_id, "CreateService"):
-        return tx.services.require(made), False
-    for present in tx.services.all("name = ?", service.name):
-        difference = changes(service.spec, present.spec) or changes_of_labels(service.labels, present.labels)
-        if difference:
-            raise AlreadyExists(
-                f"service {service.name} exists and differs: {difference}",
-                hint="choose another name, or remove the service first", difference=difference,
-            )  # fmt: skip
-        return present, False
-    tx.networks.require(network.id)
-    if service.spec.mode is EndpointMode.VIP:
-        taken = ipam.allocate(tx, network, None, EndpointSpec())
-        service = replace(service, addresses=tuple(each.address for each in taken))
-    revision = tx.event(Kind.SERVICE, "create", service.id, service.name, network=network.name)
-    service = replace(service, revision=revision)
-    tx.services.insert(service)
-    ports.claim_for_service(tx, service)
-    tx.answer(request_id, "CreateService", [service.id])
-    return service, True
+def _claim_ports(tx: Transaction) -> None:
+    for service in tx.services.all():
+        ports.claim_for_service(tx, service, strict=False)
 
 
-def _replace(tx: Transaction, service: Service) -> None:
-    tx.services.update(service)
-    ports.claim_for_service(tx, service)
+def _undo(tx: Transaction, old: Service | None, new: Service | None) -> None:
+    if old is None and new:
+        service_rows.delete(tx, new)
+    elif old and new is None:
+        service_rows.restore(tx, old)
+    elif old and new:
+        service_rows.change(tx, old)
 
 
-def _delete(tx: Transaction, service: Service) -> Service:
-    tx.event(Kind.SERVICE, "remove", service.id, service.name)
-    tx.services.delete(service.id)
-    for address in service.addresses:
-        tx.execute(
-            "DELETE FROM addresses WHERE network_id = ? AND address = ? AND endpoint_id IS NULL",
-            service.spec.network_id, ip_address(address).packed,
-        )  # fmt: skip
-    return service
+def _targets(elements: Iterable[Element]) -> set[str]:
+    """Return the addresses to which slots lead."""
+    values = (text.partition(" : ")[2] for name, text in elements if "slots" in name)
+    return {value.partition(" . ")[0] for value in values}
 
 
-def _restore(tx: Transaction, service: Service) -> None:
-    for address in service.addresses:
-        tx.execute("INSERT INTO addresses VALUES (?, ?, NULL)", service.spec.network_id, ip_address(address).packed)
-    tx.services.insert(service)
-    ports.claim_for_service(tx, service)
+def _forget(addresses: Iterable[str]) -> None:
+    """Forget flows to endpoints that are no more: a client that keeps its port would stay with one."""
+    for address in addresses:
+        forget_address(address)

@@ -247,4 +247,15 @@ MIGRATIONS: tuple[str, ...] = (
     ) WITHOUT ROWID;
     CREATE INDEX service_health_by_endpoint ON service_health(endpoint_id);
     """,
+    """
+    -- Health is told to the cluster, as every change of an endpoint is.
+    CREATE TRIGGER health_gained AFTER INSERT ON service_health BEGIN
+        INSERT INTO unpublished (endpoint_id, network_id, body) SELECT id, network_id, body FROM endpoints
+        WHERE id = NEW.endpoint_id AND network_id IN (SELECT network_id FROM global_networks);
+    END;
+    CREATE TRIGGER health_lost AFTER DELETE ON service_health BEGIN
+        INSERT INTO unpublished (endpoint_id, network_id, body) SELECT id, network_id, body FROM endpoints
+        WHERE id = OLD.endpoint_id AND network_id IN (SELECT network_id FROM global_networks);
+    END;
+    """,
 )

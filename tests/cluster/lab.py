@@ -18,7 +18,7 @@ from unittest import mock
 import pytest
 from conftest import Host, Node, wait_until
 
-from netstore.api.v1 import endpoint_pb2
+from netstore.api.v1 import endpoint_pb2, service_pb2
 from netstore.cli.main import main as netstore_main
 from netstore.client import BlockingClient as Client
 
@@ -258,6 +258,8 @@ def empty(nodes: list[Node]) -> None:
         client = Client(node.address)
         for endpoint in client.endpoints.ListEndpoints(endpoint_pb2.ListEndpointsRequest()).endpoints:
             client.endpoints.DetachEndpoint(endpoint_pb2.DetachEndpointRequest(endpoint=endpoint.id))
+        for service in client.services.ListServices(service_pb2.ListServicesRequest()).services:
+            client.services.DeleteService(service_pb2.DeleteServiceRequest(service=service.id, allow_missing=True))
         client.channel.close()
         node.cli("node", "undrain", "self")
         node.host.sh(

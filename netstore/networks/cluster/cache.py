@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 
 from netstore.errors import NetstoreError
 from netstore.model import Address, Kind, Network, Node, RemoteEndpoint
-from netstore.networks import ipam
+from netstore.networks import ipam, service_rows
+from netstore.networks.balance import decode_service
 from netstore.networks.cluster.records import (
     ALIVE,
     CHECKS,
@@ -21,6 +22,7 @@ from netstore.networks.cluster.records import (
     HOSTS,
     NETWORKS,
     NODES,
+    SERVICES,
     CheckRequest,
     EndpointRecord,
     decode_endpoint,
@@ -43,11 +45,15 @@ Seen = tuple[bool, KeyValue]
 
 @dataclass(slots=True)
 class Effect:
-    """What the kernel has to follow. `refused` are networks that cannot be here, by id, and why."""
+    """What the kernel has to follow. `refused` are networks and services that cannot be here, by id, and why."""
 
     add: dict[str, list[RemoteEndpoint]] = field(default_factory=dict)
     remove: dict[str, list[RemoteEndpoint]] = field(default_factory=dict)
     gone: list[Network] = field(default_factory=list)
+    services: set[str] = field(default_factory=set)
+    """Networks, by id, whose services changed."""
+    touched: set[str] = field(default_factory=set)
+    """Networks, by id, of whose endpoints something changed, their health too, which packets do not go by."""
     peers: bool = False
     refused: dict[str, str] = field(default_factory=dict)
     strays: list[EndpointRecord] = field(default_factory=list)
@@ -76,6 +82,8 @@ class Picture:
                 self._alive(tx, effect, before, item.key.removeprefix(ALIVE), up=put)
             elif item.key.startswith(NODES):
                 self._node(tx, effect, before, item, put=put)
+            elif item.key.startswith(SERVICES):
+                self._service(tx, effect, item, put=put)
             elif item.key.startswith(NETWORKS):
                 self._network(tx, effect, item, put=put)
             elif item.key.startswith(CHECKS) and put:
@@ -84,6 +92,7 @@ class Picture:
             new = _visible(tx, endpoint_id)
             if old == new:
                 continue
+            effect.touched.update(each.network_id for each in (old, new) if each)
             if old:
                 effect.remove.setdefault(old.network_id, []).append(old)
             if new:
@@ -137,10 +146,25 @@ class Picture:
         except (NetstoreError, sqlite3.IntegrityError) as error:
             effect.refused[network_id] = str(error)
 
+    def _service(self, tx: Transaction, effect: Effect, item: KeyValue, *, put: bool) -> None:
+        _, network_id, service_id = item.key.rsplit("/", 2)
+        if not put:
+            if present := tx.services.get(service_id):
+                service_rows.delete(tx, present)
+        elif tx.row("SELECT 1 FROM global_networks WHERE network_id = ?", network_id):
+            service = replace(decode_service(item.value), revision=item.revision)
+            try:
+                service_rows.take_up(tx, service)
+            except sqlite3.IntegrityError:
+                effect.refused[service_id] = f"service {service.name} of this node has its name"
+                return
+        effect.services.add(network_id)
+
     def _endpoint(
         self, tx: Transaction, effect: Effect, before: dict[str, RemoteEndpoint | None], item: KeyValue, *, put: bool
     ) -> None:
         _, network_id, last = item.key.rsplit("/", 2)
+        effect.touched.add(network_id)
         if not put:
             endpoint_id = _host_id(network_id, last) if item.key.startswith(HOSTS) else last
             _touch(tx, before, [endpoint_id])
@@ -259,7 +283,12 @@ def differences(tx: Transaction, items: Sequence[KeyValue]) -> list[Seen]:
         known[key] = body
         if key not in there:
             seen.append((False, KeyValue(key, b"", 0)))
-    order = (NODES, ALIVE, NETWORKS, HOSTS, ENDPOINTS)
+    for service in tx.services.all("network_id IN (SELECT network_id FROM global_networks)"):
+        key = f"{SERVICES}{service.spec.network_id}/{service.id}"
+        known[key] = encode(replace(service, revision=0)).decode()
+        if key not in there:
+            seen.append((False, KeyValue(key, b"", 0)))
+    order = (NODES, ALIVE, NETWORKS, HOSTS, ENDPOINTS, SERVICES)
     for prefix in order:
         seen += [
             (True, item) for item in items

@@ -80,7 +80,7 @@ class Cluster:
         self.state = State.JOINING
         self.reason = "joining"
         self.refused: dict[str, str] = {}
-        """Networks of the cluster that cannot be on this node, and why."""
+        """What of the cluster cannot be on this node, by id, and why."""
         self.members = Members(self.etcd, new_id())
         self._store = store
         self._picture = Picture(node_id, localise)
@@ -148,7 +148,7 @@ class Cluster:
     def warnings(self) -> list[str]:
         """What an administrator should know."""
         away = [] if self.state is State.JOINED else [f"cluster: {self.reason}"]
-        return [*away, *(f"a network of the cluster is not on this node: {why}" for why in self.refused.values())]
+        return [*away, *(f"something of the cluster is not on this node: {why}" for why in self.refused.values())]
 
     async def nodes(self) -> list[Node]:
         """Return every node, as it was last seen."""

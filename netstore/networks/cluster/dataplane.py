@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
 
 import structlog
 
@@ -20,12 +21,25 @@ log = structlog.get_logger(__name__)
 _Triple = tuple[str, str, str]
 
 
+class Followers(Protocol):
+    """What of services follows the cluster, too."""
+
+    def touch(self, network_id: str) -> None:
+        """Follow a network's endpoints, where it has services."""
+
+    def appear(self, network_id: str) -> None:
+        """Follow a network whose services changed."""
+
+
 class DataPlane:
     """What is in the kernel of endpoints of other nodes. What fails is logged, and repaired by the next resync."""
 
-    def __init__(self, context: Context, node_id: str, forget: Callable[[Network], Awaitable[None]]) -> None:
+    def __init__(
+        self, context: Context, node_id: str, forget: Callable[[Network], Awaitable[None]], services: Followers
+    ) -> None:
         """`forget` takes away what else there is of a network (its policies)."""
         self._forget = forget
+        self._services = services
         self._context = context
         self._node_id = node_id
 
@@ -40,6 +54,10 @@ class DataPlane:
                 network = await self._context.store.read(lambda tx, of=network_id: tx.networks.get(of))  # type: ignore[misc]
                 if network and self._driver(network).is_here(network):
                     await self._apply(network, effect.add.get(network_id, ()), effect.remove.get(network_id, ()))
+        for network_id in effect.touched:
+            self._services.touch(network_id)
+        for network_id in effect.services:
+            self._services.appear(network_id)
 
     async def apply_peers(self) -> None:
         """Tell every driver whose networks span nodes whom to hear."""

@@ -99,12 +99,13 @@ class Publication:
 
     def _record(self, tx: Transaction, endpoint: Endpoint) -> EndpointRecord:
         names = tx.rows("SELECT name FROM names WHERE endpoint_id = ? ORDER BY name", endpoint.id)
+        healthy = tx.rows("SELECT service_id FROM service_health WHERE endpoint_id = ? ORDER BY 1", endpoint.id)
         return EndpointRecord(
             id=endpoint.id, network_id=endpoint.network_id, node_id=self._cluster.node.id,
             vtep=self._cluster.node.address, mac=endpoint.mac_address,
             addresses=tuple(each.address for each in endpoint.addresses), name=endpoint.name,
             names=tuple(name for (name,) in names), attached=endpoint.attached,
-            labels=endpoint.labels,
+            labels=endpoint.labels, healthy=tuple(service_id for (service_id,) in healthy),
         )  # fmt: skip
 
     def _is_drained(self, tx: Transaction) -> bool:

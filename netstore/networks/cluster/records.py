@@ -7,8 +7,10 @@ MAC or a number: they are created if absent, and say who holds them in their val
     STATE/alive/NODE            instance, goes with its lease     CLAIMS/underlay/ADDRESS        NODE
     STATE/networks/NETWORK      Network                           CLAIMS/names/networks/NAME     NETWORK
     STATE/endpoints/NETWORK/ID  EndpointRecord                    CLAIMS/vnis/VNI                NETWORK
-    STATE/hosts/NETWORK/NODE    EndpointRecord of the node        CLAIMS/addresses/NETWORK/IP    ENDPOINT
-                                                                  CLAIMS/macs/NETWORK/MAC        ENDPOINT
+    STATE/hosts/NETWORK/NODE    EndpointRecord of the node        CLAIMS/addresses/NETWORK/IP    ENDPOINT or SERVICE
+    STATE/services/NETWORK/ID   Service                           CLAIMS/macs/NETWORK/MAC        ENDPOINT
+                                                                  CLAIMS/names/services/NAME     SERVICE
+                                                                  CLAIMS/ports/PROTOCOL/PORT     SERVICE
     CLAIMS/members/NODE         exists as long as the node may claim anything
     CLAIMS/removed/NODE exists from its removal until its next start
     CLAIMS/recovering   exists for a while after etcd lost what it knew: nothing new is claimed meanwhile
@@ -26,16 +28,16 @@ import msgspec
 from netstore.model import Network, Node, NodeCheck, RemoteEndpoint
 
 __all__ = [
-    "ALIVE", "CHECKS", "CLAIMS", "ENDPOINTS", "HOSTS", "NETWORKS", "NODES", "RECOVERING", "REPORTS", "STATE", "SUBNETS",
-    "CheckRequest", "EndpointRecord", "decode_check", "decode_endpoint", "decode_network", "decode_node",
-    "decode_request", "encode", "shared",
+    "ALIVE", "CHECKS", "CLAIMS", "ENDPOINTS", "HOSTS", "NETWORKS", "NODES", "RECOVERING", "REPORTS", "SERVICES",
+    "STATE", "SUBNETS", "CheckRequest", "EndpointRecord", "decode_check", "decode_endpoint", "decode_network",
+    "decode_node", "decode_request", "encode", "shared",
 ]  # fmt: skip
 
 _ROOT = "/netstore/1/"
 STATE = f"{_ROOT}state/"
 CLAIMS = f"{_ROOT}claims/"
-NODES, ALIVE, NETWORKS, ENDPOINTS, HOSTS = (
-    f"{STATE}{name}/" for name in ("nodes", "alive", "networks", "endpoints", "hosts")
+NODES, ALIVE, NETWORKS, ENDPOINTS, HOSTS, SERVICES = (
+    f"{STATE}{name}/" for name in ("nodes", "alive", "networks", "endpoints", "hosts", "services")
 )
 SUBNETS = f"{CLAIMS}subnets"
 RECOVERING = f"{CLAIMS}recovering"
@@ -45,8 +47,9 @@ REPORTS = f"{_ROOT}reports/"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointRecord:
-    """An endpoint as other nodes see it. `names` are lower case, `name` its own; one that is not `attached` has its
-    addresses and no more. A node's own addresses on a network are one too, without a name.
+    """An endpoint as other nodes see it. `names` are lower case, `name` its own; `healthy` are ids of services that
+    found it so; one that is not `attached` has its addresses and no more. A node's own addresses on a network are one
+    too, without a name.
     """
 
     id: str
@@ -59,6 +62,7 @@ class EndpointRecord:
     names: tuple[str, ...] = ()
     attached: bool = True
     labels: Mapping[str, str] = field(default_factory=dict)
+    healthy: tuple[str, ...] = ()
 
     @property
     def remote(self) -> RemoteEndpoint:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from netstore.errors import FailedPrecondition
+from netstore.networks.cluster.balanced import Balanced
 from netstore.networks.cluster.cluster import Cluster
 from netstore.networks.cluster.dataplane import DataPlane
 from netstore.networks.cluster.publication import Publication
@@ -15,10 +16,11 @@ __all__ = ["Span", "no_cluster"]
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The cluster, its networks, this node's endpoints on them, and the kernel's part of all others."""
+    """The cluster, its networks, their services, this node's endpoints on them, and the kernel's part of all others."""
 
     cluster: Cluster
     networks: Spanning
+    services: Balanced
     publication: Publication
     data_plane: DataPlane
 

@@ -23,6 +23,7 @@ from netstore.networks.cluster.records import (
     HOSTS,
     NETWORKS,
     RECOVERING,
+    SERVICES,
     SUBNETS,
     decode_endpoint,
     decode_network,
@@ -31,10 +32,10 @@ from netstore.networks.cluster.records import (
 )
 from netstore.networks.context import Context
 from netstore.networks.uplink import DEFAULT_MTU, read_uplink
-from netstore.store import Transaction
+from netstore.store import Store, Transaction
 from netstore.store.etcd import KeyValue, Op, absent, delete, delete_below, empty_below, exists, get, put, unchanged
 
-__all__ = ["Spanning"]
+__all__ = ["Spanning", "rehearse"]
 
 _TRIES = 20
 _FIRST_VNI, _LAST_VNI = 4096, (1 << 24) - 1
@@ -47,6 +48,21 @@ log = structlog.get_logger(__name__)
 
 class _Rehearsed(Exception):
     """Takes a transaction back that only was to be tried."""
+
+
+async def rehearse(store: Store, plan: Callable[[Transaction], T]) -> T:
+    """Return what a function of the store's returns; all that it writes is taken back."""
+    found: list[T] = []
+
+    def tried(tx: Transaction) -> None:
+        found.append(plan(tx))
+        raise _Rehearsed
+
+    try:
+        await store.write(tried)
+    except _Rehearsed:
+        pass
+    return found[0]
 
 
 class Spanning:
@@ -71,7 +87,7 @@ class Spanning:
             await self._cluster.ready()
             mark = await self._cluster.ask(self._cluster.etcd.read(SUBNETS))
             await self._cluster.caught_up(mark.revision if mark else 0)
-            network, made = await self._rehearse(plan)
+            network, made = await rehearse(self._store, plan)
             if not made:
                 return network, False
             network = await self._store.read(lambda tx, found=network: _numbered(tx, found))  # type: ignore[misc]
@@ -84,19 +100,6 @@ class Spanning:
             if result.succeeded:
                 return await self._found(network), True
         raise Unavailable(f"network {network.name}: others create networks at the same time", hint="try again")
-
-    async def _rehearse(self, plan: Callable[[Transaction], T]) -> T:
-        found: list[T] = []
-
-        def tried(tx: Transaction) -> None:
-            found.append(plan(tx))
-            raise _Rehearsed
-
-        try:
-            await self._store.write(tried)
-        except _Rehearsed:
-            pass
-        return found[0]
 
     async def _found(self, network: Network) -> Network:
         found = await self._store.read(lambda tx: tx.networks.get(network.id))
@@ -126,7 +129,10 @@ class Spanning:
         looks = [get(f"{NETWORKS}{network.id}")]
         result = await self._cluster.ask(
             self._cluster.etcd.transact(
-                [exists(f"{NETWORKS}{network.id}"), empty_below(f"{ENDPOINTS}{network.id}/")],
+                [
+                    exists(f"{NETWORKS}{network.id}"),
+                    *(empty_below(f"{each}{network.id}/") for each in (ENDPOINTS, SERVICES)),
+                ],
                 _deletions(network),
                 looks,
             )
@@ -134,6 +140,7 @@ class Spanning:
         if not result.succeeded and result.found[0]:
             items = (await self._cluster.ask(self._cluster.etcd.snapshot(f"{ENDPOINTS}{network.id}/"))).items
             _refuse_used(network, [record.name or record.id[:12] for record in map(decode_endpoint, _values(items))])
+            raise InUse(f"network {network.name} has services", hint="remove them first (`netstore service rm`)")
         return result.revision
 
     async def finish(self) -> None:
