@@ -14,9 +14,10 @@ __all__ = ["run_tool"]
 
 def run_tool(
     command: Sequence[str], doing: str, *, timeout: float = 120.0, environment: Mapping[str, str] | None = None,
-    package: str = "", accepted: Sequence[int] = (0,),
+    package: str = "", accepted: Sequence[int] = (0,), keep: Sequence[int] = (),
 ) -> str:  # fmt: skip
-    """Run a program and return what it printed. `package` is named when it is not installed.
+    """Run a program and return what it printed. `package` is named when it is not installed; descriptors in `keep`,
+    such as of a lock, stay open until it ends, also when we end before.
 
     Raises:
         Unsupported: it is not installed.
@@ -27,7 +28,7 @@ def run_tool(
     try:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            errors="replace", env=settings, process_group=0,
+            errors="replace", env=settings, process_group=0, pass_fds=keep,
         )  # fmt: skip
     except FileNotFoundError as error:
         raise Unsupported(

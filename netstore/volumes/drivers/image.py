@@ -7,6 +7,7 @@ only what is used, and the manager watches that enough stays free.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ from netstore.kernel import loop
 from netstore.kernel.files import allocate, spare_bytes
 from netstore.kernel.filesystems import MAKERS, MOUNT_FLAGS, grow, make_filesystem, mount, space, trim, unmount_all
 from netstore.kernel.mounts import is_mount_point
+from netstore.kernel.paths import closing
 from netstore.kernel.tools import run_tool
 from netstore.model import Volume, VolumeSpec
 from netstore.volumes.drivers.base import OWNER, Capability, VolumeDriver, os_error
@@ -177,15 +179,18 @@ class ImageDriver(VolumeDriver):
             raise InUse(f"volume {volume.name}: a process still uses its filesystem", hint="end it, then try again")
         before, growing = image.stat().st_size, self.directory(volume) / "growing"
         try:
-            growing.touch()  # stays when we are killed: `fits` then says that it is not done
-            _allocate(image, size_bytes, sparse=values["sparse"])
-            if volume.spec.block:
-                if device := loop.find(image):
-                    loop.refresh_size(device)
-            elif self.staged(volume):
-                self._grow_mounted(volume, values["fs"])
-            else:
-                self._grow_unmounted(volume, values["fs"])
+            # The file stays when we are killed: `fits` then says that it is not done. Its lock is the tools' too: who
+            # still works on the image after that is waited for.
+            with closing(os.open(growing, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)) as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                _allocate(image, size_bytes, sparse=values["sparse"])
+                if volume.spec.block:
+                    if device := loop.find(image):
+                        loop.refresh_size(device)
+                elif self.staged(volume):
+                    self._grow_mounted(volume, values["fs"])
+                else:
+                    self._grow_unmounted(volume, values["fs"], lock)
             growing.unlink()
         except BaseException as error:
             if not loop.find(image):
@@ -200,11 +205,12 @@ class ImageDriver(VolumeDriver):
         loop.refresh_size(device)
         grow(kind, device, self.mountpoint(volume))
 
-    def _grow_unmounted(self, volume: Volume, kind: str) -> None:
+    def _grow_unmounted(self, volume: Volume, kind: str, lock: int) -> None:
         if kind == "ext4":
-            image = str(self.image(volume))
-            run_tool(["e2fsck", "-f", "-y", image], f"checking {volume.name}", accepted=(0, 1), package="e2fsprogs")
-            run_tool(["resize2fs", image], f"growing {volume.name}", package="e2fsprogs")
+            image, doing = str(self.image(volume)), f"growing {volume.name}"
+            check = ["e2fsck", "-f", "-y", image]
+            run_tool(check, doing, accepted=(0, 1), package="e2fsprogs", keep=[lock])
+            run_tool(["resize2fs", image], doing, package="e2fsprogs", keep=[lock])
             return
         self.stage(volume)
         try:
