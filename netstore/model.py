@@ -16,6 +16,7 @@ from enum import StrEnum
 __all__ = [
     "BRIDGE_PREFIX",
     "PAIR_PREFIX",
+    "TUNNEL_PREFIX",
     "Address",
     "Attachment",
     "Consistency",
@@ -72,6 +73,7 @@ __all__ = [
 BRIDGE_PREFIX = "nsbr-"
 """How bridges are named that nobody named otherwise: with this, and the first digits of the network's id."""
 
+TUNNEL_PREFIX = "nsvx-"
 PAIR_PREFIX = "nsv-"
 """How the host's ends of endpoints' interfaces are named: with this, and the first digits of the endpoint's id."""
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from ipaddress import ip_address, ip_network
 
 from netstore.drivers.base import Host, Observed
 from netstore.drivers.bridged import ICC, SHARED_OPTIONS, BridgedDriver
@@ -23,13 +24,12 @@ from netstore.kernel import netlink
 from netstore.kernel.firewall import Element
 from netstore.kernel.links import host_socket
 from netstore.kernel.route import Request
-from netstore.model import Endpoint, Network, RemoteEndpoint, Scope, kernel_name
+from netstore.model import TUNNEL_PREFIX, Endpoint, Network, RemoteEndpoint, Scope, kernel_name
 
 __all__ = ["OverlayDriver"]
 
 VNIS = "com.docker.network.driver.overlay.vxlanid_list"
 ENCRYPTED = "encrypted"
-TUNNEL_PREFIX = "nsvx-"
 OVERHEAD = {4: 50, 6: 70}  # bytes that VXLAN adds: Ethernet, IP, UDP and its own header
 MAX_VNI = (1 << 24) - 1
 
@@ -114,9 +114,16 @@ class OverlayDriver(BridgedDriver):
         return [*super().network_elements(network), *own]
 
     def bridge_addresses(self, network: Network) -> list[tuple[str, int]]:
-        """Return the node's own address first, from which the host speaks; the gateway's is no one node's."""
+        """Return the node's own address first, from which the host speaks; the gateway's is no one node's. In a subnet
+        where the node has none, the gateway's leads to it all the same.
+        """
         own = [(each.address, each.prefix) for each in network.host_addresses]
-        hidden = {address: 128 if ":" in address else 32 for address, _ in self.gateways(network)} if own else {}
+        spoken = [ip_network(f"{address}/{prefix}", strict=False) for address, prefix in own]
+        hidden = {
+            address: 128 if ":" in address else 32
+            for address, _ in self.gateways(network)
+            if any(ip_address(address) in subnet for subnet in spoken)
+        }
         return [*own, *((each, hidden.get(each, prefix)) for each, prefix in super().bridge_addresses(network))]
 
     def apply_remote(

@@ -7,6 +7,8 @@ matches (and each address). A network that is not policed costs nothing, nor do 
 - Table `bridge netstore` sees what endpoints of one network send each other, by their interfaces. Bridges have no
   connection tracking on every kernel, so who began is remembered in sets whose elements expire (`flows`, `talks`).
   TCP that is no more in them, after a flush, is taken as the middle of a flow: one way or the other must be allowed.
+  Endpoints of other nodes are known by the tunnel and their addresses, which their own node lets nobody else use; their
+  traffic is judged at both ends, by the same rules.
 - Table `inet netstore` sees what is routed: to and from other machines and networks, through published ports, and to
   the node itself; by addresses, with connection tracking.
 
@@ -22,7 +24,19 @@ from ipaddress import collapse_addresses, ip_network
 from itertools import product
 from typing import Any
 
-from netstore.model import Endpoint, Network, Policy, PolicyAction, PolicyPort, Selector, stable_mac
+from netstore.model import (
+    TUNNEL_PREFIX,
+    Endpoint,
+    Network,
+    Policy,
+    PolicyAction,
+    PolicyPort,
+    RemoteEndpoint,
+    Scope,
+    Selector,
+    kernel_name,
+    stable_mac,
+)
 
 __all__ = [
     "BRIDGED",
@@ -131,15 +145,31 @@ class Policing:
             for side, selectors in (("from", policy.spec.sources), ("to", policy.spec.destinations)):
                 if any(selects(selector, endpoint) for selector in selectors):
                     found.append((f"ends_{_short(policy.id)}_{side}", endpoint.host_interface))
-                    for address in endpoint.every_address:
-                        six = "6" if ":" in address.address else ""
-                        found.append((f"addrs_{_short(policy.id)}_{side}{six}", address.address))
+                    found += _addressed(policy, side, [each.address for each in endpoint.every_address])
         return found
+
+    def remote_elements(self, network: Network, endpoint: RemoteEndpoint) -> list[tuple[str, str]]:
+        """Return the elements by which an endpoint of another node is known to the policies that select it."""
+        police = self._policed.get(network.id)
+        found: list[tuple[str, str]] = []
+        tunnel = kernel_name(TUNNEL_PREFIX, network.id)
+        for policy in police.policies if police else ():
+            for side, selectors in (("from", policy.spec.sources), ("to", policy.spec.destinations)):
+                if any(selects(selector, endpoint) for selector in selectors):
+                    found += _addressed(policy, side, endpoint.addresses)
+                    found += _addressed(policy, side, endpoint.addresses, tunnel)
+        return found
+
+
+def _addressed(policy: Policy, side: str, addresses: Iterable[str], tunnel: str = "") -> Iterator[tuple[str, str]]:
+    kind, before = ("remote", f"{tunnel} . ") if tunnel else ("addrs", "")
+    for address in addresses:
+        yield f"{kind}_{_short(policy.id)}_{side}{'6' if ':' in address else ''}", f"{before}{address}"
 
 
 def table_of(name: str) -> str | None:
     """Return the table of a set of ours, None for one that is not."""
-    if name == "members" or name.startswith("ends_"):
+    if name == "members" or name.startswith(("ends_", "remote_")):
         return BRIDGED
     return ROUTED if name == "policed" or name.startswith("addrs_") else None
 
@@ -157,7 +187,7 @@ def _chain(resource_id: str) -> str:
     return f"n_{_short(resource_id)}"
 
 
-def selects(selector: Selector, endpoint: Endpoint) -> bool:
+def selects(selector: Selector, endpoint: Endpoint | RemoteEndpoint) -> bool:
     """Say whether a selector means an endpoint by its labels."""
     for wanted in selector.labels:
         key, separator, value = wanted.partition("=")
@@ -170,7 +200,7 @@ def _compile(police: _Police, table: str, *, logs: bool) -> Skeleton:
     network, policies = police.network, police.policies
     name = _chain(network.id)
     bridged = table == BRIDGED
-    sets = {key: body for policy in policies for key, body in _sets(policy, bridged=bridged)}
+    sets = {key: body for policy in policies for key, body in _sets(policy, network, bridged=bridged)}
     deniers = (network.id, *(policy.id for policy in policies if _denies(policy)))
     chains = {f"d_{_short(each)}": _dropping(each, logs=logs) for each in deniers}
     denied = [policy for policy in policies if _denies(policy)]
@@ -187,12 +217,15 @@ def _denies(policy: Policy) -> bool:
     return policy.spec.action is PolicyAction.DENY
 
 
-def _sets(policy: Policy, *, bridged: bool) -> Iterator[tuple[str, tuple[str, str]]]:
+def _sets(policy: Policy, network: Network, *, bridged: bool) -> Iterator[tuple[str, tuple[str, str]]]:
     for side, selectors in (("from", policy.spec.sources), ("to", policy.spec.destinations)):
         if not any(selector.labels for selector in selectors):
             continue
         if bridged:
             yield f"ends_{_short(policy.id)}_{side}", ("set", "type ifname;")
+            if network.scope is Scope.GLOBAL:
+                yield f"remote_{_short(policy.id)}_{side}", ("set", "type ifname . ipv4_addr;")
+                yield f"remote_{_short(policy.id)}_{side}6", ("set", "type ifname . ipv6_addr;")
         else:
             yield f"addrs_{_short(policy.id)}_{side}", ("set", "type ipv4_addr;")
             yield f"addrs_{_short(policy.id)}_{side}6", ("set", "type ipv6_addr;")
@@ -213,8 +246,10 @@ def _routed_chains(
     bridge, drop = network.interface, f"goto d_{_short(network.id)}"
 
     def judge(*, reply: bool) -> tuple[str, ...]:
-        rules = [rule for policy in denied for rule in _rules(policy, reply=reply, bridged=False)]
-        rules += [rule for policy in allowed for rule in _rules(policy, reply=reply, bridged=False, verdict="return")]
+        rules: list[str] = []
+        for policies, verdict in ((denied, ""), (allowed, "return")):
+            for each in policies:
+                rules += _rules(each, network, reply=reply, bridged=False, verdict=verdict)
         leaves, enters = ("oifname", "iifname") if reply else ("iifname", "oifname")
         if network.spec.policy_egress is PolicyAction.DENY:
             rules.append(f'{leaves} "{bridge}" {drop}')
@@ -241,7 +276,7 @@ def _bridged_chains(
         return [
             rule
             for policy in policies
-            for rule in _rules(policy, reply=reply, bridged=True, verdict=verdict, ports=ports)
+            for rule in _rules(policy, network, reply=reply, bridged=True, verdict=verdict, ports=ports)
         ]
 
     forward, backward = rules(denied, reply=False), rules(denied, reply=True)
@@ -279,12 +314,14 @@ def _bridged_chains(
     }
 
 
-def _rules(policy: Policy, *, reply: bool, bridged: bool, verdict: str = "", ports: bool = True) -> Iterator[str]:
+def _rules(
+    policy: Policy, network: Network, *, reply: bool, bridged: bool, verdict: str = "", ports: bool = True
+) -> Iterator[str]:
     """Yield a rule for each pair of ways to be source and destination, and each sort of ports."""
     verdict = f"goto d_{_short(policy.id)}" if _denies(policy) else f"counter name {counter_name(policy.id)} {verdict}"
     ways = (("daddr", "oifname"), ("saddr", "iifname")) if reply else (("saddr", "iifname"), ("daddr", "oifname"))
     sides = [
-        [_turned(way, *words) for way in _ways(policy, side, bridged=bridged)]
+        [_turned(way, *words) for way in _ways(policy, network, side, bridged=bridged)]
         for side, words in zip(("from", "to"), ways, strict=True)
     ]
     for source, destination in product(*sides):
@@ -298,7 +335,7 @@ def _turned(way: _Side, address: str, interface: str) -> _Side:
     return _Side(way.family, way.match.replace("SIDE", address).replace("IF", interface))
 
 
-def _ways(policy: Policy, side: str, *, bridged: bool) -> Iterator[_Side]:
+def _ways(policy: Policy, network: Network, side: str, *, bridged: bool) -> Iterator[_Side]:
     selectors = policy.spec.sources if side == "from" else policy.spec.destinations
     if not selectors:
         yield _Side("", "")
@@ -306,6 +343,9 @@ def _ways(policy: Policy, side: str, *, bridged: bool) -> Iterator[_Side]:
         name = f"{_short(policy.id)}_{side}"
         if bridged:
             yield _Side("", f"IF @ends_{name}")
+            if network.scope is Scope.GLOBAL:
+                yield _Side("ip", f"IF . ip SIDE @remote_{name}")
+                yield _Side("ip6", f"IF . ip6 SIDE @remote_{name}6")
         else:
             yield _Side("ip", f"ip SIDE @addrs_{name}")
             yield _Side("ip6", f"ip6 SIDE @addrs_{name}6")

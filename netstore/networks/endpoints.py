@@ -22,7 +22,8 @@ from netstore.errors import Conflict, KernelError, NetstoreError
 from netstore.kernel.sandboxes import open_resolver
 from netstore.model import Endpoint, Kind, Network, PortMapping, Sandbox, SandboxRef, Scope
 from netstore.networks import planning
-from netstore.networks.cluster.span import Span, no_cluster
+from netstore.networks.cluster.members import no_cluster
+from netstore.networks.cluster.span import Span
 from netstore.networks.context import Context
 from netstore.networks.leases import Leases, is_leased
 from netstore.networks.planning import AttachRequest, Plan

@@ -21,8 +21,9 @@ from netstore.networks.cluster.balanced import Balanced
 from netstore.networks.cluster.checks import Checks
 from netstore.networks.cluster.cluster import Cluster, Work
 from netstore.networks.cluster.dataplane import DataPlane
+from netstore.networks.cluster.members import no_cluster
 from netstore.networks.cluster.publication import Publication
-from netstore.networks.cluster.span import Span, no_cluster
+from netstore.networks.cluster.span import Span
 from netstore.networks.cluster.spanning import Spanning
 from netstore.networks.context import Context
 from netstore.networks.drops import Drops
@@ -125,6 +126,7 @@ class NetworkManager:
         await self._leases.start()
         if self._span:
             self._span.publication.evict = self.endpoints.detach
+            self._span.data_plane.change = self.networks.take_over
             plane, publication = self._span.data_plane, self._span.publication
             answer = self._checks(self._span.cluster).answer
             self._span.cluster.start(Work(plane.follow, plane.resync, self._publish, publication.release_stray, answer))
@@ -132,8 +134,9 @@ class NetworkManager:
     def _build_span(self, config: ClusterConfig, node_id: str) -> Span:
         store = self._context.store
         cluster = Cluster(config, store, node_id, self._localise)
-        plane = DataPlane(self._context, node_id, self.policies.forget, self.services)
+        plane = DataPlane(self._context, node_id, self.policies, self.services)
         networks, services = Spanning(self._context, cluster, plane), Balanced(store, cluster)
+        self.policies.share = networks.change_policies
         return Span(cluster, networks, services, Publication(store, cluster), plane)
 
     @property

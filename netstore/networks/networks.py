@@ -19,13 +19,13 @@ from netstore.errors import (
     InUse,
     InvalidArgument,
     NetstoreError,
-    Unsupported,
 )
 from netstore.kernel.namespaces import open_pinned
 from netstore.kernel.paths import closing
 from netstore.model import Endpoint, Kind, Network, NetworkSpec, PolicyAction, Pool, Route, Sandbox, Scope, new_id
 from netstore.networks import ipam
-from netstore.networks.cluster.span import Span, no_cluster
+from netstore.networks.cluster.members import no_cluster
+from netstore.networks.cluster.span import Span
 from netstore.networks.context import Context
 from netstore.networks.planning import changes, changes_of_labels
 from netstore.networks.policies import Policies, refuse_unpoliced
@@ -192,17 +192,33 @@ class Networks:
             KernelError: the kernel refused; all is as it was.
         """
         found, _ = await self.get(reference)
-        if self._context.driver(found.spec.driver).scope is Scope.GLOBAL:
-            raise Unsupported(
-                f"network {found.name} spans nodes, and does not change", hint="create another one, and move to it"
-            )
 
         def edit(tx: Transaction, network: Network) -> Network:
             if etag and etag != str(network.revision):
                 raise Conflict(f"network {network.name} has changed", hint="read it again, then change it again")
             return _changed(tx, self._context.driver(network.spec.driver), network, change)
 
+        if self._context.driver(found.spec.driver).scope is Scope.GLOBAL:
+            if self._span is None:
+                raise no_cluster()
+            await self._span.networks.update(found, edit)
+            return await self.get(found.id)
         return await self._update(found.id, edit)
+
+    async def take_over(self, shared: Network) -> None:
+        """Let a network of the cluster be here as it was changed on another node, or on this one.
+
+        Raises:
+            KernelError: the kernel refused; here it is as it was.
+        """
+
+        def edit(tx: Transaction, network: Network) -> Network:
+            for pool in shared.pools:
+                if pool not in network.pools:
+                    ipam.reserve_pool(tx, network, pool)
+            return replace(network, spec=shared.spec, pools=shared.pools, labels=shared.labels)
+
+        await self._update(shared.id, edit)
 
     async def _update(self, network_id: str, edit: Callable[[Transaction, Network], Network]) -> tuple[Network, int]:
         """Change a network's row, then the kernel; when that refuses, both go back."""
@@ -327,6 +343,8 @@ def _defaults(network: Network) -> tuple[PolicyAction, PolicyAction]:
 
 def _follow(driver: Driver, old: Network, new: Network, attached: Sequence[tuple[Endpoint, Sandbox]]) -> None:
     """Make the kernel follow a change of a network, and of its endpoints where it concerns them. Blocking."""
+    if not driver.is_here(new):
+        return
     driver.update_network(old, new, [endpoint for endpoint, _ in attached])
     if (old.mtu, old.spec.routes, old.spec.options) == (new.mtu, new.spec.routes, new.spec.options):
         return

@@ -6,18 +6,41 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
+from typing import Protocol, TypeAlias, TypeVar
 
 from netstore.drivers.base import Driver
 from netstore.errors import AlreadyExists, Conflict, FailedPrecondition
 from netstore.kernel.firewall import Element, Firewall
 from netstore.kernel.policing import counter_name, selects
-from netstore.model import Endpoint, Kind, Network, Policy, PolicyPort, PolicySpec, Selector, new_id
+from netstore.model import (
+    Endpoint,
+    Kind,
+    Network,
+    Policy,
+    PolicyPort,
+    PolicySpec,
+    RemoteEndpoint,
+    Scope,
+    Selector,
+    new_id,
+)
 from netstore.networks import planning
+from netstore.networks.cluster import cache
+from netstore.networks.cluster.members import no_cluster
 from netstore.networks.context import Context
 from netstore.networks.planning import changes_of_labels
 from netstore.store import Transaction
 
 __all__ = ["Policies", "PolicyView", "refuse_unpoliced"]
+
+T = TypeVar("T")
+_Anywhere: TypeAlias = Endpoint | RemoteEndpoint
+
+
+class Share(Protocol):
+    """See `Spanning.change_policies`."""
+
+    async def __call__(self, network: Network, edit: Callable[[Transaction], T]) -> T: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +62,8 @@ class Policies:
         self._context = context
         self._store = context.store
         self._firewall = firewall
+        self.share: Share | None = None
+        """Makes an edit of the policies of a network that spans nodes every node's."""
 
     async def start(self) -> None:
         """Take the store's policies as those to enforce; the firewall's skeleton, made next, has them then."""
@@ -64,6 +89,10 @@ class Policies:
             id=new_id(), name=name, spec=replace(spec, network_id=found.id), labels=dict(labels),
             create_time=time.time(),
         )  # fmt: skip
+        if found.scope is Scope.GLOBAL:
+            policy, _ = await self._shared(found, lambda tx: _insert(tx, policy, found, ""))
+            await self._store.write(lambda tx: tx.answer(request_id, "CreatePolicy", [policy.id]))
+            return await self._view(policy)
         async with self._hold(found):
             policy, made = await self._store.write(lambda tx: _insert(tx, policy, found, request_id))
             if made:
@@ -101,6 +130,10 @@ class Policies:
             tx.policies.update(new)
             return old, new, tx.networks.require(old.spec.network_id)
 
+        network = await self._store.read(lambda tx: tx.networks.require(found.spec.network_id))
+        if network.scope is Scope.GLOBAL:
+            await self._shared(network, write)
+            return await self.get(found.id)
         async with self._context.locks.hold(f"policy {found.spec.network_id}"):  # as _hold
             old, new, network = await self._store.write(write)
             if old.spec != new.spec:
@@ -118,10 +151,18 @@ class Policies:
         network = await self._store.read(lambda tx: tx.networks.get(found.spec.network_id))
         if network is None:  # it went with its network
             return
+        if network.scope is Scope.GLOBAL:
+            await self._shared(network, lambda tx: _delete(tx, found))
+            return
         async with self._hold(network):
             policy = await self._store.write(lambda tx: _delete(tx, found))
             if policy:
                 await self._enforced(network, lambda tx: tx.policies.insert(policy))
+
+    async def _shared(self, network: Network, edit: Callable[[Transaction], T]) -> T:
+        if self.share is None:
+            raise no_cluster()
+        return await self.share(network, edit)
 
     async def follow(self, network: Network) -> None:
         """Make the kernel follow a change of a network's defaults.
@@ -159,6 +200,17 @@ class Policies:
                     raise
         return joined
 
+    async def exchange_remotes(
+        self, network: Network, before: Sequence[RemoteEndpoint], after: Sequence[RemoteEndpoint]
+    ) -> None:
+        """Change who endpoints of other nodes are for the policies.
+
+        Raises:
+            KernelError: the kernel refused; the reconciler will try again.
+        """
+        if self._firewall.policing.get(network.id):
+            await self._context.apply(self._catch_up, network, before, after)
+
     def _hold(self, network: Network) -> AbstractAsyncContextManager[None]:
         return self._context.locks.hold(f"policy {network.id}")
 
@@ -175,15 +227,14 @@ class Policies:
         endpoints = await self._attached(network)
         await self._context.apply(self._police, network, policies, endpoints)
         before, now = endpoints, await self._attached(network)
-        while [each.id for each in now] != [each.id for each in before]:
+        while [_id(each) for each in now] != [_id(each) for each in before]:
             await self._context.apply(self._catch_up, network, before, now)
             before, now = now, await self._attached(network)
 
-    async def _attached(self, network: Network) -> list[Endpoint]:
-        found = await self._store.read(lambda tx: tx.endpoints.all("network_id = ?", network.id))
-        return [endpoint for endpoint in found if endpoint.attached]
+    async def _attached(self, network: Network) -> list[_Anywhere]:
+        return await self._store.read(lambda tx: _reachable(tx, network.id))
 
-    def _police(self, network: Network, policies: Sequence[Policy] | None, endpoints: Sequence[Endpoint]) -> None:
+    def _police(self, network: Network, policies: Sequence[Policy] | None, endpoints: Sequence[_Anywhere]) -> None:
         policing = self._firewall.policing
 
         def change() -> None:
@@ -194,12 +245,17 @@ class Policies:
 
         self._firewall.police(network.id, change, lambda: self._elements(network, endpoints))
 
-    def _elements(self, network: Network, endpoints: Sequence[Endpoint]) -> set[Element]:
+    def _elements(self, network: Network, endpoints: Sequence[_Anywhere]) -> set[Element]:
         policing = self._firewall.policing
+        if not self._context.driver(network.spec.driver).is_here(network):
+            return set()
         found = set(policing.network_elements(network))
-        return found.union(*(policing.endpoint_elements(network, endpoint) for endpoint in endpoints))
+        for each in endpoints:
+            remote = isinstance(each, RemoteEndpoint)
+            found.update((policing.remote_elements if remote else policing.endpoint_elements)(network, each))  # type: ignore[arg-type]
+        return found
 
-    def _catch_up(self, network: Network, before: Sequence[Endpoint], now: Sequence[Endpoint]) -> None:
+    def _catch_up(self, network: Network, before: Sequence[_Anywhere], now: Sequence[_Anywhere]) -> None:
         with self._firewall.steady:
             old, new = self._elements(network, before), self._elements(network, now)
             self._firewall.remove(sorted(old - new))
@@ -221,7 +277,7 @@ class Policies:
 
         def look(tx: Transaction) -> list[PolicyView]:
             ids = {policy.spec.network_id for policy in policies}
-            attached = {each: [e for e in tx.endpoints.all("network_id = ?", each) if e.attached] for each in ids}
+            attached = {each: _reachable(tx, each) for each in ids}
             return [
                 PolicyView(
                     policy=policy,
@@ -254,7 +310,17 @@ def refuse_unpoliced(network: Network, driver: Driver) -> None:
         )
 
 
-def _selected(selectors: Sequence[Selector], endpoints: Sequence[Endpoint]) -> int:
+def _reachable(tx: Transaction, network_id: str) -> list[_Anywhere]:
+    """Return the endpoints of a network that packets can go to, here and on other nodes."""
+    here = [each for each in tx.endpoints.all("network_id = ?", network_id) if each.attached]
+    return [*here, *cache.remotes(tx, network_id)]
+
+
+def _id(endpoint: _Anywhere) -> str:
+    return endpoint.endpoint_id if isinstance(endpoint, RemoteEndpoint) else endpoint.id
+
+
+def _selected(selectors: Sequence[Selector], endpoints: Sequence[_Anywhere]) -> int:
     return sum(any(selects(selector, endpoint) for selector in selectors) for endpoint in endpoints)
 
 

@@ -22,7 +22,8 @@ from netstore.kernel.foreign import DOCKER_USER, Foreign
 from netstore.kernel.links import host_socket
 from netstore.kernel.namespaces import open_pinned, remove
 from netstore.kernel.sandboxes import interface_names, is_redirected, lacking
-from netstore.model import Endpoint, Finding, Kind, Network, Sandbox, Scope
+from netstore.model import Endpoint, Finding, Kind, Network, RemoteEndpoint, Sandbox, Scope
+from netstore.networks.cluster import cache
 from netstore.networks.cluster.span import Span
 from netstore.networks.context import Context
 from netstore.networks.endpoints import Endpoints
@@ -98,7 +99,8 @@ class Reconciler:
             driver = self._context.driver(network.spec.driver)
             findings = await self._networks(desired, repair=False)
             if driver.is_here(network):
-                wanted = driver.node_elements() | driver.elements(network, desired.attached(network))
+                remotes = await self._context.store.read(lambda tx: cache.remotes(tx, network.id))
+                wanted = driver.node_elements() | self._of_network(network, desired, remotes)
                 present = await self._context.apply(self._firewall.elements) or set()
                 if wanted - present:
                     findings.append(_listed(wanted - present, "is missing"))
@@ -284,16 +286,22 @@ class Reconciler:
         What there is is read first: what the store gets afterwards is at most missing, never taken away.
         """
         present = await self._context.apply(self._firewall.elements) or set()
-        networks, endpoints = await self._context.store.read(lambda tx: (tx.networks.all(), tx.endpoints.all()))
+        networks, endpoints, remotes = await self._context.store.read(
+            lambda tx: (tx.networks.all(), tx.endpoints.all(), _remotes(tx, self._firewall))
+        )
         desired, wanted = _Desired(networks, endpoints, []), set(relay_elements(self._context.resolver.relay_port()))
         for driver in self._context.drivers.values():
             wanted |= driver.node_elements()
         for network in networks:
             driver = self._context.driver(network.spec.driver)
             if driver.is_here(network):
-                wanted |= driver.elements(network, desired.attached(network))
+                wanted |= self._of_network(network, desired, remotes.get(network.id, ()))
         wanted |= await self._services.elements(networks)
         return present - wanted, wanted - present
+
+    def _of_network(self, network: Network, desired: _Desired, remotes: Sequence[RemoteEndpoint]) -> set[Element]:
+        found = self._context.driver(network.spec.driver).elements(network, desired.attached(network))
+        return found.union(*(self._firewall.policing.remote_elements(network, each) for each in remotes))
 
     async def _names(self, desired: _Desired, *, repair: bool) -> list[Finding]:
         """Find sandboxes whose names nobody answers, or lead nowhere: who is inside may have flushed its firewall."""
@@ -374,6 +382,12 @@ class Reconciler:
             await self._context.resolver.remove(orphan)
         self._grace = _GRACE_SECONDS
         return findings
+
+
+def _remotes(tx: Transaction, firewall: Firewall) -> dict[str, list[RemoteEndpoint]]:
+    """Return the endpoints of other nodes that policies may select, by network."""
+    spanning = [network_id for (network_id,) in tx.rows("SELECT network_id FROM global_networks")]
+    return {each: cache.remotes(tx, each) for each in spanning if firewall.policing.get(each)}
 
 
 def _listed(elements: set[Element], detail: str) -> Finding:

@@ -21,7 +21,7 @@ from netstore.model import EndpointMode, Kind, Network, Service, ServiceSpec, ne
 from netstore.networks import balance, ports, service_rows
 from netstore.networks.balance import Backend
 from netstore.networks.cluster.balanced import Balanced, Change
-from netstore.networks.cluster.span import no_cluster
+from netstore.networks.cluster.members import no_cluster
 from netstore.networks.context import Context
 from netstore.networks.health import Checks, Target
 from netstore.store import Transaction

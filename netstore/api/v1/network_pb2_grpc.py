@@ -116,6 +116,7 @@ class NetworkServiceServicer:
         the mask names a field that does not exist | INVALID_ARGUMENT | correct the mask
         the etag is not the current one | ABORTED | read again, apply again
         no such network | NOT_FOUND | list networks
+        it spans nodes, and etcd does not answer | UNAVAILABLE (CLUSTER_UNAVAILABLE) | try again when it does
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -61,6 +61,7 @@ class NetworkServiceStub:
     the mask names a field that does not exist | INVALID_ARGUMENT | correct the mask
     the etag is not the current one | ABORTED | read again, apply again
     no such network | NOT_FOUND | list networks
+    it spans nodes, and etcd does not answer | UNAVAILABLE (CLUSTER_UNAVAILABLE) | try again when it does
     """
     DeleteNetwork: _grpc.UnaryUnaryMultiCallable[_network_pb2.DeleteNetworkRequest, _network_pb2.DeleteNetworkResponse]
     """DeleteNetwork removes a network that has no endpoints.
@@ -114,6 +115,7 @@ class NetworkServiceAsyncStub(NetworkServiceStub):
     the mask names a field that does not exist | INVALID_ARGUMENT | correct the mask
     the etag is not the current one | ABORTED | read again, apply again
     no such network | NOT_FOUND | list networks
+    it spans nodes, and etcd does not answer | UNAVAILABLE (CLUSTER_UNAVAILABLE) | try again when it does
     """
     DeleteNetwork: _aio.UnaryUnaryMultiCallable[_network_pb2.DeleteNetworkRequest, _network_pb2.DeleteNetworkResponse]  # type: ignore[assignment]
     """DeleteNetwork removes a network that has no endpoints.
@@ -188,6 +190,7 @@ class NetworkServiceServicer(metaclass=_abc_1.ABCMeta):
         the mask names a field that does not exist | INVALID_ARGUMENT | correct the mask
         the etag is not the current one | ABORTED | read again, apply again
         no such network | NOT_FOUND | list networks
+        it spans nodes, and etcd does not answer | UNAVAILABLE (CLUSTER_UNAVAILABLE) | try again when it does
         """
 
     @_abc_1.abstractmethod

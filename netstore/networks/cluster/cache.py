@@ -22,12 +22,14 @@ from netstore.networks.cluster.records import (
     HOSTS,
     NETWORKS,
     NODES,
+    POLICIES,
     SERVICES,
     CheckRequest,
     EndpointRecord,
     decode_endpoint,
     decode_network,
     decode_node,
+    decode_policies,
     decode_request,
     encode,
 )
@@ -54,6 +56,10 @@ class Effect:
     """Networks, by id, whose services changed."""
     touched: set[str] = field(default_factory=set)
     """Networks, by id, of whose endpoints something changed, their health too, which packets do not go by."""
+    changed: list[Network] = field(default_factory=list)
+    """As the cluster has them now; here they are still as they were."""
+    policed: set[str] = field(default_factory=set)
+    """Networks, by id, whose policies changed."""
     peers: bool = False
     refused: dict[str, str] = field(default_factory=dict)
     strays: list[EndpointRecord] = field(default_factory=list)
@@ -86,6 +92,8 @@ class Picture:
                 self._service(tx, effect, item, put=put)
             elif item.key.startswith(NETWORKS):
                 self._network(tx, effect, item, put=put)
+            elif item.key.startswith(POLICIES) and put:
+                self._policies(tx, effect, item)
             elif item.key.startswith(CHECKS) and put:
                 effect.checks.append(decode_request(item.value))
         for endpoint_id, old in before.items():
@@ -141,8 +149,14 @@ class Picture:
             return
         if tx.row("SELECT 1 FROM unpublished_removals WHERE network_id = ?", network_id):
             return
+        network = decode_network(item.value)
+        present = tx.networks.get(network_id)
+        if present:
+            if (present.spec, present.pools, present.labels) != (network.spec, network.pools, network.labels):
+                effect.changed.append(network)
+            return
         try:
-            import_network(tx, decode_network(item.value), self.localise)
+            import_network(tx, network, self.localise)
         except (NetstoreError, sqlite3.IntegrityError) as error:
             effect.refused[network_id] = str(error)
 
@@ -159,6 +173,29 @@ class Picture:
                 effect.refused[service_id] = f"service {service.name} of this node has its name"
                 return
         effect.services.add(network_id)
+
+    def _policies(self, tx: Transaction, effect: Effect, item: KeyValue) -> None:
+        network = tx.networks.get(item.key.removeprefix(POLICIES))
+        if network is None:
+            return  # it cannot be here; listed anew when it can
+        wanted = {each.id: each for each in decode_policies(item.value)}
+        held = {each.id: each for each in tx.policies.all("network_id = ?", network.id)}
+        for gone in held.keys() - wanted.keys():
+            tx.event(Kind.POLICY, "remove", gone, held[gone].name, network=network.name)
+            tx.policies.delete(gone)
+            effect.policed.add(network.id)
+        for policy in wanted.values():
+            present = held.get(policy.id)
+            if present and replace(present, revision=0) == policy:
+                continue
+            try:
+                kept = replace(policy, revision=tx.event(Kind.POLICY, "update" if present else "create", policy.id,
+                                                         policy.name, network=network.name))  # fmt: skip
+                (tx.policies.update if present else tx.policies.insert)(kept)
+            except sqlite3.IntegrityError:
+                effect.refused[policy.id] = f"policy {policy.name}: one of a network of this node has its name"
+                continue
+            effect.policed.add(network.id)
 
     def _endpoint(
         self, tx: Transaction, effect: Effect, before: dict[str, RemoteEndpoint | None], item: KeyValue, *, put: bool
@@ -228,17 +265,11 @@ def _drop(tx: Transaction, endpoint_id: str) -> None:
 
 
 def import_network(tx: Transaction, network: Network, localise: Callable[[Network], Network]) -> Network:
-    """Add the row of a network of the cluster, or bring it up to date; returns it as it is here.
+    """Add the row of a network of the cluster; returns it as it is here.
 
     Raises:
         NetstoreError, sqlite3.IntegrityError: it cannot be here beside what there is; nothing is changed.
     """
-    present = tx.networks.get(network.id)
-    if present:
-        changed = replace(present, labels=network.labels)
-        if changed != present:
-            tx.networks.update(changed)
-        return changed
     tx.execute("SAVEPOINT import")
     try:
         network = localise(network)
@@ -288,7 +319,7 @@ def differences(tx: Transaction, items: Sequence[KeyValue]) -> list[Seen]:
         known[key] = encode(replace(service, revision=0)).decode()
         if key not in there:
             seen.append((False, KeyValue(key, b"", 0)))
-    order = (NODES, ALIVE, NETWORKS, HOSTS, ENDPOINTS, SERVICES)
+    order = (NODES, ALIVE, NETWORKS, POLICIES, HOSTS, ENDPOINTS, SERVICES)
     for prefix in order:
         seen += [
             (True, item) for item in items

@@ -13,6 +13,7 @@ from netstore.model import Finding, Kind, Network, RemoteEndpoint, Scope
 from netstore.networks.cluster import cache
 from netstore.networks.cluster.cache import Effect
 from netstore.networks.context import Context
+from netstore.networks.policies import Policies
 
 __all__ = ["DataPlane"]
 
@@ -34,12 +35,11 @@ class Followers(Protocol):
 class DataPlane:
     """What is in the kernel of endpoints of other nodes. What fails is logged, and repaired by the next resync."""
 
-    def __init__(
-        self, context: Context, node_id: str, forget: Callable[[Network], Awaitable[None]], services: Followers
-    ) -> None:
-        """`forget` takes away what else there is of a network (its policies)."""
-        self._forget = forget
+    def __init__(self, context: Context, node_id: str, policies: Policies, services: Followers) -> None:
+        self._policies = policies
         self._services = services
+        self.change: Callable[[Network], Awaitable[object]] | None = None
+        """Lets a network be here as the cluster has it now."""
         self._context = context
         self._node_id = node_id
 
@@ -49,15 +49,30 @@ class DataPlane:
             await self.remove(network)
         if effect.peers:
             await self.apply_peers()
+        for changed in effect.changed:
+            await self._attempt(changed, "does not change here", self.change)
+        for network_id in effect.policed:
+            if policed := await self._network(network_id):
+                await self._attempt(policed, "is not policed as it should be", self._policies.follow)
         for network_id in {**effect.remove, **effect.add}:
             async with self._context.locks.hold(network_id):
-                network = await self._context.store.read(lambda tx, of=network_id: tx.networks.get(of))  # type: ignore[misc]
-                if network and self._driver(network).is_here(network):
-                    await self._apply(network, effect.add.get(network_id, ()), effect.remove.get(network_id, ()))
+                found = await self._network(network_id)
+                if found and self._driver(found).is_here(found):
+                    await self._apply(found, effect.add.get(network_id, ()), effect.remove.get(network_id, ()))
         for network_id in effect.touched:
             self._services.touch(network_id)
         for network_id in effect.services:
             self._services.appear(network_id)
+
+    async def _network(self, network_id: str) -> Network | None:
+        return await self._context.store.read(lambda tx: tx.networks.get(network_id))
+
+    async def _attempt(self, network: Network, what: str, work: Callable[[Network], Awaitable[object]] | None) -> None:
+        assert work
+        try:
+            await work(network)
+        except NetstoreError as error:
+            log.error(f"a network of the cluster {what}", network=network.name, error=str(error))
 
     async def apply_peers(self) -> None:
         """Tell every driver whose networks span nodes whom to hear."""
@@ -100,6 +115,7 @@ class DataPlane:
     ) -> str:  # fmt: skip
         try:
             await self._context.apply(self._driver(network).apply_remote, network, add=add, remove=remove)
+            await self._policies.exchange_remotes(network, remove, add)
         except NetstoreError as error:
             log.error("remote endpoints cannot be set", network=network.name, error=str(error))
             return str(error)
@@ -111,7 +127,7 @@ class DataPlane:
             try:
                 if self._driver(network).is_here(network):
                     await self._context.remove(self._driver(network).remove_network, network)
-                await self._forget(network)
+                await self._policies.forget(network)
             except NetstoreError as error:
                 log.error("a network of the cluster that is gone stays", network=network.name, error=str(error))
 

@@ -21,12 +21,20 @@ from netstore.networks.cluster.records import (
 )
 from netstore.store.etcd import Etcd, Op, absent, delete, holds, put, unchanged
 
-__all__ = ["Members", "Refused", "member_key"]
+__all__ = ["Members", "Refused", "member_key", "no_cluster"]
 
 _TRIES = 10
 _DELETIONS_AT_ONCE = 100  # etcd's limit is 128 operations
 
 log = structlog.get_logger(__name__)
+
+
+def no_cluster() -> FailedPrecondition:
+    """Return what a node says that is in no cluster."""
+    return FailedPrecondition(
+        "this node is in no cluster", reason="NO_CLUSTER",
+        hint="write [cluster] into its configuration: see docs/howto/run-a-cluster.md",
+    )  # fmt: skip
 
 
 class Refused(Unavailable):

@@ -14,6 +14,7 @@ MAC or a number: they are created if absent, and say who holds them in their val
     CLAIMS/members/NODE         exists as long as the node may claim anything
     CLAIMS/removed/NODE exists from its removal until its next start
     CLAIMS/recovering   exists for a while after etcd lost what it knew: nothing new is claimed meanwhile
+    STATE/policies/NETWORK      its policies, all of them: they change as one
     STATE/checks/ID             CheckRequest; REPORTS/ID/NODE NodeCheck: the answers, which only the asker reads
     CLAIMS/subnets              changes with every network that comes or goes, so that two never take overlapping ones
 """
@@ -25,12 +26,12 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 
-from netstore.model import Network, Node, NodeCheck, RemoteEndpoint
+from netstore.model import Network, Node, NodeCheck, Policy, RemoteEndpoint
 
 __all__ = [
-    "ALIVE", "CHECKS", "CLAIMS", "ENDPOINTS", "HOSTS", "NETWORKS", "NODES", "RECOVERING", "REPORTS", "SERVICES",
-    "STATE", "SUBNETS", "CheckRequest", "EndpointRecord", "decode_check", "decode_endpoint", "decode_network",
-    "decode_node", "decode_request", "encode", "shared",
+    "ALIVE", "CHECKS", "CLAIMS", "ENDPOINTS", "HOSTS", "NETWORKS", "NODES", "POLICIES", "RECOVERING", "REPORTS",
+    "SERVICES", "STATE", "SUBNETS", "CheckRequest", "EndpointRecord", "decode_check", "decode_endpoint",
+    "decode_network", "decode_node", "decode_policies", "decode_request", "encode", "shared",
 ]  # fmt: skip
 
 _ROOT = "/netstore/1/"
@@ -41,6 +42,7 @@ NODES, ALIVE, NETWORKS, ENDPOINTS, HOSTS, SERVICES = (
 )
 SUBNETS = f"{CLAIMS}subnets"
 RECOVERING = f"{CLAIMS}recovering"
+POLICIES = f"{STATE}policies/"
 CHECKS = f"{STATE}checks/"
 REPORTS = f"{_ROOT}reports/"
 
@@ -91,6 +93,7 @@ class CheckRequest:
 
 encode = msgspec.json.Encoder().encode
 decode_endpoint = msgspec.json.Decoder(EndpointRecord).decode
+decode_policies = msgspec.json.Decoder(tuple[Policy, ...]).decode
 decode_check = msgspec.json.Decoder(NodeCheck).decode
 decode_request = msgspec.json.Decoder(CheckRequest).decode
 decode_network = msgspec.json.Decoder(Network).decode

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from netstore.errors import FailedPrecondition
 from netstore.networks.cluster.balanced import Balanced
 from netstore.networks.cluster.cluster import Cluster
 from netstore.networks.cluster.dataplane import DataPlane
 from netstore.networks.cluster.publication import Publication
 from netstore.networks.cluster.spanning import Spanning
 
-__all__ = ["Span", "no_cluster"]
+__all__ = ["Span"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +22,3 @@ class Span:
     services: Balanced
     publication: Publication
     data_plane: DataPlane
-
-
-def no_cluster() -> FailedPrecondition:
-    """Return what a node says that is in no cluster."""
-    return FailedPrecondition(
-        "this node is in no cluster", reason="NO_CLUSTER",
-        hint="write [cluster] into its configuration: see docs/howto/run-a-cluster.md",
-    )  # fmt: skip

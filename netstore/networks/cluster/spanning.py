@@ -10,8 +10,8 @@ from typing import TypeVar
 import structlog
 
 from netstore.drivers.base import Driver
-from netstore.errors import Exhausted, FailedPrecondition, InUse, Unavailable
-from netstore.model import Address, EndpointSpec, Network, stable_mac
+from netstore.errors import Exhausted, FailedPrecondition, InUse, NotFound, Unavailable
+from netstore.model import Address, EndpointSpec, Network, Policy, stable_mac
 from netstore.networks import ipam
 from netstore.networks.cluster import cache, claims
 from netstore.networks.cluster.cluster import Cluster
@@ -22,6 +22,7 @@ from netstore.networks.cluster.records import (
     ENDPOINTS,
     HOSTS,
     NETWORKS,
+    POLICIES,
     RECOVERING,
     SERVICES,
     SUBNETS,
@@ -84,9 +85,7 @@ class Spanning:
             Unavailable: etcd does not answer, or this node is not in the cluster.
         """
         for _ in range(_TRIES):
-            await self._cluster.ready()
-            mark = await self._cluster.ask(self._cluster.etcd.read(SUBNETS))
-            await self._cluster.caught_up(mark.revision if mark else 0)
+            mark = await self._read(SUBNETS)
             network, made = await rehearse(self._store, plan)
             if not made:
                 return network, False
@@ -100,6 +99,71 @@ class Spanning:
             if result.succeeded:
                 return await self._found(network), True
         raise Unavailable(f"network {network.name}: others create networks at the same time", hint="try again")
+
+    async def update(self, network: Network, edit: Callable[[Transaction, Network], Network]) -> None:
+        """Change a network on every node; `edit` may run several times, and what it writes is taken back.
+
+        Raises:
+            FailedPrecondition: this node could not follow.
+            Unavailable: etcd does not answer, or this node is not in the cluster.
+        """
+        key, driver = f"{NETWORKS}{network.id}", self._context.driver(network.spec.driver)
+        uplink = await self._context.apply(read_uplink)
+
+        def valid(tx: Transaction) -> Network:
+            changed = edit(tx, tx.networks.require(network.id))
+            return shared(driver.validate(replace(changed, mtu=uplink.mtu or DEFAULT_MTU)))
+
+        for _ in range(_TRIES):
+            present, mark = await self._read(key), await self._read(SUBNETS)
+            if present is None:
+                raise NotFound("network", network.name, hint="it was removed meanwhile")
+            wanted = await rehearse(self._store, valid)
+            conditions = [unchanged(key, present.revision), unchanged(SUBNETS, mark.revision if mark else 0)]
+            then = [put(key, encode(wanted))]
+            if wanted.pools != network.pools:
+                then.append(put(SUBNETS, wanted.id.encode()))
+            result = await self._cluster.ask(self._cluster.etcd.transact(conditions, then))
+            await self._cluster.caught_up(result.revision)
+            if result.succeeded:
+                now = await self._store.read(lambda tx: tx.networks.require(network.id))
+                if (now.spec, now.pools, now.labels) != (wanted.spec, wanted.pools, wanted.labels):
+                    raise FailedPrecondition(
+                        f"network {network.name} changed in the cluster, but not on this node",
+                        hint="see netstored's log",
+                    )
+                return
+        raise Unavailable(f"network {network.name}: others change it at the same time", hint="try again")
+
+    async def _read(self, key: str) -> KeyValue | None:
+        """Read a key, and let the picture be as new."""
+        await self._cluster.ready()
+        found = await self._cluster.ask(self._cluster.etcd.read(key))
+        await self._cluster.caught_up(found.revision if found else 0)
+        return found
+
+    async def change_policies(self, network: Network, edit: Callable[[Transaction], T]) -> T:
+        """Let an edit of a network's policies be every node's; returns what it returned. It may run several times, and
+        what it writes is taken back: what is kept in the end is what etcd has.
+
+        Raises:
+            Unavailable: etcd does not answer, or this node is not in the cluster.
+        """
+        key = f"{POLICIES}{network.id}"
+
+        def tried(tx: Transaction) -> tuple[T, tuple[Policy, ...]]:
+            result = edit(tx)
+            return result, tuple(replace(each, revision=0) for each in tx.policies.all("network_id = ?", network.id))
+
+        for _ in range(_TRIES):
+            present = await self._read(key)
+            found, policies = await rehearse(self._store, tried)
+            conditions = [unchanged(key, present.revision if present else 0), exists(f"{NETWORKS}{network.id}")]
+            result = await self._cluster.ask(self._cluster.etcd.transact(conditions, [put(key, encode(policies))]))
+            await self._cluster.caught_up(result.revision)
+            if result.succeeded:
+                return found
+        raise Unavailable(f"policies of network {network.name}: others change them at the same time", hint="try again")
 
     async def _found(self, network: Network) -> Network:
         found = await self._store.read(lambda tx: tx.networks.get(network.id))
@@ -166,6 +230,7 @@ class Spanning:
         )
         if result.succeeded:
             log.warning("etcd had lost a network: it is put back", network=network.name)
+            await self.change_policies(network, lambda tx: None)
         elif not result.found[0]:
             log.error("etcd has lost a network, and another has its name or number", network=network.name)
             return
@@ -268,7 +333,7 @@ def _puts(network: Network) -> list[Op]:
 def _deletions(network: Network) -> list[Op]:
     below = (f"{HOSTS}{network.id}/", f"{CLAIMS}addresses/{network.id}/", f"{CLAIMS}macs/{network.id}/")
     return [put(SUBNETS, network.id.encode()), *(delete(key) for key in _claims(network)), *map(delete_below, below),
-            delete(f"{NETWORKS}{network.id}")]  # fmt: skip
+            delete(f"{POLICIES}{network.id}"), delete(f"{NETWORKS}{network.id}")]  # fmt: skip
 
 
 def _remove_later(tx: Transaction, network: Network) -> None:
