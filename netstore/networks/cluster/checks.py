@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
+import structlog
+
 from netstore.errors import NetstoreError
 from netstore.kernel.echo import OVERHEAD, echo
 from netstore.model import Finding, Network, NodeCheck, Probe, new_id
@@ -19,6 +21,8 @@ from netstore.networks.context import Context
 from netstore.store.etcd import Changes, put
 
 __all__ = ["Checks"]
+
+log = structlog.get_logger(__name__)
 
 _WAIT_SECONDS = 6.0
 _LEASE_SECONDS = 30
@@ -90,7 +94,10 @@ class Checks:
         else:
             report = await self.look(network)
         key = f"{REPORTS}{request.id}/{node_id}"
-        await self._cluster.etcd.transact([], [put(key, encode(report), request.lease)])
+        try:
+            await self._cluster.etcd.transact([], [put(key, encode(report), request.lease)])
+        except NetstoreError as error:  # whoever asked has gone, and the lease with it; the session goes on
+            log.info("an answer came too late", network=request.network_id, reason=str(error))
 
     async def look(self, network: Network) -> NodeCheck:
         """Return what differs here, and what comes back from every other node that uses the network."""
