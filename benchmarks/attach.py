@@ -10,11 +10,10 @@ import shutil
 import statistics
 import subprocess
 import sys
-import time
 import uuid
 from pathlib import Path
 
-from common import BIN, measure, sh, show, start_netstore
+from common import BIN, dockerd, measure, sh, show, start_netstore
 
 from netstore.api.v1 import common_pb2, container_pb2, endpoint_pb2, image_pb2, network_pb2, volume_pb2
 from netstore.client import BlockingClient as Client
@@ -134,34 +133,22 @@ def docker(place: Path) -> None:
     if not shutil.which("dockerd"):
         print("dockerd is not installed (apt-get install docker.io): not measured")
         return
-    address = f"unix://{place}/docker.sock"
-    daemon = subprocess.Popen(
-        ["dockerd", "-H", address, "--data-root", place / "docker", "--exec-root", place / "docker-run", "--pidfile",
-         place / "docker.pid", "--storage-driver", "vfs"], stderr=(place / "dockerd.log").open("w"),
-    )  # fmt: skip
-    tool = f"docker -H {address}"
     try:
-        for _ in range(100):
-            if subprocess.run(f"{tool} version", shell=True, capture_output=True).returncode == 0:
-                break
-            time.sleep(0.2)
-        sh(f'{tool} import -c \'CMD ["/bin/sleep","1000"]\' {place}/bb.tar bb')
-        baseline = show("docker CLI alone (docker version)", measure(lambda _: sh(f"{tool} version"), 5))
-        show(
-            "docker CLI network create",
-            measure(lambda i: sh(f"{tool} network create d{i}"), 5),
-            f"{baseline:.0f} of it the CLI",
-        )
-        show("docker CLI run -d", measure(
-            lambda i: sh(f"{tool} run -d --name c{i} --network d0 -p {9700 + i}:80 -v w{i}:/data bb"), 8))  # fmt: skip
-        show("docker CLI network connect", measure(lambda i: sh(f"{tool} network connect d1 c{i}"), 8))
-        show("docker CLI network disconnect", measure(lambda i: sh(f"{tool} network disconnect d1 c{i}"), 8))
-        sh(f"{tool} rm -f $({tool} ps -aq)")
+        with dockerd(place) as tool:
+            sh(f'{tool} import -c \'CMD ["/bin/sleep","1000"]\' {place}/bb.tar bb')
+            baseline = show("docker CLI alone (docker version)", measure(lambda _: sh(f"{tool} version"), 5))
+            show(
+                "docker CLI network create",
+                measure(lambda i: sh(f"{tool} network create d{i}"), 5),
+                f"{baseline:.0f} of it the CLI",
+            )
+            show("docker CLI run -d", measure(
+                lambda i: sh(f"{tool} run -d --name c{i} --network d0 -p {9700 + i}:80 -v w{i}:/data bb"), 8))  # fmt: skip
+            show("docker CLI network connect", measure(lambda i: sh(f"{tool} network connect d1 c{i}"), 8))
+            show("docker CLI network disconnect", measure(lambda i: sh(f"{tool} network disconnect d1 c{i}"), 8))
+            sh(f"{tool} rm -f $({tool} ps -aq)")
     except subprocess.CalledProcessError as error:
         print(f"dockerd: not measured: {error.stderr.decode().strip()[-300:]}")
-    finally:
-        daemon.terminate()
-        daemon.wait(timeout=30)
 
 
 def main() -> None:

@@ -6,14 +6,15 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
 
 from netstore.client import BlockingClient as Client
 
-__all__ = ["BIN", "measure", "sh", "show", "start_netstore"]
+__all__ = ["BIN", "dockerd", "measure", "sh", "show", "start_netstore"]
 
 BIN = Path(sys.executable).parent
 
@@ -56,3 +57,23 @@ def start_netstore(place: Path, config: str = "") -> Client:
         time.sleep(0.05)
     grpc.channel_ready_future(client.channel).result(timeout=20)
     return client
+
+
+@contextmanager
+def dockerd(place: Path) -> Iterator[str]:
+    """Run Debian's dockerd below a directory, and yield the command that talks to it."""
+    address = f"unix://{place}/docker.sock"
+    daemon = subprocess.Popen(
+        ["dockerd", "-H", address, "--data-root", place / "docker", "--exec-root", place / "docker-run", "--pidfile",
+         place / "docker.pid", "--storage-driver", "vfs"], stderr=(place / "dockerd.log").open("w"),
+    )  # fmt: skip
+    tool = f"docker -H {address}"
+    try:
+        for _ in range(100):
+            if subprocess.run(f"{tool} version", shell=True, capture_output=True).returncode == 0:
+                break
+            time.sleep(0.2)
+        yield tool
+    finally:
+        daemon.terminate()
+        daemon.wait(timeout=30)

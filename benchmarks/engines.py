@@ -1,6 +1,7 @@
 """CNI ADD and DEL through the binaries, as a runtime pays for them: netstore-cni beside bridge, host-local and portmap.
+And `docker network connect`: netstore as dockerd's plugin beside its own bridge driver.
 
-Each round makes the same container with both, one after the other; a published port each.
+Each round makes the same container with both, one after the other; a published port each. Docker's has none.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import sh, show, start_netstore
+from common import dockerd, sh, show, start_netstore
 
 ROUNDS = 40
 OURS = Path("packaging/netstore-cni").absolute()
@@ -47,10 +48,41 @@ def chain(container: str, ports: list[dict[str, Any]], place: Path) -> tuple[flo
     return between - started, added - between, time.perf_counter() - added
 
 
+def docker(tool: str) -> None:
+    """Connect a container to a network of each driver and disconnect it, in turns."""
+    sh(
+        f"mkdir -p /run/docker/root/bin; cp /bin/busybox /run/docker/root/bin; tar -C /run/docker/root -c . | {tool} import - bb"
+    )
+    sh(f"{tool} network create -d netstore --ipam-driver netstore netstore; {tool} network create theirs")
+    sh(f"{tool} run -d --name cc bb /bin/busybox sleep 1000")
+    series: dict[str, list[float]] = {}
+    for _ in range(ROUNDS // 2):
+        for network in ("netstore", "theirs"):
+            for verb in ("connect", "disconnect"):
+                started = time.perf_counter()
+                sh(f"{tool} network {verb} {network} cc")
+                series.setdefault(f"docker network {verb}, {network}", []).append((time.perf_counter() - started) * 1e3)
+        started = time.perf_counter()
+        sh(f"{tool} version")
+        series.setdefault("docker version: the command alone", []).append((time.perf_counter() - started) * 1e3)
+    for name, milliseconds in series.items():
+        show(name.replace("theirs", "Docker's bridge"), milliseconds)
+    sh(f"{tool} rm -f cc")
+
+
 def main() -> None:
     """Print the table."""
     place = Path(sys.argv[1])
-    start_netstore(place)
+    sh("mkdir -p /run/docker; mount -t tmpfs docker /run/docker")  # where dockerd looks for plugins
+    start_netstore(place, "[adapters.docker]\n")
+    print(f"{'ms':<52}{'p50':>9}{'min':>9}{'p95':>9}")
+    plugins(place)
+    with dockerd(place) as tool:
+        docker(tool)
+
+
+def plugins(place: Path) -> None:
+    """Measure CNI's."""
     config = {"cniVersion": "1.0.0", "name": "bench", "type": "netstore-cni", "create": {},
               "socket": f"{place}/run/cni.sock"}  # fmt: skip
     series: dict[str, list[float]] = {}
@@ -75,7 +107,6 @@ def main() -> None:
         sh(f"ip netns del {ours}; ip netns del {theirs}")
         for name, seconds in times.items() if index >= 0 else ():
             series.setdefault(name, []).append(seconds * 1e3)
-    print(f"{'ms':<52}{'p50':>9}{'min':>9}{'p95':>9}")
     for name, milliseconds in series.items():
         show(name, milliseconds)
 
