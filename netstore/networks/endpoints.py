@@ -279,10 +279,14 @@ class Endpoints:
             await self._context.resolver.remove(sandbox.id)
 
     async def _reroute(self, sandbox: Sandbox, endpoint: Endpoint, network: Network) -> None:
-        async with self._sandboxes.reopen(sandbox) as opened:
-            if opened.namespace is not None and endpoint.attached:
-                driver = self._driver(network)
-                await self._context.apply(driver.default_route, network, endpoint, opened.namespace)
+        try:
+            async with self._sandboxes.reopen(sandbox) as opened:
+                if opened.namespace is not None and endpoint.attached:
+                    driver = self._driver(network)
+                    await self._context.apply(driver.default_route, network, endpoint, opened.namespace)
+        except KernelError as error:
+            if error.errno != errno.ENOENT:  # its routes went with the namespace
+                raise
 
     async def activate(self, sandbox: Sandbox, wanted: Mapping[str, Sequence[PortMapping]]) -> None:
         """Attach every reserved endpoint of a container's sandbox, with these ports by endpoint id.

@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from dnslib import AAAA, PTR, QTYPE, RR, SRV, A, DNSLabel
 
-from netstore.resolver.names import Names, Service, View
+from netstore.resolver.names import PODMAN_DOMAIN, Names, Service, View
 from netstore.resolver.wire import (
     NXDOMAIN,
     TTL_SECONDS,
@@ -130,8 +130,10 @@ class Answers:
 def _forward(view: View, question: Question) -> None:
     """Raise `Forward` where there is somebody else to ask.
 
-    There is not behind internal networks alone, nor about addresses of the sandbox's own networks.
+    There is not behind internal networks alone, nor about podman's domain and addresses of the sandbox's own networks.
     """
+    if question.name.endswith(PODMAN_DOMAIN):
+        return
     servers = view.servers_for(question.name)
     reverse = _reversed_address(question.name)
     if (servers or view.forwards) and not (reverse and view.holds(reverse)):

@@ -15,7 +15,10 @@ from netstore.networks.balance import backends, decode_service
 from netstore.networks.vantage import host_addresses
 from netstore.resolver.upstream import split_server
 
-__all__ = ["Names", "Service", "View"]
+__all__ = ["PODMAN_DOMAIN", "Names", "Service", "View"]
+
+PODMAN_DOMAIN = ".dns.podman"
+"""The search domain that podman gives its containers: names are the same with it, and nobody else is asked."""
 
 _HOST_NAMES = ("host.docker.internal", "host.netstore.internal")
 _TASKS = "tasks."
@@ -178,6 +181,7 @@ class Names:
 
         A link of the sandbox's own comes first; `<name>.<network>` means that network alone, as Docker has it.
         """
+        name = name.removesuffix(PODMAN_DOMAIN)
         linked = [each for network, target in view.links.get(name, ()) for each in self._on(view, [network], target)]
         found = linked or self._on(view, list(view.networks), name)
         for network_id, network in view.networks.items():

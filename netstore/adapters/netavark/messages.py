@@ -34,7 +34,7 @@ NETWORK_LABEL = "podman.network-id"
 """Of networks that podman's configuration made: they go with their last endpoint."""
 CONTAINER_LABEL = "podman.container-id"
 _DOMAIN = "dns.podman"
-"""Podman's search domain: each name has a form with it."""
+"""Podman's search domain; the resolver knows it."""
 
 _OPTIONS = {
     "bridge": {
@@ -212,10 +212,9 @@ def endpoint_spec(
     """
     name = container.container_name if info.dns_enabled else ""
     aliases = dict.fromkeys([*(asked.aliases or ()), container.container_id[:12]] if info.dns_enabled else ())
-    qualified = [f"{each}.{_DOMAIN}" for each in (name, *aliases) if each]
     spec = endpoint_pb2.EndpointSpec(
         network=info.name, sandbox=endpoint_pb2.SandboxRef(netns_path=netns), interface_name=asked.interface_name,
-        name=name, aliases=[*aliases, *qualified], mac_address=asked.static_mac or "", ports=ports,
+        name=name, aliases=list(aliases), mac_address=asked.static_mac or "", ports=ports,
         options=asked.options or {},
     )  # fmt: skip
     set_addresses(spec, asked.static_ips or (), "static_ips")

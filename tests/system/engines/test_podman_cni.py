@@ -18,7 +18,7 @@ def podman(node: Node, busybox_tar: Path) -> Iterator[Podman]:
     """A podman whose containers are removed in the end."""
     podman = Podman(node.host, node.place / "podman")
     with_cni(podman, node)
-    with running(podman, node, busybox_tar):
+    with running(podman, busybox_tar):
         yield podman
 
 

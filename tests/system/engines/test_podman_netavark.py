@@ -18,7 +18,7 @@ def podman(node: Node, busybox_tar: Path) -> Iterator[Podman]:
     """A podman whose containers are removed in the end."""
     podman = Podman(node.host, node.place / "podman")
     with_netavark(podman, node)
-    with running(podman, node, busybox_tar):
+    with running(podman, busybox_tar):
         yield podman
 
 
@@ -70,6 +70,28 @@ def test_podman(podman: Podman, node: Node) -> None:
     podman("stop", "-t0", "web")
     podman("start", "web")
     wait_until(lambda: reached(node) == wanted, what="the published port, started again")
+    podman("rm", "-f", "-t0", "web")
+    assert node.out("endpoint", "ls", "-q") == ""
+    assert node.out("network", "ls", "-q", "--filter", "type=custom") == ""
+    assert node.out("system", "check") == "kernel and store agree"
+
+
+@pytest.mark.timeout(180)
+def test_after_a_reboot(podman: Podman, node: Node) -> None:
+    """Processes, namespaces, interfaces, rules and what podman keeps in /run are gone: the same container starts again."""
+    podman("network", "create", "--subnet", "10.91.0.0/24", "app")
+    podman.run("web", "--network", "app:ip=10.91.0.40", "-p", "8080:80", *HTTPD)
+    shown = json.loads(podman("inspect", "web"))[0]
+    netns, pids = shown["NetworkSettings"]["SandboxKey"], (shown["State"]["ConmonPid"], shown["State"]["Pid"])
+    node.kill()
+    node.host.sh(f"kill -9 {' '.join(map(str, pids))}; umount -l {netns} && rm {netns}; nft flush ruleset")
+    node.host.sh(f"ip link del podman1; rm -rf {podman.place}/tmp {podman.place}/runroot /run/containers/* /dev/shm/*")
+    node.host.sh(f"rm -rf /run/crun/{shown['Id']}")
+    node.start()
+    wait_until(lambda: node.out("endpoint", "ls", "-q") == "", what="what ended to be given back")
+    podman("start", "web")
+    assert podman.network("web", "app")["IPAddress"] == "10.91.0.40"
+    wait_until(lambda: reached(node), what="the published port, after the reboot")
     podman("rm", "-f", "-t0", "web")
     assert node.out("endpoint", "ls", "-q") == ""
     assert node.out("network", "ls", "-q", "--filter", "type=custom") == ""
