@@ -53,7 +53,8 @@ class ClusterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """[cluster]: `endpoints` are etcd's, https://HOST:PORT; `ca`, `cert` and `key` files (PEM) for mutual TLS with it.
 
     `advertise` is the node's address for the tunnels of others, `data-path-port` their UDP port, the same on every
-    node; `name` "" means the host name.
+    node; `name` "" means the host name. `wireguard-port` is that of what is encrypted, the same on every node;
+    `key-rotation` is how long a node uses one key of it.
     """
 
     endpoints: list[str]
@@ -63,6 +64,8 @@ class ClusterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     advertise: str
     name: str = ""
     data_path_port: int = 4789
+    wireguard_port: int = 51820
+    key_rotation: str = "12h"
 
     def check(self) -> None:
         """Check the values.
@@ -87,6 +90,27 @@ class ClusterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             raise NetstoreError(f"cluster: name {self.name!r} is not accepted", hint="letters, digits and _.-")
         if not 1024 <= self.data_path_port <= 49151:
             raise NetstoreError(f"cluster: data-path-port {self.data_path_port} is not accepted", hint="1024 to 49151")
+        if not 1024 <= self.wireguard_port <= 65535 or self.wireguard_port in (
+            self.data_path_port, self.data_path_port + 1,
+        ):  # fmt: skip
+            accepted = "1024 to 65535, neither data-path-port nor the next one"
+            raise NetstoreError(f"cluster: wireguard-port {self.wireguard_port} is not accepted", hint=accepted)
+        self.rotation_seconds()
+
+    def rotation_seconds(self) -> float:
+        """Return how long a key is used.
+
+        Raises:
+            NetstoreError: it is no duration, or none to speak of.
+        """
+        try:
+            if (seconds := parse_duration(self.key_rotation)) < 1:
+                raise ValueError("at least 1s")
+        except ValueError as error:
+            raise NetstoreError(
+                f"cluster: key-rotation {self.key_rotation!r} is not accepted", hint=str(error)
+            ) from error
+        return seconds
 
 
 class VolumesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename="kebab"):

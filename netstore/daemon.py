@@ -126,7 +126,7 @@ class Daemon:
             stack.push_async_callback(self._store.close)
             self._node_id = await self._store.write(_node_id)
             self._networks = NetworkManager(
-                self._store, self._run_dir,
+                self._store, self._run_dir, self._state_dir / "wireguard.key",
                 node_id=self._node_id, pools=self._config.address_pools(), resolver=_resolver_command(self._config),
                 docker_user=self._config.admits_docker, cluster=self._config.cluster,
                 options=self._config.default_network_opts,

@@ -394,7 +394,7 @@ class Endpoint:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
     """A machine of the cluster. `address` is its one on the underlay; `up` says that it holds its lease; a `drained`
-    one takes no new endpoints of networks that span nodes.
+    one takes no new endpoints of networks that span nodes. `public_key` is WireGuard's, "" where it has none.
     """
 
     id: str
@@ -402,6 +402,7 @@ class Node:
     address: str
     version: str = ""
     drained: bool = False
+    public_key: str = ""
     up: bool = False
     create_time: float = 0.0
     revision: int = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 
@@ -27,7 +27,9 @@ class Host:
     vtep: str = ""
     """The node's address on the underlay, "" where it is in no cluster."""
     vxlan_port: int = 4789
-    """UDP port of the tunnels, the same on every node."""
+    """UDP port of the tunnels, the same on every node; the next one is that of encrypted networks'."""
+    wireguard_port: int = 51820
+    """The node's UDP port of what is encrypted, the same on every node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +159,13 @@ class Driver(ABC):
         """
         return
 
-    def apply_peers(self, addresses: Collection[str]) -> None:
-        """Hear tunnels from these addresses alone: the whole set of the other nodes' VTEPs."""
+    def apply_peers(self, peers: Mapping[str, str]) -> None:
+        """Hear tunnels from these alone: all of the other nodes' public keys by VTEP, "" for who has none."""
         return
+
+    def apply_key(self, private_key: str) -> str:
+        """Encrypt with a private key (base64) from now on; returns the public one, "" where nothing is encrypted."""
+        return ""
 
     @abstractmethod
     def observe(self, network: Network) -> Observed:

@@ -11,7 +11,7 @@ each has an address and a MAC of its own on the network besides; frames to that 
 from __future__ import annotations
 
 import errno
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
@@ -20,7 +20,7 @@ from netstore.drivers.bridged import ICC, SHARED_OPTIONS, BridgedDriver
 from netstore.drivers.interior import alias
 from netstore.drivers.options import Option, boolean, parse
 from netstore.errors import FailedPrecondition, KernelError
-from netstore.kernel import netlink
+from netstore.kernel import netlink, wireguard
 from netstore.kernel.firewall import Element
 from netstore.kernel.links import host_socket
 from netstore.kernel.route import Request
@@ -48,13 +48,14 @@ class OverlayDriver(BridgedDriver):
     scope = Scope.GLOBAL
     options: Sequence[Option] = (
         Option(VNIS, _vnis, (), "VXLAN network identifier; by default the cluster chooses a free one"),
-        Option(ENCRYPTED, boolean, False, "encrypt what passes between nodes; refused: not there yet"),
+        Option(ENCRYPTED, boolean, False, "encrypt what passes between nodes, by WireGuard"),
         *SHARED_OPTIONS,
     )
 
     def __init__(self, host: Host) -> None:
         super().__init__(host)
-        self._peers: frozenset[str] = frozenset()
+        self._peers: Mapping[str, str] = {}
+        self._key = self._public = ""
 
     def validate(self, network: Network) -> Network:
         """Choose the bridge's name, the identifier, and the MTU: what the tunnel leaves of the underlay's."""
@@ -64,12 +65,10 @@ class OverlayDriver(BridgedDriver):
                 "an overlay network needs a cluster, and this node is in none",
                 hint="give [cluster] in the configuration",
             )
-        if values[ENCRYPTED]:
-            raise FailedPrecondition(
-                "spec.options[encrypted]: encryption between nodes is not there yet",
-                hint="leave it out, and encrypt the underlay where it is not trusted",
-            )
         inner = network.mtu - OVERHEAD[6 if ":" in self.host.vtep else 4]
+        if values[ENCRYPTED]:
+            self._require_encryption()
+            inner -= wireguard.OVERHEAD + (network.mtu - wireguard.OVERHEAD) % 16
         network = super().validate(replace(network, mtu=max(inner, 0)))
         return replace(network, vni=values[VNIS][0] if values[VNIS] else network.vni)
 
@@ -81,6 +80,8 @@ class OverlayDriver(BridgedDriver):
         isolated = not parse(self.options, network.spec.options)[ICC]
         bridge = route.index_of(network.interface)
         assert bridge is not None
+        if self._sealed(network) and self._key and route.index_of(wireguard.DEVICE) is None:
+            self.apply_key(self._key)
         requests = [] if route.index_of(name) else [self._tunnel_request(network, name, bridge)]
         requests += [
             netlink.tunnel_port_set(name, alias=alias("network", network.id), isolated=isolated),
@@ -134,29 +135,63 @@ class OverlayDriver(BridgedDriver):
         bridge, tunnel = route.index_of(network.interface), route.index_of(_tunnel(network))
         if bridge is None or tunnel is None:  # not used on this node
             return
+        via = route.index_of(wireguard.DEVICE) or 0 if self._sealed(network) else 0
         requests = []
         for each in remove:
-            requests.append(netlink.forwarding_delete(tunnel, each.mac, each.vtep))
+            requests.append(netlink.forwarding_delete(tunnel, each.mac, each.vtep, via=via))
             requests += [netlink.neighbour_delete(bridge, address) for address in each.addresses]
         for each in add:
-            requests.append(netlink.forwarding_set(tunnel, each.mac, each.vtep))
+            requests.append(netlink.forwarding_set(tunnel, each.mac, each.vtep, via=via))
             requests += [netlink.neighbour_set(bridge, address, each.mac) for address in each.addresses]
         route.run(requests)
 
-    def apply_peers(self, addresses: Collection[str]) -> None:
+    def apply_peers(self, peers: Mapping[str, str]) -> None:
         """Change whose tunnels are heard."""
         before = self.node_elements()
-        self._peers = frozenset(addresses)
+        self._peers = peers
         with self.host.firewall.steady:
             self.host.firewall.remove(sorted(before - self.node_elements()))
             self.host.firewall.add(sorted(self.node_elements()))
+        if self._public:
+            self._set_wireguard_peers()
+
+    def apply_key(self, private_key: str) -> str:
+        """Give WireGuard's interface a key, and make it where it is missing; "" where the kernel has no WireGuard."""
+        if not self.host.vtep or ":" in self.host.vtep:
+            return ""
+        self._key = private_key
+        try:
+            self._public = wireguard.make(self.host.vtep, self.host.wireguard_port, private_key)
+        except KernelError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            return ""
+        self._set_wireguard_peers()
+        return self._public
+
+    def _set_wireguard_peers(self) -> None:
+        wireguard.set_peers({vtep: (key, self.host.wireguard_port) for vtep, key in self._peers.items() if key})
+
+    def _require_encryption(self) -> None:
+        if not self._public:
+            why = (
+                "an underlay of IPv6 is not encrypted yet" if ":" in self.host.vtep else "this kernel has no WireGuard"
+            )
+            raise FailedPrecondition(
+                f"spec.options[{ENCRYPTED}]: {why}",
+                hint="leave it out where the underlay is trusted, or `modprobe wireguard` and restart netstored",
+            )
+
+    def _sealed(self, network: Network) -> bool:
+        return bool(parse(self.options, network.spec.options)[ENCRYPTED])
 
     def node_elements(self) -> set[Element]:
         """Return where tunnels come in, and whose."""
         if not self.host.vtep:
             return set()
         peers = {("vteps6" if ":" in each else "vteps", each) for each in self._peers}
-        return {("tunnels", str(self.host.vxlan_port)), *peers}
+        port, sealed = str(self.host.vxlan_port), str(self.host.vxlan_port + 1)
+        return {("tunnels", port), ("tunnels", sealed), ("sealed", sealed), *peers}
 
     def observe(self, network: Network) -> Observed:
         """Look for bridge, tunnel and ports, and tell what leads to other nodes from what leads to endpoints here."""
@@ -180,9 +215,14 @@ class OverlayDriver(BridgedDriver):
         return super().elements(network, endpoints) if self.is_here(network) else set()
 
     def _tunnel_request(self, network: Network, name: str, bridge: int) -> Request:
+        sealed, link = self._sealed(network), 0
+        if sealed:
+            self._require_encryption()
+            link = host_socket().index_of(wireguard.DEVICE) or 0
         return netlink.vxlan_add(
-            name, vni=network.vni, local=self.host.vtep, port=self.host.vxlan_port, master=bridge, mtu=network.mtu
-        )
+            name, vni=network.vni, local=self.host.vtep, port=self.host.vxlan_port + sealed, master=bridge,
+            mtu=network.mtu, link=link,
+        )  # fmt: skip
 
 
 def _tunnel(network: Network) -> str:

@@ -45,12 +45,13 @@ __all__ = [
     "veth_pair",
     "vlan_add",
     "vxlan_add",
+    "wireguard_add",
 ]
 
 RTM_NEWLINK, RTM_DELLINK = 16, 17
 RTM_NEWADDR, RTM_DELADDR = 20, 21
 RTM_NEWNEIGH, RTM_DELNEIGH = 28, 29
-NDA_DST, NDA_LLADDR = 1, 2
+NDA_DST, NDA_LLADDR, NDA_IFINDEX = 1, 2, 8
 NUD_REACHABLE, NUD_NOARP = 0x02, 0x40
 NUD_PERMANENT = 0x80
 RTM_NEWROUTE, RTM_DELROUTE = 24, 25
@@ -121,10 +122,20 @@ def vlan_add(name: str, below: int, vlan_id: int) -> Request:
     return _link_add("vlan", name, {"attrs": [("IFLA_VLAN_ID", vlan_id)]}, [("IFLA_LINK", below)])
 
 
-def vxlan_add(name: str, *, vni: int, local: str, port: int, master: int, mtu: int) -> Request:
-    """Make a VXLAN interface (RFC 7348) that learns nothing, down, as a port of the bridge `master`."""
+def wireguard_add(name: str) -> Request:
+    """Make a WireGuard interface, down."""
+    return _link_add("wireguard", name, None, [])
+
+
+def vxlan_add(name: str, *, vni: int, local: str, port: int, master: int, mtu: int, link: int = 0) -> Request:
+    """Make a VXLAN interface (RFC 7348) that learns nothing, down, as a port of the bridge `master`.
+
+    It ends with the interface of index `link`, where it is on one.
+    """
     source = "IFLA_VXLAN_LOCAL6" if ":" in local else "IFLA_VXLAN_LOCAL"
     values: Attributes = [("IFLA_VXLAN_ID", vni), (source, local), ("IFLA_VXLAN_PORT", port)]
+    if link:
+        values.append(("IFLA_VXLAN_LINK", link))
     data: dict[str, Attributes] = {"attrs": [*values, ("IFLA_VXLAN_LEARNING", 0)]}
     return _link_add("vxlan", name, data, [("IFLA_MTU", mtu), ("IFLA_MASTER", master)])
 
@@ -172,8 +183,9 @@ def ipvlan_add(name: str, parent: int, *, mode: str, flag: str, namespace: int, 
     return Request(bytes(message), "making ipvlan interface", name)
 
 
-def _link_add(kind: str, name: str, data: dict[str, Attributes], attrs: Attributes) -> Request:
-    info = ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", kind), ("IFLA_INFO_DATA", data)]})
+def _link_add(kind: str, name: str, data: dict[str, Attributes] | None, attrs: Attributes) -> Request:
+    own = [] if data is None else [("IFLA_INFO_DATA", data)]
+    info = ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", kind), *own]})
     message = encode(ifinfmsg, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, {}, [("IFLA_IFNAME", name), *attrs, info])
     return Request(message, f"making {kind} interface", name)
 
@@ -369,22 +381,26 @@ def neighbour_delete(index: int, address: str) -> Request:
     return Request(data, "forgetting the neighbour", address, frozenset({errno.ENOENT, errno.ENODEV}))
 
 
-def forwarding_set(index: int, mac: str, vtep: str) -> Request:
+def forwarding_set(index: int, mac: str, vtep: str, *, via: int = 0) -> Request:
     """Say that a MAC is behind the VXLAN interface of that index, at a VTEP: to the interface and to its bridge.
+
+    Packets go there by the interface of index `via`, by default by the route that there is.
 
     Static and not permanent: to the bridge, permanent means its own (br_fdb, BR_FDB_LOCAL).
     """
-    return _forwarding(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, index, mac, vtep)
+    return _forwarding(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, index, mac, vtep, via)
 
 
-def forwarding_delete(index: int, mac: str, vtep: str) -> Request:
+def forwarding_delete(index: int, mac: str, vtep: str, *, via: int = 0) -> Request:
     """Forget where a MAC is; one that is not known is a success."""
-    return replace(_forwarding(RTM_DELNEIGH, 0, index, mac, vtep), tolerate=frozenset({errno.ENOENT}))
+    return replace(_forwarding(RTM_DELNEIGH, 0, index, mac, vtep, via), tolerate=frozenset({errno.ENOENT}))
 
 
-def _forwarding(kind: int, flags: int, index: int, mac: str, vtep: str) -> Request:
+def _forwarding(kind: int, flags: int, index: int, mac: str, vtep: str, via: int) -> Request:
     packed = ipaddress.ip_address(vtep).packed
     body = attribute(NDA_LLADDR, bytes.fromhex(mac.replace(":", ""))) + attribute(NDA_DST, packed)
+    if via:
+        body += attribute(NDA_IFINDEX, struct.pack("I", via))
     data = encode_neighbour(
         kind, flags, AF_BRIDGE, index, body, state=NUD_NOARP | NUD_REACHABLE, marks=NTF_SELF | NTF_MASTER
     )

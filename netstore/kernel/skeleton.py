@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TypeAlias
 
 from netstore.kernel.policing import BRIDGED, ROUTED
+from netstore.kernel.wireguard import DEVICE as WIREGUARD
 from netstore.model import PAIR_PREFIX
 
 __all__ = ["EXPIRING", "FIRST_SLOT", "GUARD_SETS", "SLOTS", "TABLES", "Chains", "Sets"]
@@ -43,6 +44,8 @@ _SETS: Sets = {
     # UDP ports of our tunnels, and the nodes whose tunnels are heard. Nobody else's are, whichever way they come: a
     # container's would otherwise be masqueraded into a trusted node's.
     "tunnels": ("set", "type inet_service;"),
+    # Those of encrypted networks, which come and go through WireGuard alone.
+    "sealed": ("set", "type inet_service;"),
     "service_ports": ("set", f"type {WELL_KNOWN};"),
     "vteps": ("set", "type ipv4_addr;"),
     "vteps6": ("set", "type ipv6_addr;"),
@@ -133,9 +136,14 @@ _CHAINS: Chains = {
         (
             "iifname @bridges ip daddr 127.0.0.0/8 drop",
             "iifname @bridges udp dport @tunnels drop",
+            f'udp dport @sealed iifname != "{WIREGUARD}" drop',
             "udp dport @tunnels fib daddr type local ip saddr != @vteps drop",
             "udp dport @tunnels fib daddr type local ip6 saddr != @vteps6 drop",
         ),
+    ),
+    "sealing": (
+        "type filter hook output priority raw; policy accept;",
+        (f'udp dport @sealed oifname != "{WIREGUARD}" drop',),
     ),
     "publish": (
         "",

@@ -21,6 +21,7 @@ from netstore.networks.cluster.balanced import Balanced
 from netstore.networks.cluster.checks import Checks
 from netstore.networks.cluster.cluster import Cluster, Work
 from netstore.networks.cluster.dataplane import DataPlane
+from netstore.networks.cluster.keys import Keys
 from netstore.networks.cluster.members import no_cluster
 from netstore.networks.cluster.publication import Publication
 from netstore.networks.cluster.span import Span
@@ -51,14 +52,14 @@ class NetworkManager:
 
     `pools` are what networks without a subnet take theirs from: those of a family that is not in it are the defaults.
     `resolver` is the command that starts netstore-resolver, () where somebody else does. `docker_user` lets our
-    networks through Docker's forward chain.
+    networks through Docker's forward chain. `key_file` holds the node's key of WireGuard.
 
     Raises:
         NetstoreError: a file of the cluster's certificates cannot be read.
     """
 
     def __init__(
-        self, store: Store, run_dir: Path, *,
+        self, store: Store, run_dir: Path, key_file: Path, *,
         node_id: str, pools: Sequence[AddressPool] = (), resolver: Sequence[str] = (),
         docker_user: bool = False, cluster: ClusterConfig | None = None,
         options: Mapping[str, Mapping[str, str]] | None = None,
@@ -67,7 +68,8 @@ class NetworkManager:
         self.resolver = ResolverLink(run_dir, ResolverProcess(resolver) if resolver else None)
         host = Host(self._firewall, Deletions(), self.resolver.relay_port)
         if cluster:
-            host = replace(host, vtep=cluster.advertise, vxlan_port=cluster.data_path_port)
+            vxlan, wireguard = cluster.data_path_port, cluster.wireguard_port
+            host = replace(host, vtep=cluster.advertise, vxlan_port=vxlan, wireguard_port=wireguard)
         drivers = load_drivers(host)
         defaults = (*DEFAULT_POOLS, unique_local_pool(node_id))
         given = {base.version for base, _ in pools}
@@ -81,7 +83,7 @@ class NetworkManager:
         self.policies = Policies(self._context, self._firewall)
         self.services = Services(self._context, self._firewall)
         self.drops = Drops(self._context, self._firewall.policing)
-        self._span = self._build_span(cluster, node_id) if cluster else None
+        self._span = self._build_span(cluster, node_id, key_file) if cluster else None
         if self._span:
             self.services.join(self._span.services, self._span.publication.poke)
         self.networks = Networks(self._context, self.policies, self._span)
@@ -120,6 +122,7 @@ class NetworkManager:
             log.warning("neighbour tables keep their size", error=str(error))
         await self.networks.start()
         if self._span:
+            await self._span.keys.start()
             await self._span.data_plane.apply_peers()  # before the check would take what is there for too much
         await self.services.start()
         await self.check(repair=True)
@@ -129,15 +132,17 @@ class NetworkManager:
             self._span.data_plane.change = self.networks.take_over
             plane, publication = self._span.data_plane, self._span.publication
             answer = self._checks(self._span.cluster).answer
-            self._span.cluster.start(Work(plane.follow, plane.resync, self._publish, publication.release_stray, answer))
+            stray, rotate = publication.release_stray, self._span.keys.rotate
+            self._span.cluster.start(Work(plane.follow, plane.resync, self._publish, rotate, stray, answer))
 
-    def _build_span(self, config: ClusterConfig, node_id: str) -> Span:
+    def _build_span(self, config: ClusterConfig, node_id: str, key_file: Path) -> Span:
         store = self._context.store
         cluster = Cluster(config, store, node_id, self._localise)
         plane = DataPlane(self._context, node_id, self.policies, self.services)
         networks, services = Spanning(self._context, cluster, plane), Balanced(store, cluster)
         self.policies.share = networks.change_policies
-        return Span(cluster, networks, services, Publication(store, cluster), plane)
+        keys = Keys(key_file, self._context, cluster, config.rotation_seconds())
+        return Span(cluster, networks, services, Publication(store, cluster), plane, keys)
 
     @property
     def cluster(self) -> Cluster | None:

@@ -100,6 +100,8 @@ class Etcd3:
     certificates: Path
     machines: list[Host]
     processes: list[subprocess.Popen[bytes] | None] = field(default_factory=lambda: [None, None, None])
+    more: str = ""
+    """Further lines of the nodes' section [cluster]."""
 
     @property
     def endpoints(self) -> list[str]:
@@ -153,7 +155,7 @@ class Etcd3:
         found = json.loads(self.ctl("endpoint", "status", "-w", "json", "--command-timeout=2s", check=False) or "[]")
         for each in found:
             status = each["Status"]
-            if status["leader"] == status["header"]["member_id"]:
+            if status.get("leader") == status["header"]["member_id"]:
                 return self.endpoints.index(each["Endpoint"])
         return -1
 
@@ -167,7 +169,7 @@ class Etcd3:
         return (
             f'[cluster]\nendpoints = [{endpoints}]\nca = "{self.certificates}/ca.pem"\n'
             f'cert = "{self.certificates}/node.pem"\nkey = "{self.certificates}/node.key"\n'
-            f'advertise = "{UNDERLAY}.{number}"\nname = "{name}"\n'
+            f'advertise = "{UNDERLAY}.{number}"\nname = "{name}"\n{self.more}'
         )
 
     def worker(self, scenario: str) -> None:

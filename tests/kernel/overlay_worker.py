@@ -19,7 +19,7 @@ def main(wanted: dict[str, str]) -> None:
     firewall = Firewall()
     firewall.ensure()
     driver = OverlayDriver(Host(firewall, Deletions(), vtep=wanted["vtep"]))
-    driver.apply_peers([wanted["peer"]])
+    driver.apply_peers({wanted["peer"]: ""})
     network = driver.validate(
         Network(
             id=NETWORK, name="o", spec=NetworkSpec(driver="overlay", enable_ipv6=True), mtu=1500, vni=4097,

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -53,11 +53,13 @@ class State(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Work:
     """What a session asks of others: `follow` makes the kernel follow, `resync` all of it, `publish` never ends,
+    `rotate` neither,
     `stray` is told of a record of this node's whose endpoint it does not have, `check` answers another node."""
 
     follow: Callable[[Effect], Awaitable[None]]
     resync: Callable[[], Awaitable[object]]
     publish: Callable[[], Coroutine[Any, Any, None]]
+    rotate: Callable[[], Coroutine[Any, Any, None]]
     stray: Callable[[EndpointRecord], Awaitable[None]]
     check: Callable[[CheckRequest], Awaitable[None]]
 
@@ -175,6 +177,20 @@ class Cluster:
         await self.caught_up(node.revision)
         return node
 
+    def set_key(self, public_key: str) -> None:
+        """Register with this public key of WireGuard's."""
+        self.node = replace(self.node, public_key=public_key)
+
+    async def publish_key(self, public_key: str) -> None:
+        """Tell all others of another one.
+
+        Raises:
+            Unavailable: etcd does not answer.
+        """
+        await self.ready()
+        await self.members.change(self.node, "", lambda node: replace(node, public_key=public_key))
+        self.set_key(public_key)
+
     async def remove(self, reference: str, *, force: bool) -> None:
         """See `Members.remove`.
 
@@ -240,6 +256,7 @@ class Cluster:
                 group.create_task(self._follow(changes), name="cluster watch")
                 group.create_task(self._list_anew(), name="cluster listing")
                 group.create_task(self._work.publish(), name="cluster publication")
+                group.create_task(self._work.rotate(), name="cluster keys")
                 group.create_task(self._answer(), name="cluster checks")
         except BaseExceptionGroup as group:
             raise _first_of(group) from group

@@ -76,11 +76,11 @@ class DataPlane:
 
     async def apply_peers(self) -> None:
         """Tell every driver whose networks span nodes whom to hear."""
-        addresses = await self._context.store.read(lambda tx: cache.peers(tx, self._node_id))
+        peers = await self._context.store.read(lambda tx: cache.peers(tx, self._node_id))
         for driver in self._context.drivers.values():
             if driver.scope is Scope.GLOBAL:
                 try:
-                    await self._context.apply(driver.apply_peers, addresses)
+                    await self._context.apply(driver.apply_peers, peers)
                 except NetstoreError as error:
                     log.error("peers cannot be set", driver=driver.name, error=str(error))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import structlog
@@ -119,7 +120,11 @@ class Members:
             )  # fmt: skip
 
     async def drain(self, node: Node, etag: str, *, drained: bool) -> Node:
-        """Let a node take no new endpoints of networks that span nodes, or take them again.
+        """Let a node take no new endpoints of networks that span nodes, or take them again. Raises as `change`."""
+        return await self.change(node, etag, lambda present: replace(present, drained=drained))
+
+    async def change(self, node: Node, etag: str, change: Callable[[Node], Node]) -> Node:
+        """Change what all know of a node.
 
         Raises:
             Conflict: the etag is not the current one.
@@ -131,7 +136,7 @@ class Members:
                 raise FailedPrecondition(f"node {node.name} was removed", hint="`netstore node ls` shows what there is")
             if etag and etag != str(present.revision):
                 raise Conflict(f"node {node.name} has changed", hint="read it again, then change it again")
-            changed = replace(decode_node(present.value), drained=drained)
+            changed = change(decode_node(present.value))
             result = await self._etcd.transact(
                 [unchanged(f"{NODES}{node.id}", present.revision)], [put(f"{NODES}{node.id}", encode(changed))]
             )

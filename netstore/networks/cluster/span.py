@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from netstore.networks.cluster.balanced import Balanced
 from netstore.networks.cluster.cluster import Cluster
 from netstore.networks.cluster.dataplane import DataPlane
+from netstore.networks.cluster.keys import Keys
 from netstore.networks.cluster.publication import Publication
 from netstore.networks.cluster.spanning import Spanning
 
@@ -22,3 +23,4 @@ class Span:
     services: Balanced
     publication: Publication
     data_plane: DataPlane
+    keys: Keys

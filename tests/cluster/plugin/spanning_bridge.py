@@ -6,7 +6,7 @@ What it is told of other nodes it writes to /run/netns/.spanning.json, where tes
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,8 +38,8 @@ class SpanningBridge(BridgeDriver):
                 mine[address] = [each.mac, each.vtep]
         STATE.write_text(json.dumps(state))
 
-    def apply_peers(self, addresses: Collection[str]) -> None:
-        STATE.write_text(json.dumps({**_load(), "peers": {address: [] for address in addresses}}))
+    def apply_peers(self, peers: Mapping[str, str]) -> None:
+        STATE.write_text(json.dumps({**_load(), "peers": {address: [] for address in peers}}))
 
     def observe(self, network: Network) -> Observed:
         remotes = {(address, *entry) for address, entry in _load().get(network.id, {}).items()}

@@ -1,0 +1,98 @@
+"""WireGuard: one interface of the node, through which the tunnels of encrypted networks go to the other nodes.
+
+It carries packets between the nodes' own underlay addresses. No route leads to it: who sends by it names it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from base64 import b64encode
+from collections.abc import Mapping
+from typing import Any
+
+from netstore.errors import KernelError
+from netstore.kernel import netlink
+from netstore.kernel.links import host_socket
+from netstore.kernel.sysctls import sysctl
+
+__all__ = ["DEVICE", "OVERHEAD", "make", "new_key", "set_peers"]
+
+DEVICE = "nswg"
+OVERHEAD = 60
+"""Bytes that it adds: IPv4, UDP, its header and tag; then it fills up to a multiple of 16."""
+
+_MTU = 65000  # the tunnels in it keep to the underlay's
+_KEEP_ALIVE_SECONDS = 25
+
+
+def new_key() -> str:
+    """Return a private key, base64; the kernel clamps it (RFC 7748)."""
+    return b64encode(os.urandom(32)).decode()
+
+
+def make(address: str, port: int, key: str) -> str:
+    """Make the interface where it is missing, or give it another private key; returns the public one.
+
+    `address` is the node's own on the underlay: without any, rp_filter would drop whatever comes in.
+
+    Raises:
+        KernelError: EOPNOTSUPP: the kernel has no WireGuard.
+    """
+    route = host_socket()
+    if route.index_of(DEVICE) is None:
+        route.run([netlink.wireguard_add(DEVICE)])
+    index = route.index_of(DEVICE)
+    assert index is not None
+    with _client() as client:
+        _ask(lambda: client.set(DEVICE, private_key=key, listen_port=port))
+        sysctl(f"net/ipv4/conf/{DEVICE}/rp_filter", "2")
+        route.run(
+            [
+                netlink.link_set(DEVICE, alias="netstore node", mtu=_MTU),
+                netlink.address_add(index, address, 32, tolerate={errno.EEXIST}),
+                netlink.link_set(index, up=True),
+            ]
+        )
+        return str(_text(_ask(lambda: list(client.info(DEVICE)))[0].get_attr("WGDEVICE_A_PUBLIC_KEY")))
+
+
+def set_peers(peers: Mapping[str, tuple[str, int]]) -> None:
+    """Speak with these alone: public key and port by address on the underlay.
+
+    A new key takes its address over before the old one goes. It is greeted at once, so that what it sends meanwhile
+    waits at its end for a moment, and is not lost.
+    """
+    with _client() as client:
+        answers = _ask(lambda: list(client.info(DEVICE)))
+        present = {
+            _text(peer.get_attr("WGPEER_A_PUBLIC_KEY"))
+            for answer in answers
+            for peer in answer.get_attr("WGDEVICE_A_PEERS") or ()
+        }
+        for address, (key, port) in peers.items():
+            if key not in present:
+                peer = {"public_key": key, "endpoint_addr": address, "endpoint_port": port,
+                        "allowed_ips": [f"{address}/32"], "persistent_keepalive": _KEEP_ALIVE_SECONDS}  # fmt: skip
+                _ask(lambda peer=peer: client.set(DEVICE, peer=peer))
+        for key in present - {key for key, _ in peers.values()}:
+            _ask(lambda key=key: client.set(DEVICE, peer={"public_key": key, "remove": True}))
+
+
+def _client() -> Any:
+    from pyroute2 import WireGuard  # it takes most of a second the first time
+
+    return WireGuard()
+
+
+def _ask(call: Any) -> Any:
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        return call()
+    except NetlinkError as error:
+        raise KernelError(error.code, "setting WireGuard's interface", DEVICE) from error
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value
