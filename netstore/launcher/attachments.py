@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import stat
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -49,7 +50,8 @@ _BAD_TARGET = {
 @dataclass(frozen=True, slots=True)
 class Place:
     """Whose mounts are changed, with its lock held. `open` gives its namespace, None where nothing runs yet; `holder`
-    is who holds its volumes; `save` replaces one mount by another in the store, either None.
+    is who holds its volumes; `save` replaces one mount by another in the store, either None. `allow` lets what runs
+    there use a device, as far as "rw", "r" or "" says; None where its devices are not ours to give.
     """
 
     name: str
@@ -58,10 +60,24 @@ class Place:
     mounts: Sequence[Mount]
     save: Callable[[Transaction, Mount | None, Mount | None], ForeignMount]
     give: Callable[[Mount], Awaitable[None]] | None = None
+    allow: Callable[[int, str], None] | None = None
 
     def at(self, target: str) -> Mount | None:
         """Return the mount at a target."""
         return next((each for each in self.mounts if _same_path(each.spec.target, target)), None)
+
+    def admit(self, mount: Mount, *, without: Mount | None = None, also: Mount | None = None) -> None:
+        """Let what runs use the device that a mount shows, if it does, as its mounts of it say; `without` one that
+        goes, `also` one that comes.
+
+        Raises:
+            Unsupported, KernelError: the node, or the kernel, cannot.
+        """
+        device = _device(mount)
+        if device and self.allow:
+            mounts = [each for each in (*self.mounts, also) if each and each is not without]
+            modes = {each.spec.read_only for each in mounts if each.volume_id == mount.volume_id}
+            self.allow(device, ("rw" if False in modes else "r") if modes else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +106,11 @@ class Attachments:
         """
         new, volume = wanted.mount, wanted.volume
         old = place.at(new.spec.target)
+        if volume and volume.spec.block and not place.allow:
+            raise FailedPrecondition(
+                f"volume {volume.name} is a block device, and {place.name} is no container of ours",
+                hint="its engine says which devices it may use: mount a filesystem there", reason="BLOCK_VOLUME",
+            )  # fmt: skip
         if old is not None:
             if _content(old) == _content(new) and old.spec.read_only == new.spec.read_only:
                 return None
@@ -128,9 +149,13 @@ class Attachments:
             new = replace(wanted.mount, attached=True, made=old.made if old else missing)
             made = self._store.write_here(lambda tx: place.save(tx, old, new))
             try:
+                place.admit(new, without=old, also=new)
                 self._make(namespace, old, replace(wanted, mount=new), missing)
+                if old is not None:
+                    place.admit(old, without=old, also=new)
             except BaseException:
                 self._store.write_here(lambda tx: place.save(tx, new, old))
+                place.admit(new)
                 raise
             return made
 
@@ -166,9 +191,14 @@ class Attachments:
     def _take_away(self, place: Place, mount: Mount, *, lazy: bool) -> None:
         if place.open is not None:
             with place.open() as namespace:
-                # All that is there: a crash in an exchange can leave two.
-                while namespace.detach(mount.spec.target, made=mount.made, lazy=lazy):
-                    pass
+                place.admit(mount, without=mount)
+                try:
+                    # All that is there: a crash in an exchange can leave two.
+                    while namespace.detach(mount.spec.target, made=mount.made, lazy=lazy):
+                        pass
+                except BaseException:
+                    place.admit(mount)
+                    raise
         self._store.write_here(lambda tx: place.save(tx, mount, None))
 
     async def reconcile(self, place: Place, *, repair: bool) -> list[Finding]:
@@ -207,6 +237,7 @@ class Attachments:
             else:
                 return ""
             if repair:
+                place.admit(wanted.mount)
                 self._remake(namespace, wanted)
             return detail
 
@@ -287,11 +318,6 @@ def resolve_mount(tx: Transaction, spec: MountSpec) -> Wanted:
             raise InvalidArgument("spec.source", "", "the name or id of a volume: none is made here")
         volume = tx.volumes.find(spec.source)
         refuse_filling(volume)
-        if volume.spec.block:
-            raise FailedPrecondition(
-                f"volume {volume.name} is a block device, not a filesystem", hint="mount one that is not of mode block",
-                reason="BLOCK_VOLUME",
-            )  # fmt: skip
         return Wanted(Mount(spec=spec, source=volume.mountpoint, volume_id=volume.id, volume=volume.name), volume)
     if spec.type is MountType.IMAGE:
         image = find_image(tx, spec.source)
@@ -315,6 +341,17 @@ def _prepare(place: Place, namespace: MountNamespace, target: str, *, known: boo
     if found.mount and not known:
         raise _taken(place, target, "something is mounted there that is not netstore's")
     return found.missing
+
+
+def _device(mount: Mount) -> int:
+    """Return the number of the device that a mount of a volume of mode BLOCK shows, 0 for all others."""
+    if not mount.volume_id or mount.spec.subpath:  # what is in a volume is not ours: containers can make nodes
+        return 0
+    try:
+        status = os.stat(mount.source)
+    except OSError:
+        return 0
+    return status.st_rdev if stat.S_ISBLK(status.st_mode) else 0
 
 
 def _holders(opened: Callable[[], AbstractContextManager[MountNamespace]], target: str) -> list[str]:

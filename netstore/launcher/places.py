@@ -14,6 +14,7 @@ import structlog
 
 from netstore.errors import Conflict, FailedPrecondition, InvalidArgument, NetstoreError
 from netstore.kernel.mountns import MountNamespace
+from netstore.launcher import devices
 from netstore.launcher.attachments import Attachments, Place, resolve_mount, save_uses
 from netstore.launcher.mounting import Mounting
 from netstore.launcher.runtime import is_alive, start_time
@@ -160,7 +161,7 @@ class Places:
                 f"container {container.name}", container.id,
                 partial(_open_running, container) if container.state is ContainerState.RUNNING else None,
                 container.mounts, partial(_save, container),
-                lambda mount: self._mounting.give(container, image, mount),
+                lambda mount: self._mounting.give(container, image, mount), partial(devices.allow, container.pid),
             )  # fmt: skip
 
 

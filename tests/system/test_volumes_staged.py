@@ -247,6 +247,30 @@ def test_a_container_gets_a_device(node: Node, image: str) -> None:
     assert node.out("run", "--rm", "-v", "raw:/disk", image, "sh", "-c", f"{busybox} stat -c %F /disk") == (
         "block special file"
     )
+    # on a running container, with what it may do to the device
+    node.cli("run", "-d", "--name", "c", image)
+
+    def tries(container_path: str) -> tuple[bool, bool]:
+        read = f"{busybox} dd if={container_path} of=/dev/null bs=512 count=1"
+        write = f"{busybox} dd if=/dev/zero of={container_path} bs=512 count=1 conv=notrunc"
+        return tuple(not node.cli("exec", "c", "sh", "-c", each, check=False).returncode for each in (read, write))  # type: ignore[return-value]
+
+    node.cli("volume", "attach", "raw", "c:/dev/hot")
+    assert tries("/dev/hot") == (True, True)
+    numbers = node.out("exec", "c", "sh", "-c", f"{busybox} stat -c '0x%t 0x%T' /dev/hot").split()
+    node.cli("exec", "c", "sh", "-c", f"{busybox} mknod /own b {int(numbers[0], 16)} {int(numbers[1], 16)}")
+    node.cli("volume", "attach", "raw", "c:/dev/hot:ro")
+    assert tries("/dev/hot") == (True, False)
+    node.cli("volume", "attach", "raw", "c:/other")
+    assert tries("/dev/hot") == (True, True)
+    node.kill()
+    node.start()
+    assert node.out("system", "check") == "kernel and store agree"
+    node.cli("volume", "detach", "c:/other")
+    assert tries("/own") == (True, False)
+    node.cli("volume", "detach", "c:/dev/hot")
+    assert tries("/own") == (False, False)
+    node.cli("rm", "-f", "c")
     # a node that a container makes in a volume lets nobody in
     node.cli("volume", "create", "plain")
     node.cli("run", "--rm", "-v", "plain:/p", image, "sh", "-c", f"{busybox} mknod /p/node b 7 0")
