@@ -75,9 +75,7 @@ def test_upgraded_under_traffic(services: object) -> None:
        f"netstore run -d --name client --network app busybox busybox sh -c '{CLIENT}'")  # fmt: skip
     more_answers()
     stream = subprocess.Popen(["nc", "-w", "120", "127.0.0.1", "8080"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    sh(
-        "echo 'log-level = \"debug\"' | cat - /etc/netstore/netstored.toml > /tmp/mine; cp /tmp/mine /etc/netstore/netstored.toml"
-    )
+    sh("(echo '# mine'; cat /etc/netstore/netstored.toml) > /tmp/mine; cp /tmp/mine /etc/netstore/netstored.toml")
     before = sh("pgrep conmon; systemctl show -p MainPID netstored netstore-resolver").split()
     sh(f"dpkg -i {ROOT}/dist/*.deb", timeout=280)
     after = sh("pgrep conmon; systemctl show -p MainPID netstored netstore-resolver").split()
@@ -99,6 +97,8 @@ def test_removed_and_installed_again(services: object) -> None:
 
 
 def test_purged(services: object) -> None:
+    """It takes containers along even where netstored does not start."""
+    sh("echo nonsense >> /etc/netstore/netstored.toml; systemctl kill -s KILL netstored")
     sh("dpkg -P netstore", timeout=280)
     gone()
     assert sh("find / -xdev -path /proc -prune -o -path '*netstore*' ! -path '*/site-packages/*' -print | grep -v "
@@ -109,6 +109,6 @@ def test_purged(services: object) -> None:
 
 def gone() -> None:
     """Nothing of it runs, and nothing of it is in the kernel."""
-    assert sh("pgrep -a 'conmon|crun|netstore' || true") == ""
+    sh("timeout 30 sh -c 'while pgrep -a \"conmon|crun|netstore\"; do sleep 0.2; done'")
     kernel = "ip link; nft list tables; find /sys/fs/cgroup -name netstore; awk '{print $5}' /proc/self/mountinfo"
     assert sh(f"({kernel}) | grep -e nsbr -e netstore | grep -v {ROOT} || true") == ""
