@@ -92,8 +92,7 @@ def test_removed_and_installed_again(services: object) -> None:
     sh("dpkg -r netstore", timeout=280)
     gone()
     sh(f"dpkg -i {ROOT}/dist/*.deb", timeout=280)
-    sh("netstore start web client")
-    more_answers()
+    sh("netstore start web client; timeout 60 sh -c 'until netstore logs -n 1 client | grep good; do sleep 0.5; done'")
 
 
 def test_purged(services: object) -> None:
