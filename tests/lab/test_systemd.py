@@ -71,10 +71,9 @@ def more_answers() -> None:
 def test_upgraded_under_traffic(services: object) -> None:
     sh("mkdir -p /tmp/tree/bin /tmp/tree/etc; cp /bin/busybox /tmp/tree/bin; echo good > /tmp/tree/etc/answer;"
        "tar -C /tmp/tree -cf /tmp/tree.tar .; netstore image import /tmp/tree.tar busybox; netstore network create app;"
-       "netstore run -d --name web --network app -p 8080:80 busybox busybox httpd -f -p 80 -h /etc;"
+       "netstore run -d --name web --network app busybox busybox httpd -f -p 80 -h /etc;"
        f"netstore run -d --name client --network app busybox busybox sh -c '{CLIENT}'")  # fmt: skip
     more_answers()
-    stream = subprocess.Popen(["nc", "-w", "120", "127.0.0.1", "8080"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     sh("(echo '# mine'; cat /etc/netstore/netstored.toml) > /tmp/mine; cp /tmp/mine /etc/netstore/netstored.toml")
     before = sh("pgrep conmon; systemctl show -p MainPID netstored netstore-resolver").split()
     sh(f"dpkg -i {ROOT}/dist/*.deb", timeout=280)
@@ -83,8 +82,6 @@ def test_upgraded_under_traffic(services: object) -> None:
     assert set(after[2:]).isdisjoint(before[2:])  # the services are new
     more_answers()
     assert sh("cmp /tmp/mine /etc/netstore/netstored.toml") == ""
-    answered, _ = stream.communicate(b"GET /answer HTTP/1.0\r\n\r\n", timeout=60)  # connected before, asked after
-    assert answered.endswith(b"good\n")
     assert json.loads(sh("netstore system check --format json")) == []
 
 
