@@ -58,6 +58,7 @@ from netstore.api.v1 import (
 )
 from netstore.config import Config, load
 from netstore.errors import NetstoreError
+from netstore.kernel import quota
 from netstore.launcher.manager import ContainerManager
 from netstore.model import Finding, new_id
 from netstore.networks.manager import NetworkManager
@@ -188,6 +189,7 @@ class Daemon:
             ) from error
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        quota.heed()
 
     def _build(self) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
         server = grpc.aio.server(interceptors=[self._interceptor])

@@ -49,11 +49,11 @@ def _snapshot() -> dict[str, list[str]]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave what needs a machine of its own to scripts/lab."""
-    if "NETSTORE_TEST_LAB" not in os.environ:
-        for item in items:
-            if item.path.parent.name == "lab":
-                item.add_marker(pytest.mark.skip(reason="needs a machine of its own: scripts/lab"))
+    """Leave what needs a machine of its own, or several, to scripts/lab."""
+    needed = {"lab": "NETSTORE_TEST_LAB", "machines": "NETSTORE_TEST_MACHINES"}
+    for item in items:
+        if needed.get(item.path.parent.name, "PATH") not in os.environ:
+            item.add_marker(pytest.mark.skip(reason="needs a machine of its own: scripts/lab"))
 
 
 @pytest.fixture(autouse=True)
