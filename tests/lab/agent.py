@@ -24,10 +24,11 @@ while not os.path.exists(PORT):  # udevd is still at it
 port = os.open(PORT, os.O_RDWR)
 received = b""
 while True:
-    received += os.read(port, 1 << 16)
     line, newline, rest = received.partition(b"\n")
     if not newline:
-        time.sleep(0.02)  # it reads nothing, at once, while nobody is connected
+        if not (read := os.read(port, 1 << 16)):  # nobody is connected
+            time.sleep(0.02)
+        received += read
         continue
     received = rest
     try:

@@ -18,7 +18,7 @@ from cluster.lab import UNDERLAY, Underlay
 
 LAB = Path(os.environ.get("NETSTORE_TEST_MACHINES", "/nonexistent"))
 ROOT = Path(__file__).parents[2]
-_BOOT_SECONDS = 600
+_BOOT_SECONDS = 900
 _NUMBERS = count()
 
 
