@@ -6,6 +6,7 @@ process that waits in the kernel for a dead server must not be us.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -151,7 +152,9 @@ class LocalDriver(VolumeDriver):
             self._trash.mkdir(exist_ok=True, mode=0o700)
             self.directory(volume).rename(hidden)
         except OSError as error:
-            raise os_error(error, "removing", volume) from error
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise os_error(error, "removing", volume) from error
+            hidden = self.directory(volume)  # a full disk has no room for a name elsewhere
         shutil.rmtree(hidden, ignore_errors=True)
         if project:
             quota.set_limit(self.root, project, 0)
