@@ -50,9 +50,12 @@ async def follow(
         yield lines[start : start + _AT_ONCE]
     if ended is None:
         return
-    path.touch()  # noqa: ASYNC240 (conmon makes it when the container starts)
     finished = asyncio.ensure_future(ended)
     try:
+        try:
+            path.touch()  # noqa: ASYNC240 (conmon makes it when the container starts)
+        except FileNotFoundError:  # the container was removed meanwhile
+            return
         with Watch(str(path)) as watch:
             last = False
             while True:

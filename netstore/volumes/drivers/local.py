@@ -249,6 +249,10 @@ def _mount_remote(kind: str, device: str, target: Path, options: str, timeout: i
     """Mount by mount(8) and its helpers; a password goes through the environment, where ps does not show it."""
     words = [word for word in options.split(",") if word]
     secret = next((word.partition("=")[2] for word in words if word.startswith(_SECRETS)), "")
+    server = next((word.partition("=")[2] for word in words if word.startswith("addr=")), "")
+    if kind.startswith("nfs") and device.startswith(":") and server:  # as Docker has it; mount.nfs wants them together
+        device = f"[{server}]{device}" if ":" in server else f"{server}{device}"
+        words = [word for word in words if not word.startswith("addr=")]
     kept = [word for word in words if not (secret and word.startswith(_SECRETS))]
     flags = ["-o", ",".join(kept)] if kept else []
     environment = {"PASSWD": secret} if secret else {}
