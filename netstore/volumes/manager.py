@@ -272,7 +272,8 @@ class VolumeManager:
         def ask() -> dict[str, Usage]:
             found = {}
             for volume in volumes:
-                if volume.filling or not volume.spec.options.get("device", "/").startswith(("/", "tmpfs")):
+                device = volume.spec.options.get("device", "/")
+                if volume.filling or device.startswith("//") or not device.startswith(("/", "tmpfs")):
                     continue
                 with suppress(NetstoreError):
                     found[volume.id] = self._drivers[volume.spec.driver].usage(volume)

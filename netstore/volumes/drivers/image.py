@@ -93,6 +93,7 @@ class ImageDriver(VolumeDriver):
             _allocate(draft, volume.spec.size_bytes, sparse=values["sparse"])
             if not volume.spec.block:
                 _make(values["fs"], draft, values["mkfs"])
+                _allocate(draft, volume.spec.size_bytes, sparse=values["sparse"])  # on a tmpfs mkfs punches holes
             draft.rename(image)
             descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             os.fsync(descriptor)
