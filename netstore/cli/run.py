@@ -95,6 +95,9 @@ def run(client: Client, /, detach: bool, **options: Any) -> None:
             click.echo(made.id)
             return
         code = _attend(client, made.id)
+        if options["auto_remove"]:  # netstored would, a little later
+            request = container_pb2.DeleteContainerRequest(container=made.id, volumes=True, allow_missing=True)
+            client.containers.DeleteContainer(request)
     except grpc.RpcError as error:
         fail(error, client, status=int(Problem.of(error).metadata.get("exit_code", _FAILED)))
     sys.exit(code)

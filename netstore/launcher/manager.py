@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from netstore.errors import FailedPrecondition, InUse, NetstoreError, Unavailable
+from netstore.errors import FailedPrecondition, InUse, NetstoreError, NotFound, Unavailable
 from netstore.kernel.paths import closing
 from netstore.launcher import rows
 from netstore.launcher.bundle import Bundle, process, root_propagation, specification
@@ -62,6 +62,9 @@ log = structlog.get_logger(__name__)
 _LOST = 255
 """Exit code of a container whose supervisor did not write one, such as after a power cut."""
 
+_READABLE_SECONDS = 2.0
+"""So long after its start a container with auto_remove is there, ended or not: who started it reads how it went."""
+
 Joined = rows.Joined
 
 
@@ -99,7 +102,9 @@ class ContainerManager:
         await asyncio.to_thread(self._directories.clean, [container.id for container in containers])
         for container in containers:
             await asyncio.to_thread(self._directories.unstage, container.id)
-            if container.state is not ContainerState.RUNNING:
+            if container.state is ContainerState.EXITED and container.spec.auto_remove:
+                await self._remove_ended(container.id)
+            elif container.state is not ContainerState.RUNNING:
                 await self._clear(container)
             elif is_alive(container.supervisor_pid, container.supervisor_start):
                 await self._take_up_volumes(container)
@@ -346,6 +351,13 @@ class ContainerManager:
 
             self._restarts.consider(await self._store.write(record))
         if container.spec.auto_remove:
+            begun = time.time() - container.start_time
+            await asyncio.sleep(min(max(0.0, _READABLE_SECONDS - begun), _READABLE_SECONDS))
+            await self._remove_ended(container_id)
+
+    async def _remove_ended(self, container_id: str) -> None:
+        """Remove a container with auto_remove, unless who started it did."""
+        with contextlib.suppress(NotFound):
             await self.delete(container_id, force=False, volumes=True)
 
     async def _clear(self, container: Container) -> None:
