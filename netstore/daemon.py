@@ -151,16 +151,7 @@ class Daemon:
             stack.enter_context(DiskWatch(self._volumes))
             server, checks = self._build()
             await self._listen(server)
-            if self._config.adapters.cni:
-                await stack.enter_async_context(programs.serve(Plugin(self._networks), self._run_dir / "cni.sock"))
-            if self._config.adapters.netavark:
-                netavark = Netavark(self._networks)
-                await stack.enter_async_context(programs.serve(netavark, self._run_dir / "netavark.sock"))
-            if self._config.adapters.docker:
-                from netstore.adapters.docker import server as docker  # an HTTP server is many modules
-
-                path = Path(self._config.adapters.docker.socket)
-                await stack.enter_async_context(docker.serve(self._networks, self._volumes, path))
+            await self._serve_engines(stack)
             await server.start()
             log.info(
                 "netstored is ready", version=__version__, listen=self._addresses(), state_dir=str(self._state_dir)
@@ -176,6 +167,20 @@ class Daemon:
             await checks.enter_graceful_shutdown()
             await server.stop(_GRACE_SECONDS)
             await self._interceptor.finish()
+
+    async def _serve_engines(self, stack: AsyncExitStack) -> None:
+        """Listen for the engines whose adapters are configured."""
+        adapters = self._config.adapters
+        if adapters.cni:
+            await stack.enter_async_context(programs.serve(Plugin(self._networks), self._run_dir / "cni.sock"))
+        if adapters.netavark:
+            netavark = Netavark(self._networks)
+            await stack.enter_async_context(programs.serve(netavark, self._run_dir / "netavark.sock"))
+        if adapters.docker:
+            from netstore.adapters.docker import server as docker  # an HTTP server is many modules
+
+            path = Path(adapters.docker.socket)
+            await stack.enter_async_context(docker.serve(self._networks, self._volumes, path))
 
     def _prepare(self, stack: AsyncExitStack) -> None:
         self._state_dir.mkdir(parents=True, exist_ok=True, mode=0o711)

@@ -320,7 +320,7 @@ class ContainerManager:
         async def watch() -> None:
             await wait_for_exit(container.supervisor_pid, container.supervisor_start)
             try:
-                await self._ended(container.id)
+                await self._ended(container.id, readable_seconds=_READABLE_SECONDS)
             except NetstoreError as error:
                 log.error("cleaning up after a container failed", container=container.name, error=str(error))
 
@@ -328,7 +328,7 @@ class ContainerManager:
         self._watchers[container.id] = task
         task.add_done_callback(lambda _: self._watchers.pop(container.id, None))
 
-    async def _ended(self, container_id: str) -> None:
+    async def _ended(self, container_id: str, *, readable_seconds: float = 0.0) -> None:
         """Record how a container ended, after what it held was given back; remove it where that was asked for."""
         async with self._locks.hold(container_id):
             container = await self._store.read(lambda tx: tx.containers.get(container_id))
@@ -351,8 +351,8 @@ class ContainerManager:
 
             self._restarts.consider(await self._store.write(record))
         if container.spec.auto_remove:
-            begun = time.time() - container.start_time
-            await asyncio.sleep(min(max(0.0, _READABLE_SECONDS - begun), _READABLE_SECONDS))
+            left = container.start_time + readable_seconds - time.time()
+            await asyncio.sleep(max(0.0, min(left, readable_seconds)))
             await self._remove_ended(container_id)
 
     async def _remove_ended(self, container_id: str) -> None:

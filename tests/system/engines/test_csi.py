@@ -179,7 +179,6 @@ def test_snapshots_and_copies(plugin: Csi) -> None:
     capability = mounted(fs="ext4")
     volume = plugin.make("origin", capability).volume_id
     plugin.stage(volume, capability)
-    (plugin.here / "staged").exists()
     plugin.node.host.sh(f"echo old > {plugin.path('staged')}/file; sync")
     taken = [
         plugin.controller.CreateSnapshot(csi.CreateSnapshotRequest(source_volume_id=volume, name="snap ☃")).snapshot
