@@ -6,7 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import grpc
 
 from netstore.client import BlockingClient as Client
 
-__all__ = ["BIN", "dockerd", "measure", "sh", "show", "start_netstore"]
+__all__ = ["BIN", "dockerd", "figure", "measure", "percentile", "resident", "sh", "show", "start_netstore"]
 
 BIN = Path(sys.executable).parent
 
@@ -35,6 +35,28 @@ def show(name: str, times: list[float], note: str = "") -> float:
     p95 = sorted(times)[int(len(times) * 0.95)]
     print(f"{name:<52}{p50:>9.2f}{min(times):>9.2f}{p95:>9.2f}  {note}", flush=True)
     return p50
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Return the value that `share` of all are below."""
+    return sorted(values)[min(int(len(values) * share), len(values) - 1)]
+
+
+def figure(
+    name: str, value: float, unit: str, *, most: float | None = None, least: float | None = None, note: str = ""
+) -> None:
+    """Print one figure, and whether it is within what is to hold."""
+    target = "" if most is None else f"to hold: at most {most:g}"
+    target += "" if least is None else f"to hold: at least {least:g}"
+    within = (most is None or value <= most) and (least is None or value >= least)
+    verdict = "" if not target else f"{target}: {'held' if within else 'NOT HELD'}"
+    print(f"{name:<60}{value:>10.2f} {unit:<6}{'  '.join(each for each in (verdict, note) if each)}", flush=True)
+
+
+def resident(pid: int) -> float:
+    """Return the memory of a process, in MB (VmRSS)."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
 
 
 def sh(command: str) -> None:

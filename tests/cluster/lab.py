@@ -218,15 +218,21 @@ class ClusterNode(Node):
         return done
 
 
-def start_node(etcd: Etcd3, number: int, name: str = "") -> Node:
-    """Start netstored and its resolver on a new machine of the underlay; by default its name is n<number>."""
+def new_node(etcd: Etcd3, number: int, name: str = "") -> Node:
+    """Make a machine of the underlay with a configuration for netstored; by default its name is n<number>."""
     machine = etcd.underlay.machine(number)
     place = etcd.underlay.place / f"n{number}"
     place.mkdir(mode=0o711)
     node = ClusterNode(machine, place)
     (place / "cluster.toml").write_text("[resolver]\nmanage = false\n" + etcd.config(number, name or f"n{number}"))
+    return node
+
+
+def start_node(etcd: Etcd3, number: int, name: str = "") -> Node:
+    """Start netstored and its resolver on such a machine."""
+    node = new_node(etcd, number, name)
     node.start_resolver()
-    node.start("--config", str(place / "cluster.toml"))
+    restart(node)
     return node
 
 
