@@ -11,7 +11,7 @@ from netstore.drivers.options import Option
 from netstore.errors import FailedPrecondition, NetstoreError
 from netstore.kernel.firewall import Element, Firewall
 from netstore.kernel.links import Deletions
-from netstore.model import Endpoint, Network, PortMapping, RemoteEndpoint, Scope
+from netstore.model import Endpoint, Network, Node, PortMapping, RemoteEndpoint, Scope
 
 __all__ = ["Driver", "Host", "Observed", "load_drivers"]
 
@@ -159,9 +159,17 @@ class Driver(ABC):
         """
         return
 
-    def apply_peers(self, peers: Mapping[str, str]) -> None:
-        """Hear tunnels from these alone: all of the other nodes' public keys by VTEP, "" for who has none."""
-        return
+    def apply_peers(self, peers: Mapping[str, Node]) -> bool:
+        """Hear from these alone: all of the other nodes that are up, by VTEP. Says whether the ways to some changed, so
+        that `Observed.remotes` is to be looked at anew.
+        """
+        return False
+
+    def remote_elements(self, network: Network, remote: RemoteEndpoint) -> set[Element]:
+        """Return the firewall elements that an endpoint of another node needs, policies' excepted. Pure; `apply_remote`
+        adds and removes them.
+        """
+        return set()
 
     def apply_key(self, private_key: str) -> str:
         """Encrypt with a private key (base64) from now on; returns the public one, "" where nothing is encrypted."""

@@ -14,22 +14,25 @@ import errno
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
+from typing import Any
 
 from netstore.drivers.base import Host, Observed
-from netstore.drivers.bridged import ICC, SHARED_OPTIONS, BridgedDriver
+from netstore.drivers.bridged import ICC, ISOLATE, SHARED_OPTIONS, BridgedDriver
+from netstore.drivers.direct import Direct
 from netstore.drivers.interior import alias
 from netstore.drivers.options import Option, boolean, parse
-from netstore.errors import FailedPrecondition, KernelError
+from netstore.errors import FailedPrecondition, InvalidArgument, KernelError
 from netstore.kernel import netlink, wireguard
 from netstore.kernel.firewall import Element
 from netstore.kernel.links import host_socket
 from netstore.kernel.route import Request
-from netstore.model import TUNNEL_PREFIX, Endpoint, Network, RemoteEndpoint, Scope, kernel_name
+from netstore.model import TUNNEL_PREFIX, Endpoint, Network, Node, RemoteEndpoint, Scope, kernel_name
 
 __all__ = ["OverlayDriver"]
 
 VNIS = "com.docker.network.driver.overlay.vxlanid_list"
 ENCRYPTED = "encrypted"
+DIRECT = "direct"
 OVERHEAD = {4: 50, 6: 70}  # bytes that VXLAN adds: Ethernet, IP, UDP and its own header
 MAX_VNI = (1 << 24) - 1
 
@@ -49,12 +52,14 @@ class OverlayDriver(BridgedDriver):
     options: Sequence[Option] = (
         Option(VNIS, _vnis, (), "VXLAN network identifier; by default the cluster chooses a free one"),
         Option(ENCRYPTED, boolean, False, "encrypt what passes between nodes, by WireGuard"),
+        Option(DIRECT, boolean, False, "plain routes to nodes on the same link, tunnels to the others"),
         *SHARED_OPTIONS,
     )
 
     def __init__(self, host: Host) -> None:
         super().__init__(host)
-        self._peers: Mapping[str, str] = {}
+        self._peers: Mapping[str, Node] = {}
+        self._direct = Direct(host.vtep)
         self._key = self._public = ""
 
     def validate(self, network: Network) -> Network:
@@ -65,6 +70,7 @@ class OverlayDriver(BridgedDriver):
                 "an overlay network needs a cluster, and this node is in none",
                 hint="give [cluster] in the configuration",
             )
+        _refuse_direct(values)
         inner = network.mtu - OVERHEAD[6 if ":" in self.host.vtep else 4]
         if values[ENCRYPTED]:
             self._require_encryption()
@@ -103,7 +109,9 @@ class OverlayDriver(BridgedDriver):
             raise
 
     def remove_network(self, network: Network) -> None:
-        """Remove the tunnel, then what bridges have."""
+        """Remove routes and the tunnel, then what bridges have."""
+        if self._is_direct(network):
+            self._lead(network, remove=[_nobody(network, address) for address in self._direct.routes(network)])
         found = host_socket().link(_tunnel(network))
         if found is not None and found.alias in ("", alias("network", network.id)):
             self.host.deletions.delete(found.name)
@@ -112,7 +120,16 @@ class OverlayDriver(BridgedDriver):
     def network_elements(self, network: Network) -> list[Element]:
         """Return what bridges have, and the node's own MAC behind the tunnel."""
         own = [("ours", f"{_tunnel(network)} . {network.host_mac_address}")] if network.host_mac_address else []
-        return [*super().network_elements(network), *own]
+        direct = self._direct.network_elements(network) if self._is_direct(network) else ()
+        return [*super().network_elements(network), *own, *direct]
+
+    def _endpoint_elements(self, network: Network, endpoint: Endpoint) -> list[Element]:
+        direct = self._direct.endpoint_elements(network, endpoint) if self._is_direct(network) else ()
+        return [*super()._endpoint_elements(network, endpoint), *direct]
+
+    def remote_elements(self, network: Network, remote: RemoteEndpoint) -> set[Element]:
+        """Return what lets packets for an endpoint of another node go by a plain route, where there is one."""
+        return self._direct.remote_elements(network, remote) if self._is_direct(network) else set()
 
     def bridge_addresses(self, network: Network) -> list[tuple[str, int]]:
         """Return the node's own address first, from which the host speaks; the gateway's is no one node's. In a subnet
@@ -136,24 +153,43 @@ class OverlayDriver(BridgedDriver):
         if bridge is None or tunnel is None:  # not used on this node
             return
         via = route.index_of(wireguard.DEVICE) or 0 if self._sealed(network) else 0
+        direct = self._is_direct(network)
+        if direct:
+            self._lead(network, remove=remove)
         requests = []
         for each in remove:
-            requests.append(netlink.forwarding_delete(tunnel, each.mac, each.vtep, via=via))
+            if each.vtep:  # where nothing leads to it, there is no entry
+                requests.append(netlink.forwarding_delete(tunnel, each.mac, each.vtep, via=via))
             requests += [netlink.neighbour_delete(bridge, address) for address in each.addresses]
         for each in add:
             requests.append(netlink.forwarding_set(tunnel, each.mac, each.vtep, via=via))
             requests += [netlink.neighbour_set(bridge, address, each.mac) for address in each.addresses]
         route.run(requests)
+        if direct:
+            self._lead(network, add=add)
 
-    def apply_peers(self, peers: Mapping[str, str]) -> None:
-        """Change whose tunnels are heard."""
+    def _lead(
+        self, network: Network, *, add: Sequence[RemoteEndpoint] = (), remove: Sequence[RemoteEndpoint] = ()
+    ) -> None:
+        """Make plain routes to those of some endpoints that are near, or take the routes to others away."""
+        if remove:
+            elements, requests = self._direct.remove(remove)
+            self.host.firewall.remove(sorted(elements))
+            host_socket().run(requests)
+        host_socket().run([request for each in add for request in self._direct.add(network, each)])
+        self.host.firewall.add(sorted({element for each in add for element in self.remote_elements(network, each)}))
+
+    def apply_peers(self, peers: Mapping[str, Node]) -> bool:
+        """Change whose tunnels are heard, and who is near."""
         before = self.node_elements()
         self._peers = peers
+        moved = self._direct.follow(peers) if self.host.vtep else False
         with self.host.firewall.steady:
             self.host.firewall.remove(sorted(before - self.node_elements()))
             self.host.firewall.add(sorted(self.node_elements()))
         if self._public:
             self._set_wireguard_peers()
+        return moved
 
     def apply_key(self, private_key: str) -> str:
         """Give WireGuard's interface a key, and make it where it is missing; "" where the kernel has no WireGuard."""
@@ -170,7 +206,9 @@ class OverlayDriver(BridgedDriver):
         return self._public
 
     def _set_wireguard_peers(self) -> None:
-        wireguard.set_peers({vtep: (key, self.host.wireguard_port) for vtep, key in self._peers.items() if key})
+        wireguard.set_peers(
+            {vtep: (node.public_key, self.host.wireguard_port) for vtep, node in self._peers.items() if node.public_key}
+        )
 
     def _require_encryption(self) -> None:
         if not self._public:
@@ -191,7 +229,9 @@ class OverlayDriver(BridgedDriver):
             return set()
         peers = {("vteps6" if ":" in each else "vteps", each) for each in self._peers}
         port, sealed = str(self.host.vxlan_port), str(self.host.vxlan_port + 1)
-        return {("tunnels", port), ("tunnels", sealed), ("sealed", sealed), *peers}
+        return {
+            ("tunnels", port), ("tunnels", sealed), ("sealed", sealed), *peers, *self._direct.node_elements()
+        }  # fmt: skip
 
     def observe(self, network: Network) -> Observed:
         """Look for bridge, tunnel and ports, and tell what leads to other nodes from what leads to endpoints here."""
@@ -206,13 +246,27 @@ class OverlayDriver(BridgedDriver):
         }
         named = {mac for _, mac, _ in remotes}
         remotes |= {("", mac, vtep) for mac, vtep in tunnels.items() if mac not in named}
+        if self._is_direct(network):
+            remotes = self._judged(network, remotes)
         ports = found.endpoints - {_tunnel(network)}
         here = found.neighbours - {address for address, _, _ in remotes}
         return replace(found, endpoints=ports, neighbours=here, remotes=frozenset(remotes))
 
+    def _judged(self, network: Network, remotes: set[tuple[str, str, str]]) -> set[tuple[str, str, str]]:
+        """Return remote endpoints without the VTEP of those whose route is not as it should be, and stray routes."""
+        routes = self._direct.routes(network)
+        judged = {
+            (address, mac, vtep if routes.pop(address, "") == self._direct.gateway(network, vtep, address) else "")
+            for address, mac, vtep in remotes
+        }
+        return judged | {(address, "", "") for address in routes}
+
     def elements(self, network: Network, endpoints: Collection[Endpoint]) -> set[Element]:
         """Return those of a network that is used here, and of its endpoints."""
         return super().elements(network, endpoints) if self.is_here(network) else set()
+
+    def _is_direct(self, network: Network) -> bool:
+        return bool(parse(self.options, network.spec.options)[DIRECT])
 
     def _tunnel_request(self, network: Network, name: str, bridge: int) -> Request:
         sealed, link = self._sealed(network), 0
@@ -223,6 +277,23 @@ class OverlayDriver(BridgedDriver):
             name, vni=network.vni, local=self.host.vtep, port=self.host.vxlan_port + sealed, master=bridge,
             mtu=network.mtu, link=link,
         )  # fmt: skip
+
+
+def _refuse_direct(values: Mapping[str, Any]) -> None:
+    """Refuse what plain routes cannot keep."""
+    if not values[DIRECT]:
+        return
+    for key, unfit, why in (
+        (ENCRYPTED, True, "plain routes are not encrypted"),
+        (ICC, False, "endpoints that may not talk need no routes"),
+        (ISOLATE, "strict", "routed packets are not told from other networks'"),
+    ):
+        if values[key] == unfit:
+            raise InvalidArgument(f"spec.options[{DIRECT}]", True, f"false together with {key}={unfit}: {why}".lower())
+
+
+def _nobody(network: Network, address: str) -> RemoteEndpoint:
+    return RemoteEndpoint(endpoint_id="", network_id=network.id, node_id="", vtep="", mac="", addresses=(address,))
 
 
 def _tunnel(network: Network) -> str:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import threading
+from ipaddress import ip_address, ip_interface
 
 from netstore.kernel.netlink import link_delete, link_delete_group, link_set
 from netstore.kernel.route import RouteSocket
+from netstore.model import NodeLink
 
-__all__ = ["Deletions", "host_socket"]
+__all__ = ["Deletions", "host_socket", "node_link"]
 
 # Interfaces that wait to be deleted carry this group; nothing else may use it.
 _GROUP = 0x6E736B64
 _ENODEV = 19
+_MAC_DIGITS = 17
 
 _local = threading.local()
 
@@ -22,6 +25,23 @@ def host_socket() -> RouteSocket:
     if found is None:
         found = _local.socket = RouteSocket()
     return found
+
+
+def node_link(address: str) -> tuple[NodeLink, str, int]:
+    """Return the link that the node's address on the underlay is on, with its interface's name and index.
+
+    All is empty where no interface with a MAC has it.
+    """
+    route = host_socket()
+    addresses = route.every_address()
+    for index, held, length in addresses:
+        if ip_address(held) == ip_address(address):
+            subnet = str(ip_interface(f"{held}/{length}").network)
+            own = [each for at, each, _ in addresses if at == index and ip_address(each).is_link_local and ":" in each]
+            for link in route.links():
+                if link.index == index and len(link.mac) == _MAC_DIGITS and link.mac.strip("0:"):
+                    return NodeLink(mac=link.mac, subnet=subnet, link_local=min(own, default="")), link.name, index
+    return NodeLink(), "", 0
 
 
 class Deletions:

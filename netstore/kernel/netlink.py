@@ -22,12 +22,15 @@ from netstore.kernel.attributes import attribute, nested
 from netstore.kernel.route import AF_BRIDGE, NTF_MASTER, NTF_SELF, Attributes, Request, encode, encode_neighbour
 
 __all__ = [
+    "RTPROT_NETSTORE",
     "address_add",
     "address_delete",
     "bridge_add",
     "forwarding_delete",
     "forwarding_local",
     "forwarding_set",
+    "host_route_delete",
+    "host_route_set",
     "ipvlan_add",
     "link_delete",
     "link_delete_group",
@@ -67,7 +70,11 @@ IFLA_IPVLAN_MODE, IFLA_IPVLAN_FLAGS = 1, 2
 IFA_F_NODAD = 0x2
 IN6_ADDR_GEN_MODE_NONE = 1
 RT_TABLE_MAIN, RTPROT_STATIC, RT_SCOPE_UNIVERSE, RTN_UNICAST = 254, 4, 0, 1
-RT_SCOPE_LINK = 253
+RT_SCOPE_LINK, RT_SCOPE_NOWHERE = 253, 255
+RTPROT_NETSTORE = 110
+"""Whose the routes to single endpoints are ("n")."""
+_METRIC = 28275  # "ns": a route of somebody else's to the same destination wins
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_VIA = 1, 4, 5, 6, 7, 18
 
 _HEADER = struct.Struct("IHHII")
 
@@ -361,6 +368,35 @@ def _route(kind: int, flags: int, gateway: str, index: int, destination: str, me
     if metric:
         attrs.append(("RTA_PRIORITY", metric))
     return encode(rtmsg, kind, flags, fields, attrs)
+
+
+def host_route_set(address: str, gateway: str, index: int, source: str) -> Request:
+    """Send what is for one address by a gateway on interface `index`, which may be of the other family; the host speaks
+    to it from `source`, its own.
+    """
+    packed, family = ipaddress.ip_address(gateway).packed, socket.AF_INET6 if ":" in gateway else socket.AF_INET
+    body = attribute(RTA_OIF, struct.pack("I", index)) + attribute(RTA_PREFSRC, ipaddress.ip_address(source).packed)
+    if (":" in address) == (":" in gateway):
+        body += attribute(RTA_GATEWAY, packed)
+    else:
+        body += attribute(RTA_VIA, struct.pack("=H", family) + packed)
+    return _host_route(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, address, body)
+
+
+def host_route_delete(address: str) -> Request:
+    """Remove what `host_route_set` made; what is gone is a success."""
+    return replace(_host_route(RTM_DELROUTE, 0, address, b""), tolerate=frozenset({errno.ESRCH}))
+
+
+def _host_route(kind: int, flags: int, address: str, body: bytes) -> Request:
+    packed = ipaddress.ip_address(address).packed
+    scope, type_ = (RT_SCOPE_UNIVERSE, RTN_UNICAST) if kind == RTM_NEWROUTE else (RT_SCOPE_NOWHERE, 0)
+    header = struct.pack(
+        "=8BI", _family(packed), len(packed) * 8, 0, 0, RT_TABLE_MAIN, RTPROT_NETSTORE, scope, type_, 0
+    )
+    body = header + attribute(RTA_DST, packed) + attribute(RTA_PRIORITY, struct.pack("I", _METRIC)) + body
+    data = _HEADER.pack(16 + len(body), kind, NLM_F_REQUEST | NLM_F_ACK | flags, 0, 0) + body
+    return Request(data, "changing the route to", address)
 
 
 def neighbour_set(index: int, address: str, mac: str) -> Request:

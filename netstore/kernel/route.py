@@ -33,7 +33,7 @@ __all__ = [
     "encode_neighbour",
 ]
 
-RTM_GETLINK, RTM_GETADDR, RTM_GETNEIGH = 18, 22, 30
+RTM_GETLINK, RTM_GETADDR, RTM_GETROUTE, RTM_GETNEIGH = 18, 22, 26, 30
 AF_BRIDGE = 7
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 NLMSG_ERROR, NLMSG_DONE = 2, 3
@@ -42,6 +42,7 @@ NLMSGERR_ATTR_MSG = 1
 SOL_NETLINK, NETLINK_CAP_ACK, NETLINK_EXT_ACK = 270, 10, 11
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_IFALIAS = 1, 3, 4, 10, 20
 IFA_ADDRESS, IFA_LOCAL = 1, 2
+RTA_DST, RTA_GATEWAY, RTA_VIA = 1, 5, 18
 NDA_DST, NDA_LLADDR, NDA_IFINDEX = 1, 2, 8
 NUD_PERMANENT = 0x80
 NTF_SELF, NTF_MASTER = 0x02, 0x04
@@ -171,14 +172,32 @@ class RouteSocket:
 
     def addresses(self, index: int) -> set[str]:
         """Return the addresses that an interface has alone: those whose prefix is one address long."""
+        found = self.every_address()
+        return {each for at, each, length in found if at == index and length == (128 if ":" in each else 32)}
+
+    def every_address(self) -> list[tuple[int, str, int]]:
+        """Return the index of an interface, an address and its prefix length, for each."""
         message = encode(ifaddrmsg, RTM_GETADDR, NLM_F_DUMP, {}, [])
-        found = set()
+        found = []
         for answer in self._answers(message, "listing", "addresses"):
             family, length, _, _, at = struct.unpack_from("=BBBBi", answer, 16)
             known = attributes(answer, 24)
-            if at == index and length == (32 if family == socket.AF_INET else 128):
-                packed = (known.get(IFA_LOCAL) or known[IFA_ADDRESS])[4:]
-                found.add(socket.inet_ntop(family, packed))
+            packed = (known.get(IFA_LOCAL) or known[IFA_ADDRESS])[4:]
+            found.append((at, socket.inet_ntop(family, packed), length))
+        return found
+
+    def routes(self, protocol: int) -> dict[str, str]:
+        """Return the gateways of routes that one protocol (RTPROT_) made, by destination."""
+        message = _HEADER.pack(28, RTM_GETROUTE, NLM_F_REQUEST | NLM_F_DUMP, 0, 0) + bytes(12)
+        found = {}
+        for answer in self._answers(message, "listing", "routes"):
+            family, owner = answer[16], answer[21]
+            known = attributes(answer, 28)
+            if owner != protocol or RTA_DST not in known:
+                continue
+            gateway = known[RTA_VIA][6:22] if RTA_VIA in known else known.get(RTA_GATEWAY, b"")[4:]
+            shown = socket.inet_ntop(socket.AF_INET if len(gateway) == 4 else socket.AF_INET6, gateway)
+            found[socket.inet_ntop(family, known[RTA_DST][4:])] = shown
         return found
 
     def forwarding(self, index: int) -> tuple[dict[str, str], set[str]]:

@@ -47,6 +47,8 @@ _SETS: Sets = {
     # Those of encrypted networks, which come and go through WireGuard alone.
     "sealed": ("set", "type inet_service;"),
     "service_ports": ("set", f"type {WELL_KNOWN};"),
+    # By the interface that leads to them, MACs of the nodes that share a link with this one.
+    "near_nodes": ("set", "type ifname . ether_addr;"),
     "vteps": ("set", "type ipv4_addr;"),
     "vteps6": ("set", "type ipv6_addr;"),
 }
@@ -66,6 +68,11 @@ for _six, _addr in (("", "ipv4_addr"), ("6", "ipv6_addr")):
         f"slots{_six}": ("map", f"type {_addr} . mark : {_addr};"),
         f"port_slots{_six}": ("map", f"type {WELL_KNOWN} . mark : {_addr} . inet_service;"),
         f"elsewhere{_six}": ("set", f"type ifname . {_addr};"),
+        # Networks whose packets go to near nodes by plain routes: bridge and subnet, subnet alone, and the node's own
+        # address there.
+        f"near{_six}": ("set", f"type ifname . {_addr}; flags interval;"),
+        f"near_sources{_six}": ("set", f"type {_addr}; flags interval;"),
+        f"near_hosts{_six}": ("map", f"type {_addr} : {_addr}; flags interval;"),
         # Who may reach a published port, where that was limited: the port, and the port with its sources.
         f"limited{_six}": ("set", f"type {_addr} . {WELL_KNOWN};"),
         f"allowed{_six}": ("set", f"type {_addr} . {_addr} . {WELL_KNOWN}; flags interval;"),
@@ -96,10 +103,15 @@ _CHAINS: Chains = {
             "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu",
             "iifname . oifname != @own iifname @strict oifname @bridges drop",
             "iifname . oifname != @own iifname @bridges oifname @strict drop",
+            *_both("iifname @strict IP daddr @near_sourcesSIX iifname . IP daddr != @nearSIX drop"),
             "iifname vmap @policed",
             "iifname . oifname != @own oifname vmap @policed",
             "ct state established,related accept",
             "iifname . oifname @same accept",
+            *_both(
+                "oifname != @bridges iifname . IP daddr @nearSIX accept",
+                "iifname != @bridges oifname . IP saddr @nearSIX accept",
+            ),
             "iifname @internal drop",
             "oifname @internal drop",
             *_both(
@@ -112,6 +124,7 @@ _CHAINS: Chains = {
             "oifname @routed6 meta l4proto icmpv6 accept",
             "oifname @bridges ct status dnat accept",
             "oifname @bridges drop",
+            *_both("IP daddr @near_sourcesSIX ct status ! dnat drop"),
         ),
     ),
     # What endpoints say to the node itself, where a policy has a word in it; what the node began is its own affair.
@@ -139,8 +152,11 @@ _CHAINS: Chains = {
             f'udp dport @sealed iifname != "{WIREGUARD}" drop',
             "udp dport @tunnels fib daddr type local ip saddr != @vteps drop",
             "udp dport @tunnels fib daddr type local ip6 saddr != @vteps6 drop",
+            # Nobody but near nodes speaks as an endpoint of a network that has plain routes.
+            *_both('IP saddr @near_sourcesSIX iifname != @bridges iifname != "lo" goto arrival'),
         ),
     ),
+    "arrival": ("", ("iifname . ether saddr @near_nodes accept", "drop")),
     "sealing": (
         "type filter hook output priority raw; policy accept;",
         (f'udp dport @sealed oifname != "{WIREGUARD}" drop',),
@@ -176,6 +192,8 @@ _CHAINS: Chains = {
         (
             "oifname @bridges ip saddr 127.0.0.0/8 masquerade",
             *_both(
+                "oifname != @bridges ct status dnat snat IP to IP daddr map @near_hostsSIX",
+                "oifname != @bridges iifname . IP daddr @nearSIX accept",
                 "ct status dnat oifname . IP saddr @subnetsSIX masquerade",
                 "ct status dnat oifname . IP daddr @elsewhereSIX masquerade",
                 "oifname != @bridges snat IP to iifname map @sourcesSIX",
@@ -210,6 +228,11 @@ GUARD_SETS: Sets = {
     "ours": ("set", "type ifname . ether_addr;"),
     # Endpoints of networks that have policies, and the chains of those.
     "members": ("map", "type ifname : verdict;"),
+    # Addresses of endpoints on near nodes; and the bridge's MAC by the interface of an endpoint that may speak to them:
+    # what it sends them is the host's, to route.
+    "near_ends": ("set", "type ipv4_addr;"),
+    "near_ends6": ("set", "type ipv6_addr;"),
+    "detours": ("map", "type ifname : ether_addr;"),
 }
 EXPIRING: Sets = {}
 for _six, _addr in (("", "ipv4_addr"), ("6", "ipv6_addr")):
@@ -221,7 +244,10 @@ for _six, _addr in (("", "ipv4_addr"), ("6", "ipv6_addr")):
 _GUARD_CHAINS: Chains = {
     "arrive": (
         "type filter hook prerouting priority -301; policy accept;",
-        ("iifname . ether daddr @ours meta pkttype set host",),
+        (
+            "iifname . ether daddr @ours meta pkttype set host",
+            *_both("IP daddr @near_endsSIX ether daddr set iifname map @detours meta pkttype set host"),
+        ),
     ),
     "guard": (
         "type filter hook prerouting priority -300; policy accept;",

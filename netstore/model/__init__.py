@@ -6,7 +6,7 @@ field of the same name in `proto/netstore/v1`; comments here say only what is no
 
 from __future__ import annotations
 
-from netstore.model.cluster import Node, NodeCheck, Probe, RemoteEndpoint
+from netstore.model.cluster import Node, NodeCheck, NodeLink, Probe, RemoteEndpoint
 from netstore.model.common import (
     BRIDGE_PREFIX,
     PAIR_PREFIX,
@@ -72,6 +72,7 @@ __all__ = [
     "NetworkSpec",
     "Node",
     "NodeCheck",
+    "NodeLink",
     "Policy",
     "PolicyAction",
     "PolicyPort",

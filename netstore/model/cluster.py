@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["Node", "NodeCheck", "Probe", "RemoteEndpoint"]
+__all__ = ["Node", "NodeCheck", "NodeLink", "Probe", "RemoteEndpoint"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeLink:
+    """Where a node is on the underlay: MAC and link-local address of the interface that has its address there, and the
+    subnet that is said to be on its link (CIDR); "" for what there is not.
+    """
+
+    mac: str = ""
+    subnet: str = ""
+    link_local: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +31,7 @@ class Node:
     version: str = ""
     drained: bool = False
     public_key: str = ""
+    link: NodeLink = NodeLink()
     up: bool = False
     create_time: float = 0.0
     revision: int = 0

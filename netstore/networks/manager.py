@@ -13,7 +13,7 @@ from netstore.drivers.base import Host, load_drivers
 from netstore.drivers.options import parse
 from netstore.errors import InvalidArgument, KernelError
 from netstore.kernel.firewall import Firewall, relay_elements
-from netstore.kernel.links import Deletions, host_socket
+from netstore.kernel.links import Deletions, host_socket, node_link
 from netstore.kernel.sandboxes import open_relay
 from netstore.kernel.sysctls import raise_neighbour_limits
 from netstore.model import Endpoint, Finding, Network, NodeCheck, Sandbox, Scope
@@ -123,6 +123,7 @@ class NetworkManager:
         await self.networks.start()
         if self._span:
             await self._span.keys.start()
+            await self._tell_link(self._span.cluster)
             await self._span.data_plane.apply_peers()  # before the check would take what is there for too much
         await self.services.start()
         await self.check(repair=True)
@@ -207,8 +208,15 @@ class NetworkManager:
         """Say whether a namespace that an engine named is gone, and its endpoints are left."""
         return await self._reconciler.stale()
 
+    async def _tell_link(self, cluster: Cluster) -> None:
+        link, _, _ = await self._context.apply(node_link, cluster.node.address)
+        await cluster.set_link(link)
+
     async def follow_uplink(self) -> int:
-        """Make networks follow the uplink's MTU; see `Networks.follow_uplink`."""
+        """Make networks follow the uplink's MTU (`Networks.follow_uplink`), and where the node is on the underlay."""
+        if self._span:
+            await self._tell_link(self._span.cluster)
+            await self._span.data_plane.follow_peers()
         return await self.networks.follow_uplink()
 
     async def parents(self) -> frozenset[int]:

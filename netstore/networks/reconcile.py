@@ -287,7 +287,7 @@ class Reconciler:
         """
         present = await self._context.apply(self._firewall.elements) or set()
         networks, endpoints, remotes = await self._context.store.read(
-            lambda tx: (tx.networks.all(), tx.endpoints.all(), _remotes(tx, self._firewall))
+            lambda tx: (tx.networks.all(), tx.endpoints.all(), _remotes(tx))
         )
         desired, wanted = _Desired(networks, endpoints, []), set(relay_elements(self._context.resolver.relay_port()))
         for driver in self._context.drivers.values():
@@ -300,8 +300,10 @@ class Reconciler:
         return present - wanted, wanted - present
 
     def _of_network(self, network: Network, desired: _Desired, remotes: Sequence[RemoteEndpoint]) -> set[Element]:
-        found = self._context.driver(network.spec.driver).elements(network, desired.attached(network))
-        return found.union(*(self._firewall.policing.remote_elements(network, each) for each in remotes))
+        driver, policing = self._context.driver(network.spec.driver), self._firewall.policing
+        found = driver.elements(network, desired.attached(network))
+        found = found.union(*(policing.remote_elements(network, each) for each in remotes))
+        return found.union(*(driver.remote_elements(network, each) for each in remotes))
 
     async def _names(self, desired: _Desired, *, repair: bool) -> list[Finding]:
         """Find sandboxes whose names nobody answers, or lead nowhere: who is inside may have flushed its firewall."""
@@ -384,10 +386,9 @@ class Reconciler:
         return findings
 
 
-def _remotes(tx: Transaction, firewall: Firewall) -> dict[str, list[RemoteEndpoint]]:
-    """Return the endpoints of other nodes that policies may select, by network."""
-    spanning = [network_id for (network_id,) in tx.rows("SELECT network_id FROM global_networks")]
-    return {each: cache.remotes(tx, each) for each in spanning if firewall.policing.get(each)}
+def _remotes(tx: Transaction) -> dict[str, list[RemoteEndpoint]]:
+    """Return the endpoints of other nodes, by network."""
+    return {each: cache.remotes(tx, each) for (each,) in tx.rows("SELECT network_id FROM global_networks")}
 
 
 def _listed(elements: set[Element], detail: str) -> Finding:

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
 from netstore.kernel.links import host_socket
-from netstore.model import Network, Pool
+from netstore.model import Network, Pool, Scope
 from netstore.networks import ipam
 from netstore.networks.ipam import HostRoute
 
@@ -59,6 +59,11 @@ def _address(text: str) -> bytes:
     return bytes.fromhex(text)[::-1] if sys.byteorder == "little" else bytes.fromhex(text)
 
 
+def _leads_to_one(route: HostRoute, subnets: Sequence[IPv4Network | IPv6Network]) -> bool:
+    only = route.destination
+    return only.prefixlen == only.max_prefixlen and any(only.network_address in subnet for subnet in subnets)
+
+
 def warnings(pools: Iterable[Pool], routes: Sequence[HostRoute]) -> list[str]:
     """Return a warning for each pool that overlaps a route of the host."""
     found = []
@@ -75,10 +80,12 @@ def warnings(pools: Iterable[Pool], routes: Sequence[HostRoute]) -> list[str]:
 def overlaps(networks: Sequence[Network], routes: Sequence[HostRoute]) -> list[tuple[Network, str]]:
     """Return networks whose subnets overlap a route that came later than they did, with what to say of each.
 
-    Routes of our networks' own interfaces are none, and what was warned of at create is known.
+    Routes of our networks' own interfaces are none, nor are those to single endpoints of other nodes; and what was
+    warned of at create is known.
     """
     ours = {network.interface for network in networks}
-    foreign = [route for route in routes if route.interface not in ours]
+    spanning = [ip_network(pool.subnet) for each in networks if each.scope is Scope.GLOBAL for pool in each.pools]
+    foreign = [route for route in routes if route.interface not in ours and not _leads_to_one(route, spanning)]
     return [
         (network, text)
         for network in networks

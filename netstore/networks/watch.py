@@ -15,6 +15,7 @@ import structlog
 
 from netstore.errors import NetstoreError
 from netstore.kernel.attributes import NETLINK_NETFILTER, attributes, messages
+from netstore.kernel.netlink import RTPROT_NETSTORE
 from netstore.kernel.nftables import is_ours
 from netstore.networks.manager import NetworkManager
 
@@ -31,6 +32,7 @@ SO_ATTACH_FILTER = 26
 BPF_LD_W_ABS, BPF_LD_H_ABS, BPF_JMP_JEQ_K, BPF_RET_K = 0x20, 0x28, 0x15, 0x06
 _KIND_AT, _SENDER_AT, _INDEX_AT = 4, 12, 20  # nlmsg_type, nlmsg_pid, and ifi_index behind the header
 
+_PROTOCOL_AT = 21  # rtm_protocol
 NFT_MSG_NEWCHAIN = 3
 _NFT_GONE = (NFT_MSG_DELTABLE, NFT_MSG_DELCHAIN, NFT_MSG_DELRULE, NFT_MSG_DELSET)
 
@@ -95,7 +97,7 @@ class Drift:
                 _listening(
                     NETLINK_ROUTE, RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE, {_KIND_AT: [RTM_NEWROUTE, RTM_DELROUTE]}
                 ),
-                _anything,
+                _others,
                 self._follow,
             ),
             (self._uplink, _anything, self._follow),
@@ -186,6 +188,11 @@ def _filter(listening: socket.socket, wanted: dict[int, list[int]]) -> None:
 
 def _anything(kind: int, message: bytes) -> bool:
     return True
+
+
+def _others(kind: int, message: bytes) -> bool:
+    """Say whether a route is not one of ours to a single endpoint: each that comes would have the uplink looked at."""
+    return message[_PROTOCOL_AT] != RTPROT_NETSTORE
 
 
 def _table_went(kind: int, message: bytes) -> bool:

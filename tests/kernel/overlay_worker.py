@@ -10,7 +10,7 @@ from netstore.drivers.base import Host
 from netstore.drivers.overlay import OverlayDriver
 from netstore.kernel.firewall import Firewall
 from netstore.kernel.links import Deletions
-from netstore.model import Address, Endpoint, EndpointSpec, Network, NetworkSpec, Pool, RemoteEndpoint
+from netstore.model import Address, Endpoint, EndpointSpec, Network, NetworkSpec, Node, Pool, RemoteEndpoint
 
 NETWORK = "5e" * 32
 
@@ -19,7 +19,7 @@ def main(wanted: dict[str, str]) -> None:
     firewall = Firewall()
     firewall.ensure()
     driver = OverlayDriver(Host(firewall, Deletions(), vtep=wanted["vtep"]))
-    driver.apply_peers({wanted["peer"]: ""})
+    driver.apply_peers({wanted["peer"]: Node(id="peer", name="peer", address=wanted["peer"])})
     network = driver.validate(
         Network(
             id=NETWORK, name="o", spec=NetworkSpec(driver="overlay", enable_ipv6=True), mtu=1500, vni=4097,

@@ -350,9 +350,9 @@ def users(tx: Transaction, network_id: str) -> list[str]:
     return [each.name or each.id[:12] for each in found if each.id != _host_id(network_id, each.node_id)]
 
 
-def peers(tx: Transaction, node_id: str) -> dict[str, str]:
-    """Return the public keys of the other nodes that are up, by their addresses."""
-    return {node.address: node.public_key for node in tx.nodes.all("up AND id != ?", node_id)}
+def peers(tx: Transaction, node_id: str) -> dict[str, Node]:
+    """Return the other nodes that are up, by their addresses."""
+    return {node.address: node for node in tx.nodes.all("up AND id != ?", node_id)}
 
 
 def host_record(network: Network, node: Node, addresses: Sequence[Address], mac: str) -> EndpointRecord:

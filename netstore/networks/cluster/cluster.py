@@ -19,7 +19,7 @@ import structlog
 from netstore import __version__
 from netstore.config import ClusterConfig
 from netstore.errors import FailedPrecondition, NetstoreError, Unavailable
-from netstore.model import Network, Node, new_id
+from netstore.model import Network, Node, NodeLink, new_id
 from netstore.networks.cluster.cache import Effect, Picture, Seen, differences
 from netstore.networks.cluster.claims import RECOVERY_SECONDS
 from netstore.networks.cluster.members import Members, Refused
@@ -180,6 +180,17 @@ class Cluster:
     def set_key(self, public_key: str) -> None:
         """Register with this public key of WireGuard's."""
         self.node = replace(self.node, public_key=public_key)
+
+    async def set_link(self, link: NodeLink) -> None:
+        """Tell the others, now or when etcd is back, where this node is on the underlay."""
+        if link == self.node.link:
+            return
+        self.node = replace(self.node, link=link)
+        if self.state is State.JOINED:
+            try:
+                await self.members.change(self.node, "", lambda node: replace(node, link=link))
+            except Unavailable as error:
+                log.info("the cluster hears of the node's link later", reason=str(error))
 
     async def publish_key(self, public_key: str) -> None:
         """Tell all others of another one.

@@ -48,7 +48,7 @@ class DataPlane:
         for network in effect.gone:
             await self.remove(network)
         if effect.peers:
-            await self.apply_peers()
+            await self.follow_peers()
         for changed in effect.changed:
             await self._attempt(changed, "does not change here", self.change)
         for network_id in effect.policed:
@@ -74,19 +74,29 @@ class DataPlane:
         except NetstoreError as error:
             log.error(f"a network of the cluster {what}", network=network.name, error=str(error))
 
-    async def apply_peers(self) -> None:
-        """Tell every driver whose networks span nodes whom to hear."""
+    async def follow_peers(self) -> None:
+        """Tell drivers whom to hear, and let packets go the way that they go now."""
+        if await self.apply_peers():
+            await self._realign()
+
+    async def apply_peers(self) -> bool:
+        """Tell every driver whose networks span nodes whom to hear; says whether the ways to some changed."""
+        moved = False
         peers = await self._context.store.read(lambda tx: cache.peers(tx, self._node_id))
         for driver in self._context.drivers.values():
             if driver.scope is Scope.GLOBAL:
                 try:
-                    await self._context.apply(driver.apply_peers, peers)
+                    moved |= await self._context.apply(driver.apply_peers, peers)
                 except NetstoreError as error:
                     log.error("peers cannot be set", driver=driver.name, error=str(error))
+        return moved
 
     async def resync(self) -> list[Finding]:
         """Make every network's remote endpoints what the picture says; returns what differed."""
         await self.apply_peers()
+        return await self._realign()
+
+    async def _realign(self) -> list[Finding]:
         found = []
         for network in await self._context.store.read(
             lambda tx: tx.networks.all("id IN (SELECT network_id FROM global_networks)")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from netstore.drivers.base import Observed
 from netstore.drivers.bridge import BridgeDriver
-from netstore.model import Network, RemoteEndpoint, Scope
+from netstore.model import Network, Node, RemoteEndpoint, Scope
 
 STATE = Path("/run/netns/.spanning.json")
 
@@ -38,8 +38,9 @@ class SpanningBridge(BridgeDriver):
                 mine[address] = [each.mac, each.vtep]
         STATE.write_text(json.dumps(state))
 
-    def apply_peers(self, peers: Mapping[str, str]) -> None:
+    def apply_peers(self, peers: Mapping[str, Node]) -> bool:
         STATE.write_text(json.dumps({**_load(), "peers": {address: [] for address in peers}}))
+        return False
 
     def observe(self, network: Network) -> Observed:
         remotes = {(address, *entry) for address, entry in _load().get(network.id, {}).items()}
