@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -167,8 +168,10 @@ class NetworkManager:
 
     async def _publish(self) -> None:
         assert self._span
-        await self._span.networks.finish()
-        await self._span.publication.publish()
+        unfinished = await self._span.networks.finish()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._span.networks.put_back(unfinished), name="cluster recovery")
+            group.create_task(self._span.publication.publish(), name="cluster changes")
 
     async def _give_relay(self) -> None:
         """Open the socket of the relay of [::1], if netstore-resolver does not hold it from before."""

@@ -26,6 +26,7 @@ __all__ = [
     "Compacted",
     "Compare",
     "Etcd",
+    "History",
     "KeyValue",
     "Op",
     "Snapshot",
@@ -63,6 +64,19 @@ _WITH_LEADER = (("hasleader", "true"),)
 """Metadata: a member that lost its leader ends the stream, instead of keeping it open in silence."""
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """How far an etcd has come. None of it goes back, but for an etcd made from a backup or anew."""
+
+    cluster: int
+    term: int
+    revision: int
+
+    def goes_on(self, before: History) -> bool:
+        """Say whether this may be what became of an earlier one."""
+        return self.cluster == before.cluster and self.term >= before.term and self.revision >= before.revision
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +188,7 @@ class Etcd:
         self._credentials = grpc.ssl_channel_credentials(authority, secret, chain)
         self._channels: dict[int, grpc.aio.Channel] = {}
         self._at = 0
+        self._history: History | None = None
 
     async def close(self) -> None:
         """Close the connections."""
@@ -227,6 +242,12 @@ class Etcd:
         return NetstoreError(
             f"{doing}: etcd refused: {detail}", hint="see etcd's log", reason=f"ETCD_{error.code().name}"
         )
+
+    async def history(self) -> History:
+        """Return how far the majority has come; a watch of what was before ends then."""
+        header = (await self._range(pb.RangeRequest(key=b"/"), "reading etcd's state")).header
+        self._history = History(header.cluster_id, header.raft_term, header.revision)
+        return self._history
 
     async def read(self, key: str) -> KeyValue | None:
         """Return a key as the majority has it, None when it does not exist."""
@@ -346,7 +367,7 @@ class Etcd:
             await call.write(pb.WatchRequest(create_request=create))
             while True:
                 answer = await self._next(call)
-                if answer.compact_revision or answer.header.revision + 1 < revision:
+                if answer.compact_revision or not self._is_expected(answer.header, revision):
                     raise Compacted
                 if answer.canceled:
                     raise _failure(answer.cancel_reason)
@@ -356,6 +377,12 @@ class Etcd:
                 )
         finally:
             call.cancel()
+
+    def _is_expected(self, header: Any, revision: int) -> bool:
+        """Say whether a watch from a revision is of the history that is known."""
+        known = self._history or History(header.cluster_id, 0, 0)
+        now = History(header.cluster_id, header.raft_term, header.revision + 1)
+        return now.goes_on(History(known.cluster, known.term, revision))
 
     async def _next(self, call: Any) -> Any:
         """Return the next answer, asking for one when there is none for a while."""

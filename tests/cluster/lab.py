@@ -26,6 +26,8 @@ ONE_AT_A_TIME = Lock()
 UNDERLAY = "198.51.100"
 _CERTIFICATES = Path(__file__).parents[2] / "scripts" / "certificates"
 _ETCD_UP_SECONDS = 20.0
+_DATA = "/run/netns/etcd-{}"
+_MEMBERS = ",".join(f"e{i}=https://{UNDERLAY}.{21 + i}:2380" for i in range(3))
 
 
 def make_certificates(place: Path) -> Path:
@@ -113,10 +115,10 @@ class Etcd3:
             url = f"https://{UNDERLAY}.{21 + index}"
             tls = {"cert-file": "server.pem", "key-file": "server.key", "trusted-ca-file": "ca.pem"}
             flags = {
-                "name": f"e{index}", "data-dir": f"/run/netns/etcd-{index}", "listen-client-urls": f"{url}:2379",
+                "name": f"e{index}", "data-dir": _DATA.format(index), "listen-client-urls": f"{url}:2379",
                 "advertise-client-urls": f"{url}:2379", "listen-peer-urls": f"{url}:2380",
                 "initial-advertise-peer-urls": f"{url}:2380", "initial-cluster-state": "new",
-                "initial-cluster": ",".join(f"e{i}=https://{UNDERLAY}.{21 + i}:2380" for i in range(3)),
+                "initial-cluster": _MEMBERS,
                 "heartbeat-interval": "100", "election-timeout": "700", "logger": "zap",
                 **{key: str(self.certificates / name) for key, name in tls.items()},
                 **{f"peer-{key}": str(self.certificates / name) for key, name in tls.items()},
@@ -135,6 +137,24 @@ class Etcd3:
             process.wait()
             self.processes[index] = None
 
+    def save(self) -> None:
+        """Take a backup, for `restore`."""
+        self.ctl("snapshot", "save", str(self.underlay.place / "backup"), at=self.endpoints[:1])
+
+    def forget(self) -> None:
+        """Remove what the members, none of which runs, have on their disks."""
+        for index, machine in enumerate(self.machines):
+            machine.sh(f"rm -r {_DATA.format(index)}")
+
+    def restore(self) -> None:
+        """Make new members, whose history is the backup's, and start them: all were killed."""
+        self.forget()
+        for index, machine in enumerate(self.machines):
+            machine.sh(f"ETCDCTL_API=3 etcdctl snapshot restore {self.underlay.place}/backup --name e{index} "
+                       f"--data-dir {_DATA.format(index)} --initial-cluster {_MEMBERS} "
+                       f"--initial-advertise-peer-urls https://{UNDERLAY}.{21 + index}:2380")  # fmt: skip
+        self.start(0, 1, 2)
+
     def mend(self) -> None:
         """Heal every cut, start the members that do not run, and wait for one to lead."""
         self.underlay.heal()
@@ -143,11 +163,11 @@ class Etcd3:
         if dead:
             self.wait()
 
-    def ctl(self, *args: str, check: bool = True) -> str:
-        """Run etcdctl on the wire."""
+    def ctl(self, *args: str, check: bool = True, at: list[str] | None = None) -> str:
+        """Run etcdctl on the wire, by default with all members."""
         files = {"cacert": "ca.pem", "cert": "node.pem", "key": "node.key"}
         flags = [f"--{key}={self.certificates / name}" for key, name in files.items()]
-        command = ["env", "ETCDCTL_API=3", "etcdctl", f"--endpoints={','.join(self.endpoints)}", *flags, *args]
+        command = ["env", "ETCDCTL_API=3", "etcdctl", f"--endpoints={','.join(at or self.endpoints)}", *flags, *args]
         return self.underlay.host.run(*command, check=check).stdout
 
     def leader(self) -> int:
@@ -218,13 +238,16 @@ class ClusterNode(Node):
         return done
 
 
-def new_node(etcd: Etcd3, number: int, name: str = "") -> Node:
-    """Make a machine of the underlay with a configuration for netstored; by default its name is n<number>."""
+def new_node(etcd: Etcd3, number: int, name: str = "", *, advertise: int = 0) -> Node:
+    """Make a machine of the underlay with a configuration for netstored; by default its name is n<number>, and the
+    address that it tells others is its own.
+    """
     machine = etcd.underlay.machine(number)
     place = etcd.underlay.place / f"n{number}"
     place.mkdir(mode=0o711)
     node = ClusterNode(machine, place)
-    (place / "cluster.toml").write_text("[resolver]\nmanage = false\n" + etcd.config(number, name or f"n{number}"))
+    section = etcd.config(advertise or number, name or f"n{number}")
+    (place / "cluster.toml").write_text("[resolver]\nmanage = false\n" + section)
     return node
 
 

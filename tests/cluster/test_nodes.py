@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 
 import grpc
 import pytest
 from conftest import Node, wait_until
 
-from cluster.lab import UNDERLAY, Etcd3, info, restart, start_node, states, stop_nodes
+from cluster.lab import (
+    UNDERLAY,
+    Etcd3,
+    connect,
+    info,
+    known,
+    new_node,
+    reaches,
+    resolves,
+    restart,
+    start_node,
+    states,
+    stop_nodes,
+)
 from netstore.api.v1 import node_pb2 as pb
 from netstore.client import BlockingClient as Client
 
@@ -88,6 +102,30 @@ def test_duplicates_are_refused(etcd3: Etcd3, nodes3: list[Node]) -> None:
         twin.cli("network", "create", "local")
     finally:
         stop_nodes([twin])
+
+
+def test_a_copied_state_directory_is_refused(etcd3: Etcd3, nodes3: list[Node]) -> None:
+    """Two machines with one node id, whether the copy has a configuration of its own or not: the first goes on."""
+    one, two, _ = nodes3
+    one.cli("network", "create", "-d", "overlay", "app")
+    known(nodes3, "app")
+    address, second = connect(one, "a"), connect(two, "b")
+    reaches(two, "b", address)
+    for machine, name, advertise in ((5, "n5", 5), (6, "n1", 1)):
+        twin = new_node(etcd3, machine, name, advertise=advertise)
+        shutil.copytree(one.place / "state", twin.place / "state")
+        twin.start_resolver()
+        restart(twin)
+        try:
+            wait_until(lambda twin=twin: info(twin)["state"] == "refused", what="the refusal")
+            assert f"is in use by node n1 ({UNDERLAY}.1)" in str(info(twin)["message"])
+            refused = twin.cli("network", "connect", "app", "--netns", twin.host.netns("c"), check=False)
+            assert "was the state directory copied from there? begin with an empty one" in refused.stderr
+        finally:
+            stop_nodes([twin])
+        assert states(two) == {"n1": "up", "n2": "up", "n3": "up"}
+        assert resolves(two, "b", "a") == address
+        reaches(one, "a", second)
 
 
 def test_a_node_alone_says_so(node: Node) -> None:

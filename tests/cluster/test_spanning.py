@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from conftest import Node, wait_until
 
-from cluster.lab import UNDERLAY, Etcd3, address_of, connect, info, known, resolves, restart, states
+from cluster.lab import UNDERLAY, Etcd3, connect, info, known, resolves, restart, states
 
 
 def create(node: Node, name: str = "app", *flags: str) -> str:
@@ -176,32 +176,6 @@ def test_what_is_refused(nodes3: list[Node]) -> None:
     connect(three, "c", "mine")
     wait_until(lambda: resolves(three, "c", "b") == second, what="what was there before")
     assert "is not on this node" not in three.cli("system", "info").stderr
-
-
-def test_etcd_comes_back_from_a_backup(etcd3: Etcd3, nodes3: list[Node]) -> None:
-    """What is used is put back; the snapshot here is the emptiest that there is: a new etcd."""
-    one, two, three = nodes3
-    network = create(one)
-    one.cli("network", "create", "-d", "spanning", "unused")
-    first, second = connect(one, "a"), connect(two, "b")
-    wait_until(lambda: resolves(one, "a", "b") == second, what="b's name")
-    etcd3.kill(0, 1, 2)
-    for machine in etcd3.machines:
-        machine.sh("rm -r /run/netns/etcd-*")
-    etcd3.start(0, 1, 2)
-    wait_until(lambda: list(states(three).values()) == ["up"] * 3, seconds=20, what="the nodes")
-    wait_until(lambda: "unused" not in three.out("network", "ls"), what="the end of what nobody uses")
-    wait_until(lambda: "app" in three.out("network", "ls"), what="what is used")
-    path = three.host.netns("c")
-    attach = ("network", "connect", "app", "--netns", path, "--name", "c")
-    waits = three.cli(*attach, check=False)  # unless it took too long to get here, nothing new is claimed yet
-    assert waits.returncode == 0 or "the nodes put it back" in waits.stderr
-    wait_until(lambda: three.cli(*attach, check=False).returncode == 0, seconds=20, what="the end of the recovery")
-    third = address_of(three, "c")
-    assert len({first, second, third}) == 3
-    wait_until(lambda: resolves(one, "a", "b") == second, what="b's name")
-    wait_until(lambda: third in told(one, network), what="what is new")
-    assert resolves(three, "c", "a") == first
 
 
 def test_history_is_compacted_while_a_node_is_cut_off(etcd3: Etcd3, nodes3: list[Node]) -> None:

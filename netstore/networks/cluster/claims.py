@@ -11,7 +11,7 @@ from netstore.networks.cluster.members import member_key
 from netstore.networks.cluster.records import ENDPOINTS, HOSTS, NETWORKS, RECOVERING, EndpointRecord, encode
 from netstore.store.etcd import Etcd, KeyValue, absent, delete, exists, get, holds, put
 
-__all__ = ["RECOVERY_SECONDS", "hold", "key_of", "recovers", "release"]
+__all__ = ["RECOVERY_SECONDS", "Recovering", "hold", "key_of", "recovers", "release"]
 
 _TRIES = 20
 RECOVERY_SECONDS = 10
@@ -25,7 +25,8 @@ def key_of(record: EndpointRecord, *, host: bool = False) -> str:
 
 async def hold(etcd: Etcd, record: EndpointRecord, *, host: bool = False, new: bool = False) -> dict[str, str]:
     """Hold all that a record claims, and publish it; what is so already costs no write. What is `new` waits until
-    every node has put back what it holds, when etcd has lost it.
+    every node has put back what it holds, when etcd has lost it; until then nothing is taken for another's, either: a
+    backup knows holders that are no more.
 
     Returns:
         Keys that others hold, and their endpoint ids; {} when all of it is held now, else nothing was changed.
@@ -33,6 +34,7 @@ async def hold(etcd: Etcd, record: EndpointRecord, *, host: bool = False, new: b
     Raises:
         NotFound: the network was removed.
         Unavailable: etcd does not answer, or the node was removed.
+        Recovering: what another has may be what a backup knows.
     """
     key, value, mine = key_of(record, host=host), encode(record), record.id.encode()
     needed = [member_key(record.node_id), f"{NETWORKS}{record.network_id}"]
@@ -59,18 +61,24 @@ async def hold(etcd: Etcd, record: EndpointRecord, *, host: bool = False, new: b
                 "the cluster does not know this node", hint="was it removed? `netstore system info` says how it stands",
                 reason="CLUSTER_UNAVAILABLE",
             )  # fmt: skip
-        if network is None:
-            raise NotFound("network", record.network_id[:12], hint="it was removed from the cluster meanwhile")
         held = {claim.key: claim for claim in claims if claim}
         others = {claim: item.value.decode() for claim, item in held.items() if item.value != mine}
+        if recovering and (others or network is None):
+            raise recovers()
+        if network is None:
+            raise NotFound("network", record.network_id[:12], hint="it was removed from the cluster meanwhile")
         if others:
             return others
     raise Unavailable(f"endpoint {record.name or record.id[:12]}: others change the cluster at the same time")
 
 
-def recovers() -> Unavailable:
-    """Return what is said while nodes put back what etcd has lost."""
-    return Unavailable(
+class Recovering(Unavailable):
+    """Nodes put back what etcd has lost."""
+
+
+def recovers() -> Recovering:
+    """Return what is said meanwhile."""
+    return Recovering(
         "etcd has lost what it knew (a backup was restored?), and the nodes put it back", reason="CLUSTER_RECOVERING",
         hint=f"try again in {RECOVERY_SECONDS} s",
     )  # fmt: skip

@@ -14,18 +14,19 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, TypeVar
 
+import msgspec
 import structlog
 
 from netstore import __version__
 from netstore.config import ClusterConfig
 from netstore.errors import FailedPrecondition, NetstoreError, Unavailable
-from netstore.model import Network, Node, NodeLink, new_id
+from netstore.model import Network, Node, NodeLink
 from netstore.networks.cluster.cache import Effect, Picture, Seen, differences
-from netstore.networks.cluster.claims import RECOVERY_SECONDS
+from netstore.networks.cluster.claims import RECOVERY_SECONDS, Recovering
 from netstore.networks.cluster.members import Members, Refused
 from netstore.networks.cluster.records import RECOVERING, STATE, CheckRequest, EndpointRecord
-from netstore.store import Store
-from netstore.store.etcd import Changes, Etcd, Snapshot, put
+from netstore.store import Store, Transaction
+from netstore.store.etcd import Changes, Etcd, History, Snapshot, put
 
 T = TypeVar("T")
 
@@ -37,6 +38,7 @@ _PAUSES = (0.2, 0.5, 1.0, 2.0)
 _REFUSED_PAUSE = 5.0
 _RELIST_SECONDS = 5.0
 _AT_ONCE = 500  # changes in one commit: others wait for its end
+_HISTORY = "etcd"
 
 log = structlog.get_logger(__name__)
 
@@ -83,12 +85,12 @@ class Cluster:
         self.reason = "joining"
         self.refused: dict[str, str] = {}
         """What of the cluster cannot be on this node, by id, and why."""
-        self.members = Members(self.etcd, new_id())
+        self.members = Members(self.etcd, store.path)
         self._store = store
         self._picture = Picture(node_id, localise)
         self._first_try = asyncio.Event()
         self._revision = 0
-        self._newest = 0  # of all sessions
+        self._history: History | None = None  # of all sessions, and of the runs before
         self._moved = asyncio.Condition()
         self._relist = asyncio.Event()
         self._taking_up = asyncio.Lock()
@@ -125,7 +127,7 @@ class Cluster:
         """Await a call of etcd's; when it does not answer, others are told so at once from then on."""
         try:
             return await question
-        except Refused:
+        except (Refused, Recovering):
             raise
         except Unavailable as error:
             if self.state is State.JOINED:
@@ -239,7 +241,7 @@ class Cluster:
     async def _leave(self, state: State, error: NetstoreError) -> None:
         if self.state is not state:
             log.warning("the cluster is not available; what is local goes on", state=state, reason=str(error))
-        await self._set(state, error.what)
+        await self._set(state, str(error) if state is State.REFUSED else error.what)
 
     async def _set(self, state: State, reason: str) -> None:
         async with self._moved:
@@ -248,15 +250,17 @@ class Cluster:
             self._moved.notify_all()
 
     async def _session(self) -> None:
+        known = self._history or await self._store.read(_known)
+        now = await self.etcd.history()  # before this node writes anything: it may be little that was lost
         lease = await self.etcd.grant(LEASE_SECONDS)
         self.node = await self.members.register(self.node, lease)
+        if known and not now.goes_on(known):
+            await self._recover(known, now)
         changes = self.etcd.follow(STATE)
         first = await anext(changes)
-        if first.revision < self._newest:
-            await self._recover()
         self.refused = {}
         self._revision = 0
-        self._newest = first.revision
+        self._history = replace(now, revision=first.revision)
         await self._take_up(first)
         await self._work.resync()
         log.info("joined the cluster", node=self.node.name, revision=self._revision)
@@ -272,9 +276,9 @@ class Cluster:
         except BaseExceptionGroup as group:
             raise _first_of(group) from group
 
-    async def _recover(self) -> None:
+    async def _recover(self, known: History, now: History) -> None:
         """Let nobody claim anything new until every node has put back what it holds."""
-        log.warning("etcd has lost what it knew: what is held is put back", newest=self._newest)
+        log.warning("etcd has lost what it knew: what is held is put back", known=str(known), now=str(now))
         lease = await self.etcd.grant(RECOVERY_SECONDS)
         await self.etcd.transact([], [put(RECOVERING, b"", lease)])
 
@@ -317,9 +321,11 @@ class Cluster:
             seen: Sequence[Seen] = await self._store.read(lambda tx: differences(tx, found.items))
         else:
             seen = found.events
-        for start in range(0, len(seen), _AT_ONCE):
+        assert self._history
+        self._history = replace(self._history, revision=max(self._history.revision, found.revision))
+        for start in range(0, max(len(seen), 1), _AT_ONCE):
             part = seen[start : start + _AT_ONCE]
-            effect = await self._store.write(lambda tx, part=part: self._picture.apply(tx, part))  # type: ignore[misc]
+            effect = await self._store.write(lambda tx, part=part: self._picture_of(tx, part))  # type: ignore[misc]
             self.refused = {**self.refused, **effect.refused}
             await self._work.follow(effect)
             for request in effect.checks:
@@ -330,8 +336,18 @@ class Cluster:
                 raise self.members.removed(self.node)
         async with self._moved:
             self._revision = found.revision if isinstance(found, Snapshot) else max(self._revision, found.revision)
-            self._newest = max(self._newest, self._revision)
             self._moved.notify_all()
+
+    def _picture_of(self, tx: Transaction, seen: Sequence[Seen]) -> Effect:
+        assert self._history
+        tx.set_meta(_HISTORY, msgspec.json.encode(self._history).decode())
+        return self._picture.apply(tx, seen)
+
+
+def _known(tx: Transaction) -> History | None:
+    """Return how far etcd had come when this node last heard of it; a backup may be restored while it is down."""
+    text = tx.meta(_HISTORY)
+    return msgspec.json.decode(text, type=History) if text else None
 
 
 def _first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:

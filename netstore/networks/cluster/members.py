@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import structlog
 
@@ -25,6 +26,7 @@ from netstore.store.etcd import Etcd, Op, absent, delete, holds, put, unchanged
 __all__ = ["Members", "Refused", "member_key", "no_cluster"]
 
 _TRIES = 10
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _DELETIONS_AT_ONCE = 100  # etcd's limit is 128 operations
 
 log = structlog.get_logger(__name__)
@@ -52,6 +54,12 @@ def _grave(node_id: str) -> str:
     return f"{CLAIMS}removed/{node_id}"
 
 
+def _identity(state: Path) -> str:
+    """Return what tells a file from copies of it, on this machine as long as it runs, and on others."""
+    found = state.stat()
+    return f"{_BOOT_ID.read_text().strip()} {found.st_dev} {found.st_ino}"
+
+
 def _claims(node: Node) -> dict[str, str]:
     """Return the keys that a node holds, and what they are for a message."""
     return {
@@ -61,11 +69,11 @@ def _claims(node: Node) -> dict[str, str]:
 
 
 class Members:
-    """The nodes, as etcd has them. `instance` tells this run of the daemon from another with the same node id."""
+    """The nodes, as etcd has them. `state` is a file of this one: a copy of it has the same id, and is another."""
 
-    def __init__(self, etcd: Etcd, instance: str) -> None:
+    def __init__(self, etcd: Etcd, state: Path) -> None:
         self._etcd = etcd
-        self._instance = instance.encode()
+        self._whose = _identity(state).encode()
         self._joined = False
 
     async def register(self, node: Node, lease: int) -> Node:
@@ -97,7 +105,7 @@ class Members:
             then += [delete(key) for key in (_claims(old) if old else ()) if key not in found]
             if old != wanted:  # before it is up: others see it in this order
                 then.append(put(f"{NODES}{node.id}", encode(wanted)))
-            then += [put(f"{ALIVE}{node.id}", self._instance, lease), put(member_key(node.id), b"")]
+            then += [put(f"{ALIVE}{node.id}", self._whose, lease), put(member_key(node.id), b"")]
             then.append(delete(_grave(node.id)))
             if (await self._etcd.transact(conditions, then)).succeeded:
                 self._joined = True
@@ -113,10 +121,10 @@ class Members:
 
     async def _refuse_twin(self, node: Node, old: Node | None) -> None:
         alive = await self._etcd.read(f"{ALIVE}{node.id}")
-        if old and old.address != node.address and alive and alive.value != self._instance:
+        if old and alive and alive.value != self._whose:
             raise Refused(
-                f"node id {node.id[:12]} is in use at {old.address}", reason="NODE_ID_TAKEN",
-                hint="was the state directory copied from there? begin with an empty one",
+                f"node id {node.id[:12]} is in use by node {old.name} ({old.address})", reason="NODE_ID_TAKEN",
+                hint="was the state directory copied from there? begin with an empty one (after a quick reboot: wait)",
             )  # fmt: skip
 
     async def drain(self, node: Node, etag: str, *, drained: bool) -> Node:

@@ -173,6 +173,8 @@ class Publication:
             others = await claims.hold(self._cluster.etcd, record)
         except NotFound:
             others = {"its network": ""}
+        except claims.Recovering:
+            return False
         if others:
             await self._evict(endpoint, ", ".join(key.rsplit("/", 1)[-1] for key in others))
         return True

@@ -4,7 +4,7 @@ Below STATE is what every node watches; below CLAIMS are keys whose existence is
 MAC or a number: they are created if absent, and say who holds them in their value. Nobody watches those.
 
     STATE/nodes/NODE            Node                              CLAIMS/names/nodes/NAME        NODE
-    STATE/alive/NODE            instance, goes with its lease     CLAIMS/underlay/ADDRESS        NODE
+    STATE/alive/NODE            whose, goes with its lease        CLAIMS/underlay/ADDRESS        NODE
     STATE/networks/NETWORK      Network                           CLAIMS/names/networks/NAME     NETWORK
     STATE/endpoints/NETWORK/ID  EndpointRecord                    CLAIMS/vnis/VNI                NETWORK
     STATE/hosts/NETWORK/NODE    EndpointRecord of the node        CLAIMS/addresses/NETWORK/IP    ENDPOINT or SERVICE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address
@@ -39,6 +40,7 @@ from netstore.store.etcd import KeyValue, Op, absent, delete, delete_below, empt
 __all__ = ["Spanning", "rehearse"]
 
 _TRIES = 20
+_PAUSE_SECONDS = 0.5
 _FIRST_VNI, _LAST_VNI = 4096, (1 << 24) - 1
 """Docker's choice begins there too."""
 
@@ -207,8 +209,12 @@ class Spanning:
             raise InUse(f"network {network.name} has services", hint="remove them first (`netstore service rm`)")
         return result.revision
 
-    async def finish(self) -> None:
-        """Do what could not be done while etcd was away, and put back what it lost (a backup was restored)."""
+    async def finish(self) -> list[Network]:
+        """Do what could not be done while etcd was away, and put back what it lost (a backup was restored).
+
+        Returns:
+            Networks that could not be put back yet: see `put_back`.
+        """
         for (body,) in await self._store.read(lambda tx: tx.rows("SELECT body FROM unpublished_removals")):
             network = decode_network(body)
             try:
@@ -220,24 +226,48 @@ class Spanning:
                 lambda tx, of=network.id: tx.execute("DELETE FROM unpublished_removals WHERE network_id = ?", of)  # type: ignore[misc]
             )
         used = "id IN (SELECT network_id FROM global_networks) AND id IN (SELECT network_id FROM endpoints)"
-        for network in await self._store.read(lambda tx: tx.networks.all(used)):
-            await self._put_back(network)
+        networks = await self._store.read(lambda tx: tx.networks.all(used))
+        return [each for each in networks if not await self._put_back(each)]
 
-    async def _put_back(self, network: Network) -> None:
-        conditions = [absent(key) for key in (f"{NETWORKS}{network.id}", *_claims(network))]
+    async def put_back(self, networks: list[Network]) -> None:
+        """Go on putting networks back, as long as nodes do so."""
+        while networks:
+            if await self._cluster.ask(self._cluster.etcd.read(RECOVERING)) is None:
+                break
+            await asyncio.sleep(_PAUSE_SECONDS)
+            networks = [each for each in networks if not await self._put_back(each)]
+        for network in networks:
+            log.error("etcd has lost a network, or what is this node's of it", network=network.name)
+
+    async def _put_back(self, network: Network) -> bool:
+        keys = [f"{NETWORKS}{network.id}", *_claims(network)]
         result = await self._cluster.ask(
-            self._cluster.etcd.transact(conditions, _puts(network), [get(f"{NETWORKS}{network.id}")])
+            self._cluster.etcd.transact([absent(key) for key in keys], _puts(network), [get(key) for key in keys])
         )
         if result.succeeded:
             log.warning("etcd had lost a network: it is put back", network=network.name)
             await self.change_policies(network, lambda tx: None)
         elif not result.found[0]:
-            log.error("etcd has lost a network, and another has its name or number", network=network.name)
-            return
-        if network.host_addresses:
-            record = cache.host_record(network, self._cluster.node, network.host_addresses, network.host_mac_address)
-            if others := await claims.hold(self._cluster.etcd, record, host=True):
-                log.error("another has this node's address", network=network.name, taken=sorted(others))
+            for rival in {items[0].value.decode() for items in result.found[1:] if items}:
+                await self._remove_returned(rival)
+            return False
+        if not network.host_addresses:
+            return True
+        record = cache.host_record(network, self._cluster.node, network.host_addresses, network.host_mac_address)
+        try:
+            return not await self._cluster.ask(claims.hold(self._cluster.etcd, record, host=True))
+        except claims.Recovering:
+            return False
+
+    async def _remove_returned(self, network_id: str) -> None:
+        """Remove a network that came back with a backup and has the name or number of one that is used; it is not."""
+        found = await self._cluster.ask(self._cluster.etcd.read(f"{NETWORKS}{network_id}"))
+        if found:
+            unused = [empty_below(f"{each}{network_id}/") for each in (ENDPOINTS, SERVICES)]
+            conditions = [unchanged(found.key, found.revision), exists(RECOVERING), *unused]
+            deletions = _deletions(decode_network(found.value))
+            if (await self._cluster.ask(self._cluster.etcd.transact(conditions, deletions))).succeeded:
+                log.warning("a network that a backup brought back gives way to one that is used", network=network_id)
 
     async def open(self, network: Network) -> Network:
         """Make a network real on this node, with addresses of the node's own on it; the caller has its lock.
