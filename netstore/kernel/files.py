@@ -1,4 +1,6 @@
-"""Files copied by extents: shared (FICLONE) where the filesystem can, else with holes; two names that change places."""
+"""Files copied by extents: shared (FICLONE) where the filesystem can, else with holes; two names that change places;
+trees, however deep: Python's own walks end at a depth of a thousand, which a container can make.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +8,26 @@ import ctypes
 import errno
 import fcntl
 import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
-from netstore.errors import KernelError
+from netstore.errors import KernelError, NetstoreError
 from netstore.kernel.paths import AT_FDCWD, closing, syscall
+from netstore.kernel.tools import run_tool
 
-__all__ = ["allocate", "copy_data", "copy_sparse", "exchange", "spare_bytes", "sync_directory"]
+__all__ = [
+    "allocate",
+    "copy_data",
+    "copy_sparse",
+    "exchange",
+    "files_below",
+    "remove_tree",
+    "spare_bytes",
+    "sync_directory",
+    "tree_bytes",
+]
 
 FICLONE = 0x40049409
 SYS_renameat2, RENAME_EXCHANGE = {"x86_64": 316}.get(os.uname().machine, 276), 2
@@ -110,3 +126,41 @@ def sync_directory(directory: Path) -> None:
     """Make a directory's names durable."""
     with closing(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as descriptor:
         os.fsync(descriptor)
+
+
+def remove_tree(place: Path) -> None:
+    """Remove a directory and all that is in it; what is gone, or cannot be removed, is passed over."""
+    try:
+        shutil.rmtree(place)
+    except FileNotFoundError:
+        return
+    except (OSError, RecursionError):
+        with suppress(NetstoreError):
+            run_tool(["rm", "-rf", "--one-file-system", "--", str(place)], "removing", timeout=3600)
+
+
+def files_below(place: Path, problem: Callable[[OSError], object] = lambda _: None) -> Iterator[os.DirEntry[str]]:
+    """Yield what is no directory below one; `problem` is told which directories cannot be read."""
+    left = [str(place)]
+    while left:
+        try:
+            with os.scandir(left.pop()) as members:
+                for member in members:
+                    if member.is_dir(follow_symlinks=False):
+                        left.append(member.path)
+                    else:
+                        yield member
+        except OSError as error:
+            problem(error)
+
+
+def tree_bytes(place: Path) -> int:
+    """Return the bytes of storage that the files below a directory take; those with several names count once."""
+    total, linked = 0, set()
+    for file in files_below(place):
+        with suppress(FileNotFoundError):  # removed meanwhile
+            status = file.stat(follow_symlinks=False)
+            if status.st_nlink == 1 or (status.st_dev, status.st_ino) not in linked:
+                total += status.st_blocks * 512
+                linked |= {(status.st_dev, status.st_ino)} if status.st_nlink > 1 else set()
+    return total

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from netstore.errors import KernelError
+from netstore.kernel.files import remove_tree
 from netstore.kernel.mounts import MS_PRIVATE, attach, detach, is_mount_point, overlay, set_attributes, unmount
 from netstore.kernel.paths import closing, open_in_root
 from netstore.launcher.images.layers import Layers
@@ -110,12 +110,12 @@ class Directories:
             self.path(container_id).rename(self._trash / container_id)
         except FileNotFoundError:
             return
-        shutil.rmtree(self._trash / container_id, ignore_errors=True)
+        remove_tree(self._trash / container_id)
 
     def clean(self, known: Iterable[str]) -> list[str]:
         """Remove what belongs to no container and return its names."""
         self._root.mkdir(parents=True, exist_ok=True, mode=0o710)
-        shutil.rmtree(self._trash, ignore_errors=True)
+        remove_tree(self._trash)
         orphans = sorted({path.name for path in self._root.iterdir()} - set(known))
         for name in orphans:
             self.remove(name)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from netstore.kernel.files import tree_bytes
 from netstore.launcher.rows import Joined
 from netstore.model import Image, Kind
 from netstore.volumes.manager import VolumeManager
@@ -23,16 +23,10 @@ async def usage(
     """Measure; `trees` are what containers wrote, by id."""
     used = {image.id for _, image, _, _ in joined}
     rows = [_sum(Kind.IMAGE, [(image.size_bytes, image.id in used) for image in images])]
-    sizes = [(await asyncio.to_thread(_tree_size, trees[each.id]), bool(each.pid)) for each, _, _, _ in joined]
+    sizes = [(await asyncio.to_thread(tree_bytes, trees[each.id]), bool(each.pid)) for each, _, _, _ in joined]
     rows.append(_sum(Kind.CONTAINER, sizes))
     found = [(await volumes.measure(volume), bool(names)) for volume, names in await volumes.all()]
     return [*rows, _sum(Kind.VOLUME, found)]
-
-
-def _tree_size(root: Path) -> int:
-    return sum(
-        os.lstat(os.path.join(directory, name)).st_size for directory, _, names in os.walk(root) for name in names
-    )
 
 
 def _sum(kind: Kind, sizes: list[tuple[int, bool]]) -> Use:

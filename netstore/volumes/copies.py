@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from netstore.errors import Exhausted, FailedPrecondition, InUse, KernelError, NetstoreError, Unsupported
 from netstore.kernel import loop
-from netstore.kernel.files import allocate, copy_data, exchange, sync_directory
+from netstore.kernel.files import allocate, copy_data, exchange, remove_tree, sync_directory
 from netstore.kernel.filesystems import mount, renew_uuid, unmount_all
 from netstore.kernel.freeze import frozen, thaw
 from netstore.kernel.mounts import is_mount_point, sync_file_system
@@ -360,6 +359,6 @@ def _said(error: OSError, doing: str, volume: Volume) -> NetstoreError:
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
+        remove_tree(path)
     else:
         path.unlink(missing_ok=True)

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from pathlib import Path
 
 from netstore.errors import Exhausted, KernelError
+from netstore.kernel.files import remove_tree
 from netstore.kernel.mounts import is_mount_point
 from netstore.kernel.paths import closing
 from netstore.volumes.trees import copy_tree, settle
@@ -37,7 +37,7 @@ def copy_up(source: int, data: Path, *, inside: bool = False) -> bool:
     if set(os.listdir(data)) - {_PARTIAL}:
         return False
     staging = data / _PARTIAL if mounted else data.with_name(f".{data.name}.copy-up")
-    shutil.rmtree(staging, ignore_errors=True)
+    remove_tree(staging)
     staging.mkdir(mode=0o700)
     try:
         target = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -57,7 +57,7 @@ def copy_up(source: int, data: Path, *, inside: bool = False) -> bool:
             return False
         raise KernelError(error.errno or errno.EIO, "copying the image's content to", str(data)) from error
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        remove_tree(staging)
     return True
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 
 from netstore.kernel.files import copy_sparse
 from netstore.kernel.paths import closing
@@ -24,8 +27,21 @@ def copy_tree(source: int, target: int, *, live: bool = False) -> int:
         OSError: the kernel refused.
     """
     copy = _Copy(live=live)
-    copy.directory(source, target)
+    copy.tree(_Level(source, target, _members(source)))
     return copy.size
+
+
+@dataclass(frozen=True, slots=True)
+class _Level:
+    """A directory that is being copied, open, and what is left to copy of its members."""
+
+    source: int
+    target: int
+    left: Iterator[os.DirEntry[str]]
+
+    def close(self) -> None:
+        os.close(self.source)
+        os.close(self.target)
 
 
 class _Copy:
@@ -34,29 +50,39 @@ class _Copy:
         self._links: dict[tuple[int, int], str] = {}  # an inode's first copy
         self.size = 0
 
-    def directory(self, source: int, target: int) -> None:
-        """Copy one directory's members, then its own owner, mode and times."""
-        with os.scandir(source) as members:
-            entries = list(members)
-        for entry in entries:
-            try:
-                self._member(source, target, entry)
-            except FileNotFoundError:
-                if not self._live:
-                    raise
-        _settle_open(source, target, os.fstat(source))
+    def tree(self, top: _Level) -> None:
+        """Copy each directory's members, then its own owner, mode and times; not by recursion, which has an end."""
+        levels = [top]
+        try:
+            while levels:
+                level = levels[-1]
+                try:
+                    entry = next(level.left, None)
+                    if entry is not None:
+                        levels += self._member(level, entry)
+                        continue
+                except FileNotFoundError:
+                    if not self._live:
+                        raise
+                    continue
+                _settle_open(level.source, level.target, os.fstat(level.source))
+                if level is not top:
+                    level.close()
+                levels.pop()
+        finally:
+            for level in levels[1:]:
+                level.close()
 
-    def _member(self, source: int, target: int, entry: os.DirEntry[str]) -> None:
+    def _member(self, level: _Level, entry: os.DirEntry[str]) -> list[_Level]:
+        """Copy a member; of a directory only make it, and return it to be copied."""
         name = entry.name
         if entry.is_file(follow_symlinks=False):
-            self._file(source, target, name)
+            self._file(level.source, level.target, name)
         elif entry.is_dir(follow_symlinks=False):
-            os.mkdir(name, 0o700, dir_fd=target)
-            inner = os.open(name, _DIRECTORY, dir_fd=source)
-            with closing(inner), closing(os.open(name, _DIRECTORY, dir_fd=target)) as copy:
-                self.directory(inner, copy)
+            return [_open_pair(level, name)]
         else:
-            self._special(source, target, name)
+            self._special(level.source, level.target, name)
+        return []
 
     def _file(self, source: int, target: int, name: str) -> None:
         """Copy a file by descriptors throughout: most of the time goes into finding files by name."""
@@ -92,6 +118,23 @@ class _Copy:
     def _remember(self, target: int, name: str, status: os.stat_result) -> None:
         if status.st_nlink > 1:
             self._links[status.st_dev, status.st_ino] = f"{os.readlink(f'/proc/self/fd/{target}')}/{name}"
+
+
+def _members(directory: int) -> Iterator[os.DirEntry[str]]:
+    with os.scandir(directory) as members:
+        return iter(list(members))
+
+
+def _open_pair(level: _Level, name: str) -> _Level:
+    with ExitStack() as undo:
+        source = os.open(name, _DIRECTORY, dir_fd=level.source)
+        undo.callback(os.close, source)
+        os.mkdir(name, 0o700, dir_fd=level.target)
+        target = os.open(name, _DIRECTORY, dir_fd=level.target)
+        undo.callback(os.close, target)
+        made = _Level(source, target, _members(source))
+        undo.pop_all()
+        return made
 
 
 def _settle_open(origin: int, copy: int, status: os.stat_result) -> None:

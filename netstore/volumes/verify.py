@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import stat
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from netstore.errors import KernelError, NetstoreError
+from netstore.kernel.files import files_below
 from netstore.kernel.paths import closing
 from netstore.kernel.tools import run_tool
 from netstore.model import new_id
@@ -99,16 +99,17 @@ def _scrub(place: Path) -> list[str]:
 def _read(place: Path) -> tuple[int, list[str]]:
     """Read every file; returns the bytes, and the names of those that the kernel cannot read."""
     total, problems = 0, []
-    for directory, _, names in os.walk(place, onerror=lambda error: problems.append(str(error))):
-        for name in names:
-            path = os.path.join(directory, name)
-            try:
-                if stat.S_ISREG(os.lstat(path).st_mode):
-                    total += _read_file(path)
-            except FileNotFoundError:  # removed meanwhile
-                continue
-            except OSError as error:
-                problems.append(f"{os.path.relpath(path, place)}: {error.strerror}")
+
+    def note(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # removed meanwhile
+            problems.append(f"{os.path.relpath(os.fsdecode(error.filename), place)}: {error.strerror}")
+
+    for file in files_below(place, note):
+        try:
+            if file.is_file(follow_symlinks=False):
+                total += _read_file(file.path)
+        except OSError as error:
+            note(error)
     return total, problems
 
 

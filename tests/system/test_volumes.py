@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -158,3 +159,20 @@ def test_schedules_survive_restarts_and_keep_so_many(node: Node) -> None:
     seen = set(scheduled())
     time.sleep(1.5)
     assert set(scheduled()) == seen
+
+
+def test_a_tree_as_deep_as_a_container_likes_is_measured_copied_and_removed(node: Node, image: str) -> None:
+    node.cli("volume", "create", "v")
+    node.cli("run", "-d", "--name", "c", "-v", "v:/v", image)
+    for place in ("/v", "/tmp"):
+        script = f"cd {place}; i=0; while [ $i -lt 1200 ]; do busybox mkdir d && cd d; i=$((i+1)); done"
+        node.cli("exec", "c", "sh", "-c", script)
+    assert "Volumes" in node.out("system", "df")
+    node.cli("volume", "snapshot", "create", "v", "s")
+    node.cli("rm", "-f", "c")
+    assert node.out("volume", "prune", "-a", "-f").startswith("VOLUME NAME")
+    for left in ("containers-removed", "volumes/local/.removed"):
+        assert os.listdir(node.place / "state" / left) == []
+    node.kill()
+    node.start()
+    assert node.out("system", "check") == "kernel and store agree"

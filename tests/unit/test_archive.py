@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from netstore.archive import unpack
 from netstore.errors import InvalidArgument
+from netstore.kernel.files import remove_tree
 from netstore.kernel.paths import closing
 
 
@@ -129,6 +130,47 @@ def test_whiteouts_become_overlays(tmp_path: Path) -> None:
     status = (tmp_path / "root/gone").stat()
     assert stat.S_ISCHR(status.st_mode)
     assert status.st_rdev == 0
+
+
+def pax(kind: bytes = tarfile.REGTYPE, link: str = "", **records: str) -> bytes:
+    """One member whose pax header says what Python's own archives never do."""
+    info = tarfile.TarInfo("f")
+    info.type, info.linkname, info.pax_headers = kind, link, {k.replace("__", "."): v for k, v in records.items()}
+    return info.tobuf(tarfile.PAX_FORMAT) + bytes(1024)
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (pax(mtime="nan"), "time"), (pax(mtime="inf"), "time"), (pax(mtime="1e30"), "time"), (pax(uid="-2"), "owner"),
+        (pax(gid=str(2**32)), "owner"), (pax(size="-5"), "size"), (pax(tarfile.SYMTYPE, "x", linkpath="a\0b"), "link"),
+        (pax(tarfile.SYMTYPE), "link"), (pax(SCHILY__xattr__user="x", **{"SCHILY.xattr.a\0b": "x"}), "extended attribute"),
+        (pax(path="n" * 5000), "a name that is too long"), (pax(path="n" * (1 << 20)), "extended headers of 1048"),
+    ],
+)  # fmt: skip
+def test_what_no_system_call_takes_is_damage(tmp_path: Path, data: bytes, why: str) -> None:
+    with pytest.raises(InvalidArgument, match=why) as caught:
+        extract(data, tmp_path / "root")
+    assert caught.value.reason == "ARCHIVE_DAMAGED"
+
+
+def test_headers_for_all_members_are_not_kept_without_end(tmp_path: Path) -> None:
+    header = member("g", tarfile.XGLTYPE, data=b"")[0]
+    records = [f" key{number}={'x' * 300_000}\n".encode() for number in range(4)]
+    bodies = [str(len(each) + 6).encode() + each for each in records]
+    data = b""
+    for body in bodies:
+        header.size = len(body)
+        data += header.tobuf(tarfile.USTAR_FORMAT) + body + bytes(-len(body) % 512)
+    assert extract(data[: 3 * len(data) // 4] + bytes(1024), tmp_path / "root").count == 0
+    with pytest.raises(InvalidArgument, match="extended headers of 1200"):
+        extract(data + bytes(1024), tmp_path / "root")
+
+
+def test_a_deep_name_is_made(tmp_path: Path) -> None:
+    extract(archive(member("/".join("d" * 1500), data=b"x")), tmp_path / "root")
+    assert (tmp_path / "root" / "/".join("d" * 1500)).read_bytes() == b"x"
+    remove_tree(tmp_path / "root")
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

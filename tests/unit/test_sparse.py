@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netstore.sparse import read_map, real_size
+from netstore.archive.sparse import read_map, real_size
 
 
 def written(extents: list[tuple[int, int]]) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from netstore.archive import Source, Unpacked, unpack
 from netstore.errors import InvalidArgument
+from netstore.kernel.files import remove_tree, tree_bytes
 from netstore.kernel.mounts import sync_file_system
 from netstore.kernel.paths import closing
 
@@ -29,7 +29,7 @@ class Layers:
         """Make the directories; remove what a crash left in `tmp/`."""
         self._layers.mkdir(parents=True, exist_ok=True, mode=0o711)
         self._empty.mkdir(exist_ok=True, mode=0o711)
-        shutil.rmtree(self._tmp, ignore_errors=True)
+        remove_tree(self._tmp)
         self._tmp.mkdir(mode=0o700)
 
     @contextmanager
@@ -39,7 +39,7 @@ class Layers:
         try:
             yield place
         finally:
-            shutil.rmtree(place, ignore_errors=True)
+            remove_tree(place)
 
     def path(self, digest: str) -> Path:
         """Return where a layer is. Half of its digest keeps an overlay's options short; it is still 128 bits."""
@@ -84,8 +84,5 @@ class Layers:
                     self.path(digest).rename(place / digest[:32])
 
     def usage(self, digest: str) -> int:
-        """Return the bytes that a layer's files hold."""
-        total = 0
-        for directory, _, names in os.walk(self.path(digest)):
-            total += sum(os.lstat(os.path.join(directory, name)).st_size for name in names)
-        return total
+        """Return the bytes that a layer's files take."""
+        return tree_bytes(self.path(digest))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 import threading
 from pathlib import Path
 
 from netstore.drivers.options import Option, choice
 from netstore.errors import FailedPrecondition, InUse, InvalidArgument, KernelError
 from netstore.kernel.devices import Disk, disks, is_in_use, probe, signature
+from netstore.kernel.files import remove_tree
 from netstore.kernel.filesystems import MAKERS, make_filesystem, mount, space, trim, unmount_all
 from netstore.kernel.mounts import is_mount_point
 from netstore.model import Volume, VolumeSpec
@@ -98,7 +98,7 @@ class BlockDriver(VolumeDriver):
             draft.write_text(json.dumps(document))
             draft.rename(directory / "device")
         except BaseException as error:
-            shutil.rmtree(directory, ignore_errors=True)
+            remove_tree(directory)
             if isinstance(error, OSError):
                 raise os_error(error, "taking the device of", volume) from error
             raise
@@ -149,7 +149,7 @@ class BlockDriver(VolumeDriver):
     def remove(self, volume: Volume) -> None:
         """Let the device go, as it is."""
         self.unstage(volume)
-        shutil.rmtree(self.directory(volume), ignore_errors=True)
+        remove_tree(self.directory(volume))
 
     def stage(self, volume: Volume) -> None:
         """Mount the device; or with mode BLOCK bind its node, so that the path says the same after its name changes."""

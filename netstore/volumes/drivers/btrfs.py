@@ -5,9 +5,7 @@ The pool is a device or a file (`[volumes] btrfs-pool`), or the state directory 
 
 from __future__ import annotations
 
-import ctypes
 import os
-import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,16 +15,13 @@ from netstore.drivers.options import size_bytes
 from netstore.errors import FailedPrecondition, InvalidArgument, KernelError
 from netstore.kernel import btrfs, loop
 from netstore.kernel.devices import signature
-from netstore.kernel.files import allocate
+from netstore.kernel.files import allocate, exchange, remove_tree
 from netstore.kernel.filesystems import MAKERS, make_filesystem, mount, space, unmount_all
 from netstore.kernel.mounts import is_mount_point
-from netstore.kernel.paths import syscall
 from netstore.model import Volume, VolumeSpec, new_id
 from netstore.volumes.drivers.base import OWNER, Capability, Node, Observed, Usage, VolumeDriver, os_error
 
 __all__ = ["BtrfsDriver"]
-
-SYS_renameat2, RENAME_EXCHANGE, AT_FDCWD = {"x86_64": 316}.get(os.uname().machine, 276), 2, -100
 
 
 class BtrfsDriver(VolumeDriver):
@@ -107,7 +102,7 @@ class BtrfsDriver(VolumeDriver):
             self.remove_snapshot(volume, snapshot_id)
         for name in ("_data", "draft") if directory.exists() else ():
             btrfs.delete_subvolume(directory / name)
-        shutil.rmtree(directory, ignore_errors=True)
+        remove_tree(directory)
 
     def stage(self, volume: Volume) -> None:
         """Mount the pool, where it is not."""
@@ -165,12 +160,10 @@ class BtrfsDriver(VolumeDriver):
         btrfs.delete_subvolume(draft)
         btrfs.snapshot(self._snapshot(volume, snapshot_id), draft, read_only=False)
         self._limit(draft, volume.spec)
-        names = ctypes.c_char_p(os.fsencode(draft)), ctypes.c_char_p(os.fsencode(data))
-        result = syscall(SYS_renameat2, AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE)
-        if result < 0:
+        try:
+            exchange(draft, data)
+        finally:
             btrfs.delete_subvolume(draft)
-            raise KernelError(-result, "restoring", str(data))
-        btrfs.delete_subvolume(draft)
 
     def clone(self, source: Volume, snapshot_id: str, target: Volume) -> None:
         """Make a writable snapshot as another volume."""

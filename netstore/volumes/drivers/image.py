@@ -10,13 +10,12 @@ import errno
 import fcntl
 import os
 import re
-import shutil
 from pathlib import Path
 
 from netstore.drivers.options import Option, boolean, choice
 from netstore.errors import Exhausted, InUse, InvalidArgument, KernelError, NetstoreError, Unsupported
 from netstore.kernel import loop
-from netstore.kernel.files import allocate, spare_bytes
+from netstore.kernel.files import allocate, remove_tree, spare_bytes, sync_directory
 from netstore.kernel.filesystems import MAKERS, MOUNT_FLAGS, grow, make_filesystem, mount, space, trim, unmount_all
 from netstore.kernel.mounts import is_mount_point
 from netstore.kernel.paths import closing
@@ -95,11 +94,10 @@ class ImageDriver(VolumeDriver):
                 _make(values["fs"], draft, values["mkfs"])
                 _allocate(draft, volume.spec.size_bytes, sparse=values["sparse"])  # on a tmpfs mkfs punches holes
             draft.rename(image)
-            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            os.fsync(descriptor)
-            os.close(descriptor)
+            for place in (directory, self.root):
+                sync_directory(place)
         except BaseException as error:
-            shutil.rmtree(directory, ignore_errors=True)
+            remove_tree(directory)
             if isinstance(error, OSError):
                 raise _said(error, "making the image of", volume) from error
             raise
@@ -107,7 +105,7 @@ class ImageDriver(VolumeDriver):
     def remove(self, volume: Volume) -> None:
         """Unmount and remove the image."""
         self.unstage(volume)
-        shutil.rmtree(self.directory(volume), ignore_errors=True)
+        remove_tree(self.directory(volume))
 
     def stage(self, volume: Volume) -> None:
         """Mount the image."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import re
-import shutil
 from pathlib import Path
 
 from netstore.drivers.options import Option, number, parse
 from netstore.errors import InvalidArgument, NetstoreError
 from netstore.kernel import quota
+from netstore.kernel.files import remove_tree, sync_directory, tree_bytes
 from netstore.kernel.filesystems import mount, space, unmount_all
 from netstore.kernel.mounts import is_mount_point
 from netstore.kernel.tools import run_tool
@@ -65,7 +65,7 @@ class LocalDriver(VolumeDriver):
 
     def start(self) -> None:
         """Finish removals that a crash cut short, and see whether the filesystem holds project quotas."""
-        shutil.rmtree(self._trash, ignore_errors=True)
+        remove_tree(self._trash)
         self._no_quota = quota.enforced(self.node.state_dir)
         if not self._no_quota:
             self.capabilities = frozenset({Capability.SIZE, Capability.GROW, Capability.SHRINK})
@@ -115,9 +115,7 @@ class LocalDriver(VolumeDriver):
                     self._join_project(volume)
                 data.mkdir(exist_ok=True, mode=0o755)
                 for directory in (data.parent, self.root):
-                    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                    os.fsync(descriptor)
-                    os.close(descriptor)
+                    sync_directory(directory)
             except OSError as error:
                 raise os_error(error, "making the directory of", volume) from error
             return
@@ -155,7 +153,7 @@ class LocalDriver(VolumeDriver):
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise os_error(error, "removing", volume) from error
             hidden = self.directory(volume)  # a full disk has no room for a name elsewhere
-        shutil.rmtree(hidden, ignore_errors=True)
+        remove_tree(hidden)
         if project:
             quota.set_limit(self.root, project, 0)
 
@@ -221,11 +219,8 @@ class LocalDriver(VolumeDriver):
         quota.set_limit(self.root, quota.project(self.directory(volume)), size_bytes)
 
     def measure(self, volume: Volume) -> int:
-        """Add up the sizes of the files of a directory; what is mounted from elsewhere takes nothing here."""
-        total = 0
-        for directory, _, names in () if self.stages(volume) else os.walk(self.mountpoint(volume)):
-            total += sum(os.lstat(os.path.join(directory, name)).st_size for name in names)
-        return total
+        """Add up what the files of a directory take; what is mounted from elsewhere takes nothing here."""
+        return 0 if self.stages(volume) else tree_bytes(self.mountpoint(volume))
 
     def health(self, volume: Volume) -> str:
         """Say whether the server answers, or the device is there."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from pathlib import Path
 
 from netstore.drivers.options import Option, mode, number
 from netstore.errors import InvalidArgument, KernelError
+from netstore.kernel.files import remove_tree
 from netstore.kernel.filesystems import mount, unmount_all
 from netstore.kernel.mounts import is_mount_point
 from netstore.model import Volume, VolumeSpec
@@ -69,7 +69,7 @@ class TmpfsDriver(VolumeDriver):
     def remove(self, volume: Volume) -> None:
         """Unmount it, which frees the memory, and remove its directory."""
         unmount_all(self.mountpoint(volume), lazy=True)
-        shutil.rmtree(self.directory(volume), ignore_errors=True)
+        remove_tree(self.directory(volume))
 
     def stage(self, volume: Volume) -> None:
         """Do what `create` does."""
