@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -18,7 +17,8 @@ from netstore.cli.commands import Group
 from netstore.cli.completion import names
 from netstore.cli.format import age, duration, listing, one_line, shapes, short_id, show_objects
 from netstore.cli.port import show, shown
-from netstore.cli.run import create, run
+from netstore.cli.run import create, join, run
+from netstore.cli.terminal import Terminal
 
 __all__ = ["group"]
 
@@ -76,14 +76,36 @@ def _ports(container: container_pb2.Container) -> Iterator[str]:
 
 @group.command()
 @click.argument("containers", nargs=-1, required=True, shell_complete=_CONTAINER)
+@click.option("-a", "--attach", "attached", is_flag=True, help="Show its output; its exit code is ours.")
+@click.option("-i", "--interactive", is_flag=True, help="Give it our standard input.")
 @pass_client
-def start(client: Client, containers: tuple[str, ...]) -> None:
+def start(client: Client, containers: tuple[str, ...], attached: bool, interactive: bool) -> None:
     """Start containers."""
+    if attached or interactive:
+        if len(containers) > 1:
+            raise click.UsageError("--attach and --interactive take one container")
+        found = client.containers.GetContainer(container_pb2.GetContainerRequest(container=containers[0])).container
+        request = container_pb2.StartContainerRequest(container=found.id)
+        terminal = Terminal(tty_=found.spec.tty, stdin=interactive, detaches=True)
+        sys.exit(join(client, found, terminal, ready=lambda: client.containers.StartContainer(request)) or 0)
     with tolerant(client) as attempt:
         for name in containers:
             request = container_pb2.StartContainerRequest(container=name)
             if attempt(lambda r=request: client.containers.StartContainer(r)):  # type: ignore[misc]
                 click.echo(name)
+
+
+@group.command()
+@click.argument("container", shell_complete=_CONTAINER)
+@click.option("--no-stdin", is_flag=True, help="Give it no input.")
+@pass_client
+def attach(client: Client, container: str, no_stdin: bool) -> None:
+    """Join the streams of a running container; ctrl-p ctrl-q leaves one with a terminal. Its exit code is ours."""
+    found = client.containers.GetContainer(container_pb2.GetContainerRequest(container=container)).container
+    if found.status.state != container_pb2.CONTAINER_STATE_RUNNING:
+        raise click.ClickException(f"container {found.name} does not run\n  hint: netstore start -ai {found.name}")
+    terminal = Terminal(tty_=found.spec.tty, stdin=found.spec.open_stdin and not no_stdin, detaches=True)
+    sys.exit(join(client, found, terminal) or 0)
 
 
 @group.command()
@@ -191,29 +213,22 @@ def _moment(text: str) -> float:
 @click.argument("container", shell_complete=_CONTAINER)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("-i", "--interactive", is_flag=True, help="Give it our standard input.")
+@click.option("-t", "--tty", is_flag=True, help="Give it a terminal.")
 @click.option("-e", "--env", multiple=True, help="KEY=VALUE.")
 @click.option("-w", "--workdir", default="", help="Working directory.")
 @click.option("-u", "--user", default="", help="USER[:GROUP].")
 @pass_client
-def exec_(client: Client, container: str, command: tuple[str, ...], interactive: bool, env: tuple[str, ...],
-          workdir: str, user: str) -> None:  # fmt: skip
+def exec_(client: Client, container: str, command: tuple[str, ...], interactive: bool, tty: bool,
+          env: tuple[str, ...], workdir: str, user: str) -> None:  # fmt: skip
     """Run a command in a running container; its exit code is ours."""
+    terminal = Terminal(tty_=tty, stdin=interactive)
     start = container_pb2.ExecStart(
-        container=container, command=command, env=env, working_dir=workdir, user=user, stdin=interactive
-    )
-
-    def requests() -> Iterator[container_pb2.ExecContainerRequest]:
-        yield container_pb2.ExecContainerRequest(start=start)
-        while interactive and (data := os.read(sys.stdin.fileno(), 1 << 15)):
-            yield container_pb2.ExecContainerRequest(stdin=data)
-
+        container=container, command=command, env=env, working_dir=workdir, user=user, stdin=interactive, tty=tty,
+        size=terminal.size(),
+    )  # fmt: skip
+    first = container_pb2.ExecContainerRequest(start=start)
     try:
-        for response in client.containers.ExecContainer(requests()):
-            if response.HasField("exit_code"):
-                sys.exit(response.exit_code)
-            target = sys.stderr if response.HasField("stderr") else sys.stdout
-            target.buffer.write(response.stderr or response.stdout)
-            target.buffer.flush()
+        sys.exit(terminal.run(client.containers.ExecContainer, first))
     except grpc.RpcError as error:
         code = int(Problem.of(error).metadata.get("exit_code", "125"))
         fail(error, client, status=code)

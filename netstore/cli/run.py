@@ -6,7 +6,8 @@ import contextlib
 import signal
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import click
@@ -25,8 +26,9 @@ from netstore.cli.grammar import (
     parse_restart,
 )
 from netstore.cli.mounts import parse_mount, parse_tmpfs, parse_volume
+from netstore.cli.terminal import Terminal
 
-__all__ = ["create", "run"]
+__all__ = ["create", "join", "run"]
 
 _FAILED = 125
 
@@ -36,6 +38,8 @@ def _container_options(command: Any) -> Any:
     options: list[Callable[[Any], Any]] = [
         click.argument("image", shell_complete=names("image")),
         click.argument("command", nargs=-1, type=click.UNPROCESSED),
+        click.option("-i", "--interactive", is_flag=True, help="Give it our standard input."),
+        click.option("-t", "--tty", is_flag=True, help="Give it a terminal."),
         click.option("--rm", "auto_remove", is_flag=True, help="Remove it when it ends."),
         click.option("--name", default="", help="Name."),
         click.option("-e", "--env", multiple=True, help="KEY=VALUE, or KEY from our environment."),
@@ -88,19 +92,24 @@ _SETTINGS = {"ignore_unknown_options": False, "allow_interspersed_args": False}
 @pass_client
 def run(client: Client, /, detach: bool, **options: Any) -> None:
     """Create a container and start it."""
+    stdin, tty = options["interactive"], options["tty"]
+    terminal = None if detach or not (stdin or tty) else Terminal(tty_=tty, stdin=stdin, detaches=True)
     try:
-        made = _create(client, options)
-        _start(client, made, auto_remove=options["auto_remove"])
+        made = _create(client, options, stdin_once=stdin and not detach)
+        start = partial(_start, client, made, auto_remove=options["auto_remove"])
+        if terminal:
+            code = join(client, made, terminal, ready=start)
+        else:
+            start()
+            code = None if detach else _attend(client, made.id)
         if detach:
             click.echo(made.id)
-            return
-        code = _attend(client, made.id)
-        if options["auto_remove"]:  # netstored would, a little later
+        if options["auto_remove"] and code is not None:  # netstored would, a little later
             request = container_pb2.DeleteContainerRequest(container=made.id, volumes=True, allow_missing=True)
             client.containers.DeleteContainer(request)
     except grpc.RpcError as error:
         fail(error, client, status=int(Problem.of(error).metadata.get("exit_code", _FAILED)))
-    sys.exit(code)
+    sys.exit(code or 0)
 
 
 @click.command("create", context_settings=_SETTINGS)
@@ -108,13 +117,14 @@ def run(client: Client, /, detach: bool, **options: Any) -> None:
 @pass_client
 def create(client: Client, /, **options: Any) -> None:
     """Create a container and start nothing."""
-    click.echo(_create(client, options).id)
+    click.echo(_create(client, options, stdin_once=options["interactive"]).id)
 
 
-def _create(client: Client, options: dict[str, Any]) -> container_pb2.Container:
+def _create(client: Client, options: dict[str, Any], *, stdin_once: bool) -> container_pb2.Container:
     container = container_pb2.Container(
         name=options["name"], labels=key_values(options["label"], "--label"), spec=_spec(options)
     )
+    container.spec.stdin_once = stdin_once
     request = container_pb2.CreateContainerRequest(container=container, request_id=str(uuid.uuid4()))
     response = client.containers.CreateContainer(request)
     for warning in response.warnings:
@@ -160,6 +170,8 @@ def _spec(options: dict[str, Any]) -> container_pb2.ContainerSpec:
         read_only=options["read_only"],
         stop_signal=options["stop_signal"],
         restart_policy=parse_restart(options["restart"]),
+        tty=options["tty"],
+        open_stdin=options["interactive"],
     )
     if options["entrypoint"] is not None:
         spec.override_entrypoint = True
@@ -205,8 +217,19 @@ def _add_networks(spec: container_pb2.ContainerSpec, options: dict[str, Any]) ->
     first.link_local_addresses.extend(options["link_local_ip"])
 
 
-def _attend(client: Client, container_id: str) -> int:
-    """Show a container's output until it ends, pass signals on, and return its exit code."""
+def join(
+    client: Client, container: container_pb2.Container, terminal: Terminal, *,
+    ready: Callable[[], object] = lambda: None,
+) -> int | None:  # fmt: skip
+    """Join a container's streams, call `ready` once that is done, and return its exit code; None when we left it."""
+    start = container_pb2.AttachStart(container=container.id, stdin=terminal.stdin, size=terminal.size())
+    with contextlib.nullcontext() if terminal.tty else _forwarding(client, container.id):
+        return terminal.run(client.containers.AttachContainer, container_pb2.AttachContainerRequest(start=start), ready)
+
+
+@contextlib.contextmanager
+def _forwarding(client: Client, container_id: str) -> Iterator[None]:
+    """Pass signals that we get on to a container."""
 
     def forward(number: int, _: object) -> None:
         with contextlib.suppress(grpc.RpcError):
@@ -215,14 +238,20 @@ def _attend(client: Client, container_id: str) -> int:
 
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, forward)
-    ending = client.containers.WaitContainer.future(container_pb2.WaitContainerRequest(container=container_id))
-    request = container_pb2.ReadLogsRequest(container=container_id, follow=True)
-    try:
-        for piece in client.containers.ReadLogs(request):
-            target = sys.stderr if piece.stream == container_pb2.LOG_STREAM_STDERR else sys.stdout
-            target.buffer.write(piece.data)
-            target.buffer.flush()
-    except grpc.RpcError as error:
-        if error.code() is not grpc.StatusCode.NOT_FOUND:  # with --rm it may be gone already
-            raise
-    return int(ending.result().exit_code)
+    yield
+
+
+def _attend(client: Client, container_id: str) -> int:
+    """Show a container's output until it ends, pass signals on, and return its exit code."""
+    with _forwarding(client, container_id):
+        ending = client.containers.WaitContainer.future(container_pb2.WaitContainerRequest(container=container_id))
+        request = container_pb2.ReadLogsRequest(container=container_id, follow=True)
+        try:
+            for piece in client.containers.ReadLogs(request):
+                target = sys.stderr if piece.stream == container_pb2.LOG_STREAM_STDERR else sys.stdout
+                target.buffer.write(piece.data)
+                target.buffer.flush()
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.NOT_FOUND:  # with --rm it may be gone already
+                raise
+        return int(ending.result().exit_code)

@@ -59,13 +59,14 @@ class Bundle:
     namespace: str
     mounts: Sequence[tuple[Mount, Path | None]]
     read_only: bool
+    terminal: bool
 
 
 def process(
-    args: Sequence[str], env: Sequence[str], working_dir: str, identity: Identity, *, hostname: str
+    args: Sequence[str], env: Sequence[str], working_dir: str, identity: Identity, *, hostname: str, terminal: bool
 ) -> dict[str, Any]:
     """Return the `process` object of a container, or of an exec in it."""
-    merged = {"PATH": _PATH, "HOSTNAME": hostname, "HOME": identity.home}
+    merged = {"PATH": _PATH, "HOSTNAME": hostname, "HOME": identity.home} | ({"TERM": "xterm"} if terminal else {})
     for pair in env:
         key, separator, value = pair.partition("=")
         if separator:
@@ -75,7 +76,7 @@ def process(
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     sets = ["bounding", "effective", "permitted"] if identity.uid == 0 else ["bounding"]
     return {
-        "terminal": False,
+        "terminal": terminal,
         "user": {"uid": identity.uid, "gid": identity.gid, "additionalGids": list(identity.groups), "umask": 0o022},
         "args": list(args),
         "env": [f"{key}={value}" for key, value in merged.items()],
@@ -111,7 +112,8 @@ def specification(bundle: Bundle) -> dict[str, Any]:
     document = {
         "ociVersion": "1.0.2",
         "process": process(
-            bundle.args, bundle.env, bundle.working_dir, bundle.identity, hostname=bundle.hostname
+            bundle.args, bundle.env, bundle.working_dir, bundle.identity, hostname=bundle.hostname,
+            terminal=bundle.terminal,
         ),
         "root": {"path": str(bundle.rootfs), "readonly": bundle.read_only},
         "mounts": [

@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ import structlog
 
 from netstore.errors import FailedPrecondition, InUse, NetstoreError, NotFound, Unavailable
 from netstore.kernel.paths import closing
-from netstore.launcher import rows
+from netstore.launcher import rows, terminals
 from netstore.launcher.bundle import Bundle, process, root_propagation, specification
 from netstore.launcher.creation import Draft, Reserved, draft, reserve_container, wanted_ports
 from netstore.launcher.etc import Etc, host_changes, read_etc, refresh, write
@@ -35,6 +35,7 @@ from netstore.launcher.places import Places
 from netstore.launcher.restarts import Restarts
 from netstore.launcher.runtime import Runtime, is_alive, wait_for_exit
 from netstore.launcher.signals import parse_signal
+from netstore.launcher.terminals import Attached, Attaching, Size
 from netstore.launcher.usage import Use, usage
 from netstore.launcher.users import Identity, resolve
 from netstore.model import (
@@ -87,6 +88,7 @@ class ContainerManager:
         self._watchers: dict[str, asyncio.Task[None]] = {}
         self._follower: asyncio.Task[None] | None = None
         self._restarts = Restarts(self._start_again)
+        self._attaching = Attaching()
         networks.endpoints.changed = self._refresh
 
     @property
@@ -234,11 +236,13 @@ class ContainerManager:
             directory = self._directories.path(container.id)
             started = await runtime.create(
                 container.id, directory, self._directories.log(container.id),
-                propagates=bool(root_propagation(container.mounts)),
+                streams=terminals.conmon_arguments(container.spec), propagates=bool(root_propagation(container.mounts)),
             )  # fmt: skip
             await asyncio.to_thread(self._directories.unstage, container.id)
+            await self._attaching.connect(container.id, directory)
             await runtime.start(container.id)
         except BaseException as error:
+            self._attaching.refuse(container.id, f"container {container.name} could not be started")
             await self._clear(container)
             if isinstance(error, NetstoreError):
                 await self._store.write(partial(rows.record_failure, container_id=container.id, error=error))
@@ -296,6 +300,7 @@ class ContainerManager:
                 namespace=sandbox.path,
                 mounts=staged,
                 read_only=spec.read_only,
+                terminal=spec.tty,
             )
         )
         (self._directories.path(container.id) / "config.json").write_bytes(msgspec.json.encode(document))
@@ -417,13 +422,16 @@ class ContainerManager:
     async def wait(self, reference: str) -> int:
         """Return a container's exit code once it does not run."""
         container = (await self.get(reference))[0]
-        while container.state is ContainerState.RUNNING:
+        async with self._locks.hold(container.id):  # one that is just being started runs first
+            pass
+        while True:
             changed = self._store.changed()
             found = await self._store.read(lambda tx: tx.containers.get(container.id))
-            if found is None or found.state is not ContainerState.RUNNING:
-                return found.exit_code if found else await self._exit_of_removed(container.id)
+            if found is None:
+                return await self._exit_of_removed(container.id)
+            if found.state is not ContainerState.RUNNING:
+                return found.exit_code
             await asyncio.shield(changed)
-        return container.exit_code
 
     async def _exit_of_removed(self, container_id: str) -> int:
         """Return how a container ended that is gone by now, from the event that told it."""
@@ -453,6 +461,7 @@ class ContainerManager:
         await self._end(container, signal.SIGKILL, 0)
         async with self._locks.hold(container.id):
             anonymous = await self._store.write(lambda tx: rows.remove(tx, container.id))
+            self._attaching.refuse(container.id, f"container {container.name} is removed")
             await asyncio.to_thread(self._directories.remove, container.id)
             if sandbox.container_id == container.id:
                 await self._networks.sandboxes.discard(sandbox)
@@ -468,10 +477,24 @@ class ContainerManager:
         async for lines in follow(self._directories.log(container.id), tail=tail, since=since, ended=ended):
             yield lines
 
+    async def attach(self, reference: str, *, stdin: bool, size: Size | None) -> tuple[Container, Awaitable[Attached]]:
+        """Return a container and what will join its streams: at once where it runs, else before it is started.
+
+        Raises:
+            FailedPrecondition: input, or a size, for one that takes none. What is returned raises it, too.
+        """
+        found = (await self.get(reference))[0]
+        async with self._locks.hold(found.id):  # it is not just being started
+            container = (await self.get(found.id))[0]
+            terminals.check(container, stdin=stdin, size=size)
+            if container.state is ContainerState.RUNNING:
+                return container, Attached.open(self._directories.path(container.id))
+            return container, self._attaching.expect(container.id)
+
     async def exec(
-        self, reference: str, command: list[str], *, env: list[str], working_dir: str, user: str
+        self, reference: str, command: list[str], *, env: list[str], working_dir: str, user: str, terminal: Size | None
     ) -> Execution:
-        """Prepare a further process in a running container.
+        """Prepare a further process in a running container, with a terminal of that size unless it is None.
 
         Raises:
             FailedPrecondition: it does not run.
@@ -488,9 +511,9 @@ class ContainerManager:
         document = process(
             command, (*environment(container.name, etc.links), *image.config.env, *container.spec.env, *env),
             working_dir or container.spec.working_dir or image.config.working_dir,
-            await asyncio.to_thread(identity), hostname=etc.hostname,
+            await asyncio.to_thread(identity), hostname=etc.hostname, terminal=terminal is not None,
         )  # fmt: skip
-        return Execution(self._required_runtime(), container.id, directory, document)
+        return Execution(self._required_runtime(), container.id, directory, document, terminal)
 
     async def usage(self) -> list[Use]:
         """Return what images, containers and volumes take of the node. May be slow."""

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,9 +82,11 @@ class Runtime:
             return runtime
         return None
 
-    async def create(self, container_id: str, bundle: Path, log_path: Path, *, propagates: bool = False) -> Process:
-        """Create a container from a bundle, its process waiting to be started. With `propagates` mounts of the host
-        reach it, as its bundle says.
+    async def create(
+        self, container_id: str, bundle: Path, log_path: Path, *, streams: Sequence[str] = (), propagates: bool = False
+    ) -> Process:
+        """Create a container from a bundle, its process waiting to be started. `streams` is what conmon is told of its
+        terminal and input. With `propagates` mounts of the host reach it, as its bundle says.
 
         Raises:
             FailedPrecondition: with metadata exit_code 126 or 127 when the command cannot be run.
@@ -100,6 +103,7 @@ class Runtime:
             "--conmon-pidfile", str(conmon_pid_file), "--exit-dir", str(self._exits),
             "--log-path", f"k8s-file:{log_path}", "--log-level", "error",
             "--runtime-arg", f"--root={self._root}", "--full-attach", "--socket-dir-path", str(bundle),
+            *streams,
         ]  # fmt: skip
         try:
             os.set_inheritable(write_end, True)

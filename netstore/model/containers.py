@@ -104,6 +104,9 @@ class ContainerSpec:
     stop_timeout: float = 10.0
     restart: Restart = Restart.NO
     restart_limit: int = 0
+    tty: bool = False
+    open_stdin: bool = False
+    stdin_once: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

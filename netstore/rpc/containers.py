@@ -15,6 +15,7 @@ from netstore.errors import InvalidArgument
 from netstore.launcher.creation import exposed
 from netstore.launcher.manager import ContainerManager, Joined
 from netstore.launcher.signals import parse_signal
+from netstore.launcher.terminals import Size
 from netstore.model import (
     Attachment,
     Container,
@@ -49,6 +50,7 @@ from netstore.rpc.fields import (
     timestamp,
 )
 from netstore.rpc.mounts import to_mount, to_mount_message, to_status_message, to_volumes_from
+from netstore.rpc.streams import first_of, given, to_size
 
 __all__ = ["ContainerServicer"]
 
@@ -67,6 +69,7 @@ _RESTARTS = {
 _STREAMS = {"stdout": pb.LOG_STREAM_STDOUT, "stderr": pb.LOG_STREAM_STDERR}
 _HOSTNAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?(\.[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?)*")
 _WORD = re.compile(r"[a-zA-Z0-9_.:-]{1,253}")
+_USUAL = Size(24, 80)
 _MAX_STOP_SECONDS = 24 * 3600.0
 
 
@@ -138,32 +141,43 @@ class ContainerServicer(container_pb2_grpc.ContainerServiceServicer):
         self, request: AsyncIterator[pb.ExecContainerRequest], context: Any
     ) -> AsyncIterator[pb.ExecContainerResponse]:
         requests = aiter(request)
-        first = await anext(requests, None)
-        if first is None or first.WhichOneof("request") != "start":
-            raise InvalidArgument("start", "", "a first request that says what to run")
-        start = first.start
+        start = (await first_of(requests, "what to run")).start
         if not start.command or not start.command[0]:
             raise InvalidArgument("command", list(start.command), "a program and its arguments")
+        size = to_size(start)
+        if size and not start.tty:
+            raise InvalidArgument("size", str(size), "nothing, without tty")
         execution = await self._containers.exec(
             start.container,
             list(start.command),
             env=_check_env(start.env, "env"),
             working_dir=_check_directory(start.working_dir, "working_dir"),
             user=start.user,
+            terminal=(size or _USUAL) if start.tty else None,
         )
-        async for stream, data in execution.run(_stdin(requests) if start.stdin else None):
+        takes = start.stdin or start.tty
+        async for stream, data in execution.run(given(requests, stdin=start.stdin, tty=start.tty) if takes else None):
             yield pb.ExecContainerResponse(**{stream: data})  # type: ignore[arg-type]
         yield pb.ExecContainerResponse(exit_code=execution.exit_code)
 
+    async def AttachContainer(
+        self, request: AsyncIterator[pb.AttachContainerRequest], context: Any
+    ) -> AsyncIterator[pb.AttachContainerResponse]:
+        requests = aiter(request)
+        start = (await first_of(requests, "what to attach to")).start
+        size = to_size(start)
+        container, joining = await self._containers.attach(start.container, stdin=start.stdin, size=size)
+        yield pb.AttachContainerResponse(attached=pb.Attached())
+        attached = await joining
+        tty = container.spec.tty
+        brought = given(requests, stdin=start.stdin, tty=tty, size=size)
+        async for stream, data in attached.run(brought, leaves=tty and start.stdin):
+            yield pb.AttachContainerResponse(**{stream: data})  # type: ignore[arg-type]
+        if not attached.left:
+            yield pb.AttachContainerResponse(exit_code=await self._containers.wait(container.id))
+
     def _message(self, joined: Joined) -> pb.Container:
         return _to_message(*joined, log_path=self._containers.log_path(joined[0]))
-
-
-async def _stdin(requests: AsyncIterator[pb.ExecContainerRequest]) -> AsyncIterator[bytes]:
-    async for request in requests:
-        if request.WhichOneof("request") != "stdin":
-            raise InvalidArgument("request", "start", "input, after the first request")
-        yield request.stdin
 
 
 def _to_spec(spec: pb.ContainerSpec) -> ContainerSpec:
@@ -204,6 +218,9 @@ def _to_spec(spec: pb.ContainerSpec) -> ContainerSpec:
         stop_timeout=_seconds(spec.stop_timeout, "spec.stop_timeout") if spec.HasField("stop_timeout") else 10.0,
         restart=restart,
         restart_limit=spec.restart_policy.max_retries,
+        tty=spec.tty,
+        open_stdin=spec.open_stdin,
+        stdin_once=spec.stdin_once,
     )
 
 
@@ -377,4 +394,7 @@ def _to_spec_message(spec: ContainerSpec) -> pb.ContainerSpec:
         stop_signal=spec.stop_signal,
         stop_timeout=timeout,
         restart_policy=pb.RestartPolicy(mode=_RESTARTS[spec.restart], max_retries=spec.restart_limit),
+        tty=spec.tty,
+        open_stdin=spec.open_stdin,
+        stdin_once=spec.stdin_once,
     )

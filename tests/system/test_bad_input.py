@@ -496,6 +496,11 @@ CONTAINERS = [
     ("ExecContainer", [container_pb2.ExecContainerRequest(stdin=b"x")], INVALID, "start"),
     ("ExecContainer", [container_pb2.ExecContainerRequest(start={"container": "c"})], INVALID, "command"),
     ("ExecContainer", [container_pb2.ExecContainerRequest(start={"container": "nosuch", "command": ["x"]})], MISSING, "nosuch"),
+    ("ExecContainer", [container_pb2.ExecContainerRequest(start={"container": "c", "command": ["x"], "tty": True, "size": {"rows": 70000, "columns": 80}})], INVALID, "size"),
+    ("ExecContainer", [container_pb2.ExecContainerRequest(start={"container": "c", "command": ["x"], "size": {"rows": 24, "columns": 80}})], INVALID, "size"),
+    ("AttachContainer", [], INVALID, "start"),
+    ("AttachContainer", [container_pb2.AttachContainerRequest(start={"container": "nosuch"})], MISSING, "nosuch"),
+    ("AttachContainer", [container_pb2.AttachContainerRequest(start={"container": "nosuch", "size": {"rows": 24}})], INVALID, "size"),
 ]  # fmt: skip
 IMAGES = [
     ("GetImage", image_pb2.GetImageRequest(image="nosuch"), MISSING, "nosuch"),

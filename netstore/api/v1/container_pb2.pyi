@@ -253,6 +253,9 @@ class ContainerSpec(_message.Message):
     EXPOSED_PORTS_FIELD_NUMBER: _builtins.int
     VOLUMES_FROM_FIELD_NUMBER: _builtins.int
     RESTART_POLICY_FIELD_NUMBER: _builtins.int
+    TTY_FIELD_NUMBER: _builtins.int
+    OPEN_STDIN_FIELD_NUMBER: _builtins.int
+    STDIN_ONCE_FIELD_NUMBER: _builtins.int
     image: _builtins.str
     """REQUIRED. The image: name[:tag], id or unique id prefix."""
     override_entrypoint: _builtins.bool
@@ -275,6 +278,12 @@ class ContainerSpec(_message.Message):
     """OPTIONAL. NIS domain name; /etc/hosts gets the full name too."""
     publish_all: _builtins.bool
     """OPTIONAL. Publish every exposed port, the image's and `exposed_ports`, on a free host port (docker run -P)."""
+    tty: _builtins.bool
+    """OPTIONAL. Its process has a terminal (docker run --tty): what it prints is one stream."""
+    open_stdin: _builtins.bool
+    """OPTIONAL. AttachContainer may give it input (docker run --interactive); else its input is empty."""
+    stdin_once: _builtins.bool
+    """OPTIONAL. Its input ends with the first client's that gave any. Not with `tty`, where it never ends."""
     @_builtins.property
     def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """OPTIONAL. Replaces the image's command."""
@@ -361,10 +370,13 @@ class ContainerSpec(_message.Message):
         exposed_ports: _abc.Iterable[_builtins.str] | None = ...,
         volumes_from: _abc.Iterable[_builtins.str] | None = ...,
         restart_policy: Global___RestartPolicy | None = ...,
+        tty: _builtins.bool = ...,
+        open_stdin: _builtins.bool = ...,
+        stdin_once: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["restart_policy", b"restart_policy", "stop_timeout", b"stop_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_remove", b"auto_remove", "command", b"command", "dns_options", b"dns_options", "dns_search", b"dns_search", "dns_servers", b"dns_servers", "domainname", b"domainname", "entrypoint", b"entrypoint", "env", b"env", "exposed_ports", b"exposed_ports", "extra_hosts", b"extra_hosts", "hostname", b"hostname", "image", b"image", "mounts", b"mounts", "networks", b"networks", "override_entrypoint", b"override_entrypoint", "ports", b"ports", "publish_all", b"publish_all", "read_only", b"read_only", "restart_policy", b"restart_policy", "sandbox_container", b"sandbox_container", "stop_signal", b"stop_signal", "stop_timeout", b"stop_timeout", "user", b"user", "volumes_from", b"volumes_from", "working_dir", b"working_dir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_remove", b"auto_remove", "command", b"command", "dns_options", b"dns_options", "dns_search", b"dns_search", "dns_servers", b"dns_servers", "domainname", b"domainname", "entrypoint", b"entrypoint", "env", b"env", "exposed_ports", b"exposed_ports", "extra_hosts", b"extra_hosts", "hostname", b"hostname", "image", b"image", "mounts", b"mounts", "networks", b"networks", "open_stdin", b"open_stdin", "override_entrypoint", b"override_entrypoint", "ports", b"ports", "publish_all", b"publish_all", "read_only", b"read_only", "restart_policy", b"restart_policy", "sandbox_container", b"sandbox_container", "stdin_once", b"stdin_once", "stop_signal", b"stop_signal", "stop_timeout", b"stop_timeout", "tty", b"tty", "user", b"user", "volumes_from", b"volumes_from", "working_dir", b"working_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1016,6 +1028,8 @@ class ExecStart(_message.Message):
     WORKING_DIR_FIELD_NUMBER: _builtins.int
     USER_FIELD_NUMBER: _builtins.int
     STDIN_FIELD_NUMBER: _builtins.int
+    TTY_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
     container: _builtins.str
     """REQUIRED. Name, id or unique id prefix."""
     working_dir: _builtins.str
@@ -1024,6 +1038,8 @@ class ExecStart(_message.Message):
     """OPTIONAL. "user[:group]"; empty means the container's."""
     stdin: _builtins.bool
     """OPTIONAL. Input follows in further requests; else it is empty."""
+    tty: _builtins.bool
+    """OPTIONAL. Give it a terminal: what it prints is one stream."""
     @_builtins.property
     def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """REQUIRED. The arguments, the program first."""
@@ -1031,6 +1047,10 @@ class ExecStart(_message.Message):
     @_builtins.property
     def env(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """OPTIONAL. "KEY=value", over the container's."""
+
+    @_builtins.property
+    def size(self) -> Global___TerminalSize:
+        """OPTIONAL. The terminal's size; absent is 24 by 80."""
 
     def __init__(
         self,
@@ -1041,14 +1061,42 @@ class ExecStart(_message.Message):
         working_dir: _builtins.str = ...,
         user: _builtins.str = ...,
         stdin: _builtins.bool = ...,
+        tty: _builtins.bool = ...,
+        size: Global___TerminalSize | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["size", b"size"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "container", b"container", "env", b"env", "stdin", b"stdin", "user", b"user", "working_dir", b"working_dir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "container", b"container", "env", b"env", "size", b"size", "stdin", b"stdin", "tty", b"tty", "user", b"user", "working_dir", b"working_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExecStart: _TypeAlias = ExecStart  # noqa: Y015
+
+@_typing.final
+class TerminalSize(_message.Message):
+    """TerminalSize is that of a terminal's window, in characters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    rows: _builtins.int
+    """REQUIRED. 1 to 65535."""
+    columns: _builtins.int
+    """REQUIRED. 1 to 65535."""
+    def __init__(
+        self,
+        *,
+        rows: _builtins.int = ...,
+        columns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TerminalSize: _TypeAlias = TerminalSize  # noqa: Y015
 
 @_typing.final
 class ExecContainerRequest(_message.Message):
@@ -1058,23 +1106,29 @@ class ExecContainerRequest(_message.Message):
 
     START_FIELD_NUMBER: _builtins.int
     STDIN_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
     stdin: _builtins.bytes
     """Input. The client's end of stream ends it."""
     @_builtins.property
     def start(self) -> Global___ExecStart:
         """The first request: what to run."""
 
+    @_builtins.property
+    def size(self) -> Global___TerminalSize:
+        """The terminal's new size; only with `tty`."""
+
     def __init__(
         self,
         *,
         start: Global___ExecStart | None = ...,
         stdin: _builtins.bytes = ...,
+        size: Global___TerminalSize | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "start", b"start", "stdin", b"stdin"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "size", b"size", "start", b"start", "stdin", b"stdin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "start", b"start", "stdin", b"stdin"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "size", b"size", "start", b"start", "stdin", b"stdin"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["start", "stdin"]  # noqa: Y015
+    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["start", "stdin", "size"]  # noqa: Y015
     _WhichOneofArgType_request: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_request) -> _WhichOneofReturnType_request | None: ...
 
@@ -1111,3 +1165,126 @@ class ExecContainerResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_response) -> _WhichOneofReturnType_response | None: ...
 
 Global___ExecContainerResponse: _TypeAlias = ExecContainerResponse  # noqa: Y015
+
+@_typing.final
+class AttachStart(_message.Message):
+    """AttachStart says what to attach to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTAINER_FIELD_NUMBER: _builtins.int
+    STDIN_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    container: _builtins.str
+    """REQUIRED. Name, id or unique id prefix."""
+    stdin: _builtins.bool
+    """OPTIONAL. Input follows in further requests. Needs the container's `open_stdin`."""
+    @_builtins.property
+    def size(self) -> Global___TerminalSize:
+        """OPTIONAL. The terminal's size; only with the container's `tty`."""
+
+    def __init__(
+        self,
+        *,
+        container: _builtins.str = ...,
+        stdin: _builtins.bool = ...,
+        size: Global___TerminalSize | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["size", b"size"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container", b"container", "size", b"size", "stdin", b"stdin"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttachStart: _TypeAlias = AttachStart  # noqa: Y015
+
+@_typing.final
+class AttachContainerRequest(_message.Message):
+    """AttachContainerRequest is the start, or input."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    STDIN_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    stdin: _builtins.bytes
+    """Input. The client's end of stream ends it where the container has `stdin_once` and no terminal."""
+    @_builtins.property
+    def start(self) -> Global___AttachStart:
+        """The first request: what to attach to."""
+
+    @_builtins.property
+    def size(self) -> Global___TerminalSize:
+        """The terminal's new size; only with the container's `tty`."""
+
+    def __init__(
+        self,
+        *,
+        start: Global___AttachStart | None = ...,
+        stdin: _builtins.bytes = ...,
+        size: Global___TerminalSize | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "size", b"size", "start", b"start", "stdin", b"stdin"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "size", b"size", "start", b"start", "stdin", b"stdin"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["start", "stdin", "size"]  # noqa: Y015
+    _WhichOneofArgType_request: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_request) -> _WhichOneofReturnType_request | None: ...
+
+Global___AttachContainerRequest: _TypeAlias = AttachContainerRequest  # noqa: Y015
+
+@_typing.final
+class Attached(_message.Message):
+    """Attached says that a container's streams are joined, or will be as soon as it is started."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Attached: _TypeAlias = Attached  # noqa: Y015
+
+@_typing.final
+class AttachContainerResponse(_message.Message):
+    """AttachContainerResponse is output, or the end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STDOUT_FIELD_NUMBER: _builtins.int
+    STDERR_FIELD_NUMBER: _builtins.int
+    EXIT_CODE_FIELD_NUMBER: _builtins.int
+    ATTACHED_FIELD_NUMBER: _builtins.int
+    stdout: _builtins.bytes
+    """Standard output, or the terminal's."""
+    stderr: _builtins.bytes
+    """Standard error."""
+    exit_code: _builtins.int
+    """The container ended, as a shell says it (128 + signal). The last response."""
+    @_builtins.property
+    def attached(self) -> Global___Attached:
+        """The first response."""
+
+    def __init__(
+        self,
+        *,
+        stdout: _builtins.bytes = ...,
+        stderr: _builtins.bytes = ...,
+        exit_code: _builtins.int = ...,
+        attached: Global___Attached | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "exit_code", b"exit_code", "response", b"response", "stderr", b"stderr", "stdout", b"stdout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "exit_code", b"exit_code", "response", b"response", "stderr", b"stderr", "stdout", b"stdout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_response: _TypeAlias = _typing.Literal["stdout", "stderr", "exit_code", "attached"]  # noqa: Y015
+    _WhichOneofArgType_response: _TypeAlias = _typing.Literal["response", b"response"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_response) -> _WhichOneofReturnType_response | None: ...
+
+Global___AttachContainerResponse: _TypeAlias = AttachContainerResponse  # noqa: Y015

@@ -85,6 +85,11 @@ class ContainerServiceStub:
                 request_serializer=netstore_dot_v1_dot_container__pb2.ExecContainerRequest.SerializeToString,
                 response_deserializer=netstore_dot_v1_dot_container__pb2.ExecContainerResponse.FromString,
                 _registered_method=True)
+        self.AttachContainer = channel.stream_stream(
+                '/netstore.v1.ContainerService/AttachContainer',
+                request_serializer=netstore_dot_v1_dot_container__pb2.AttachContainerRequest.SerializeToString,
+                response_deserializer=netstore_dot_v1_dot_container__pb2.AttachContainerResponse.FromString,
+                _registered_method=True)
 
 
 class ContainerServiceServicer:
@@ -192,6 +197,20 @@ class ContainerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AttachContainer(self, request_iterator, context):
+        """AttachContainer joins the streams of a container's main process. The first request is `start`, the others are input;
+        the first response says that it is attached, the last one carries the exit code. To miss nothing, attach to a container
+        that does not run, then start it. A client that leaves ends nothing but its own stream. One that gives
+        input to a terminal leaves by ending its requests; there is no exit code then.
+
+        no such container | NOT_FOUND | list containers
+        it ended, or could not be started | FAILED_PRECONDITION | start it
+        input for a container without open_stdin | FAILED_PRECONDITION | create it with open_stdin
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ContainerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -244,6 +263,11 @@ def add_ContainerServiceServicer_to_server(servicer, server):
                     servicer.ExecContainer,
                     request_deserializer=netstore_dot_v1_dot_container__pb2.ExecContainerRequest.FromString,
                     response_serializer=netstore_dot_v1_dot_container__pb2.ExecContainerResponse.SerializeToString,
+            ),
+            'AttachContainer': grpc.stream_stream_rpc_method_handler(
+                    servicer.AttachContainer,
+                    request_deserializer=netstore_dot_v1_dot_container__pb2.AttachContainerRequest.FromString,
+                    response_serializer=netstore_dot_v1_dot_container__pb2.AttachContainerResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -517,6 +541,33 @@ class ContainerService:
             '/netstore.v1.ContainerService/ExecContainer',
             netstore_dot_v1_dot_container__pb2.ExecContainerRequest.SerializeToString,
             netstore_dot_v1_dot_container__pb2.ExecContainerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AttachContainer(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/netstore.v1.ContainerService/AttachContainer',
+            netstore_dot_v1_dot_container__pb2.AttachContainerRequest.SerializeToString,
+            netstore_dot_v1_dot_container__pb2.AttachContainerResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -94,6 +94,16 @@ class ContainerServiceStub:
     it does not run | FAILED_PRECONDITION | start it
     the command cannot be executed, or is not found | the last response's exit_code is 126 or 127 | correct it
     """
+    AttachContainer: _grpc.StreamStreamMultiCallable[_container_pb2.AttachContainerRequest, _container_pb2.AttachContainerResponse]
+    """AttachContainer joins the streams of a container's main process. The first request is `start`, the others are input;
+    the first response says that it is attached, the last one carries the exit code. To miss nothing, attach to a container
+    that does not run, then start it. A client that leaves ends nothing but its own stream. One that gives
+    input to a terminal leaves by ending its requests; there is no exit code then.
+
+    no such container | NOT_FOUND | list containers
+    it ended, or could not be started | FAILED_PRECONDITION | start it
+    input for a container without open_stdin | FAILED_PRECONDITION | create it with open_stdin
+    """
 
 @_typing.type_check_only
 class ContainerServiceAsyncStub(ContainerServiceStub):
@@ -160,6 +170,16 @@ class ContainerServiceAsyncStub(ContainerServiceStub):
     no such container | NOT_FOUND | list containers
     it does not run | FAILED_PRECONDITION | start it
     the command cannot be executed, or is not found | the last response's exit_code is 126 or 127 | correct it
+    """
+    AttachContainer: _aio.StreamStreamMultiCallable[_container_pb2.AttachContainerRequest, _container_pb2.AttachContainerResponse]  # type: ignore[assignment]
+    """AttachContainer joins the streams of a container's main process. The first request is `start`, the others are input;
+    the first response says that it is attached, the last one carries the exit code. To miss nothing, attach to a container
+    that does not run, then start it. A client that leaves ends nothing but its own stream. One that gives
+    input to a terminal leaves by ending its requests; there is no exit code then.
+
+    no such container | NOT_FOUND | list containers
+    it ended, or could not be started | FAILED_PRECONDITION | start it
+    input for a container without open_stdin | FAILED_PRECONDITION | create it with open_stdin
     """
 
 class ContainerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -284,6 +304,22 @@ class ContainerServiceServicer(metaclass=_abc_1.ABCMeta):
         no such container | NOT_FOUND | list containers
         it does not run | FAILED_PRECONDITION | start it
         the command cannot be executed, or is not found | the last response's exit_code is 126 or 127 | correct it
+        """
+
+    @_abc_1.abstractmethod
+    def AttachContainer(
+        self,
+        request_iterator: _MaybeAsyncIterator[_container_pb2.AttachContainerRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_container_pb2.AttachContainerResponse], _abc.AsyncIterator[_container_pb2.AttachContainerResponse]]:
+        """AttachContainer joins the streams of a container's main process. The first request is `start`, the others are input;
+        the first response says that it is attached, the last one carries the exit code. To miss nothing, attach to a container
+        that does not run, then start it. A client that leaves ends nothing but its own stream. One that gives
+        input to a terminal leaves by ending its requests; there is no exit code then.
+
+        no such container | NOT_FOUND | list containers
+        it ended, or could not be started | FAILED_PRECONDITION | start it
+        input for a container without open_stdin | FAILED_PRECONDITION | create it with open_stdin
         """
 
 def add_ContainerServiceServicer_to_server(servicer: ContainerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
