@@ -50,14 +50,15 @@ def _snapshot() -> dict[str, list[str]]:
 
 
 def _changed(before: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Return what came (+) and went (-) of each sort."""
-    after = _snapshot()
-    return {
-        kind: [f"+{each}" for each in after[kind] if each not in before[kind]]
-        + [f"-{each}" for each in before[kind] if each not in after[kind]]
-        for kind in before
-        if Counter(before[kind]) != Counter(after[kind])
-    }
+    """Return what came (+) and went (-) of each sort. Of mounts, what came: somebody else on the machine who removes a
+    mount point, or puts a file in its place, takes the mount from every namespace (rmdir(2), rename(2)).
+    """
+    after, changed = _snapshot(), {}
+    for kind in before:
+        came, went = Counter(after[kind]) - Counter(before[kind]), Counter(before[kind]) - Counter(after[kind])
+        if came or (went and kind != "mounts"):
+            changed[kind] = [f"+{each}" for each in came.elements()] + [f"-{each}" for each in went.elements()]
+    return changed
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,8 +1,11 @@
-"""Programs of the distribution that do what has no system call: mkfs, fsck, mount helpers. Each can be killed."""
+"""Programs of the distribution that do what has no system call: mkfs, fsck, mount helpers. Each can be killed, and is
+when we are: nobody would know then what it still writes.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -11,29 +14,32 @@ from netstore.errors import NetstoreError, Unavailable, Unsupported
 
 __all__ = ["run_tool"]
 
+_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+# The signal comes when the thread ends that started it, which waits. Who finds us dead already does not begin.
+_LEASH = ("setpriv", "--pdeathsig", "KILL", "sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"')
+
 
 def run_tool(
     command: Sequence[str], doing: str, *, timeout: float = 120.0, environment: Mapping[str, str] | None = None,
     package: str = "", accepted: Sequence[int] = (0,), keep: Sequence[int] = (),
 ) -> str:  # fmt: skip
-    """Run a program and return what it printed. `package` is named when it is not installed; descriptors in `keep`,
-    such as of a lock, stay open until it ends, also when we end before.
+    """Run a program and return what it printed. `package` is named when it is not installed. With descriptors in
+    `keep`, such as of a lock, it goes on when we are killed, and keeps them open until it ends.
 
     Raises:
         Unsupported: it is not installed.
         Unavailable: it did not end in `timeout` seconds, and was killed.
         NetstoreError: it failed; with what it said.
     """
-    settings = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", **(environment or {})}
-    try:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            errors="replace", env=settings, process_group=0, pass_fds=keep,
-        )  # fmt: skip
-    except FileNotFoundError as error:
+    if shutil.which(command[0], path=_PATH) is None:
         raise Unsupported(
             f"{doing}: {command[0]} is not installed", hint=f"install {package or command[0]}", reason="TOOL_MISSING"
-        ) from error
+        )
+    settings = {"PATH": _PATH, "LC_ALL": "C", **(environment or {})}
+    process = subprocess.Popen(
+        command if keep else [*_LEASH, str(os.getpid()), *command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, errors="replace", env=settings, process_group=0, pass_fds=keep,
+    )  # fmt: skip
     with process:
         try:
             output, errors = process.communicate(timeout=timeout)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ __all__ = [
 _DRAFT = "draft"
 _FREEZING = "freezing"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_renewing = threading.Lock()  # of two readers of a snapshot one renews its UUID
 _READ_ONLY = {"ext4": "ro,noload", "xfs": "ro,norecovery,nouuid", "btrfs": "ro"}
 
 
@@ -229,13 +231,26 @@ def reading(driver: VolumeDriver, volume: Volume, snapshot_id: str) -> Iterator[
     target = _place(driver, volume) / f".{snapshot_id}.{new_id()[:12]}"
     target.mkdir(mode=0o700)
     try:
-        kind = driver.parsed(volume.spec)["fs"]
-        with loop.attached(found, read_only=True) as device:
-            mount(device, target, kind, _READ_ONLY[kind])
+        _mount_image(driver.parsed(volume.spec)["fs"], found, target)
         yield target
     finally:
         unmount_all(target, lazy=True)
         target.rmdir()
+
+
+def _mount_image(kind: str, image: Path, target: Path) -> None:
+    """Mount the image that a snapshot is, which has the UUID of its volume."""
+    with _renewing:
+        try:
+            with loop.attached(image, read_only=True) as device:
+                mount(device, target, kind, _READ_ONLY[kind])
+            return
+        except KernelError as error:
+            if kind != "btrfs" or error.errno != errno.EEXIST:
+                raise
+        renew_uuid(kind, image, target)  # before Linux 6.7 a UUID is mounted once
+        with loop.attached(image, read_only=True) as device:
+            mount(device, target, kind, _READ_ONLY[kind])
 
 
 def snapshot_file(driver: VolumeDriver, volume: Volume, snapshot_id: str) -> Path | None:

@@ -23,7 +23,7 @@ from netstore.errors import (
     NetstoreError,
     Unsupported,
 )
-from netstore.kernel import btrfs, loop
+from netstore.kernel import btrfs, loop, tools
 from netstore.kernel.filesystems import mount, mounts_below, unmount_all
 from netstore.kernel.mounts import is_mount_point
 from netstore.model import Volume, VolumeSpec, new_id
@@ -389,12 +389,7 @@ def test_a_server_that_hangs_is_given_up(
     helper.parent.mkdir()
     helper.write_text("#!/bin/sh\nexec sleep 30\n")
     helper.chmod(0o755)
-    start = subprocess.Popen
-
-    def found_first(command: list[str], **settings: object) -> object:
-        return start([str(helper), *command[1:]] if command[0] == "mount" else command, **settings)  # type: ignore[call-overload]
-
-    monkeypatch.setattr(subprocess, "Popen", found_first)  # no kernel here has NFS: a helper that hangs stands for it
+    monkeypatch.setattr(tools, "_PATH", f"{helper.parent}:/usr/bin:/bin")  # no kernel here has NFS: it stands for it
     with pytest.raises(NetstoreError, match="did not end in 1 s, and was killed"):
         driver.stage(volume)
     assert not is_mount_point(driver.mountpoint(volume))
