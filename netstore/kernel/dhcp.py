@@ -17,6 +17,7 @@ from ipaddress import IPv4Address, IPv4Interface
 from types import SimpleNamespace
 from typing import Any
 
+from netstore import clock
 from netstore.errors import FailedPrecondition, Unavailable
 from netstore.kernel.namespaces import socket_inside
 from netstore.model import Lease
@@ -182,7 +183,8 @@ def _granted(answer: Any) -> Lease:
     except (KeyError, TypeError, ValueError) as error:
         raise Refused(f"the DHCP server's answer makes no sense: {error}", hint="see its configuration") from error
     return Lease(
-        address=str(address.ip), prefix=address.network.prefixlen, obtained=time.time(), seconds=seconds,
+        address=str(address.ip), prefix=address.network.prefixlen, obtained=time.time(), boot=clock.boot_id(),
+        uptime=clock.uptime(), seconds=seconds,
         renew_seconds=renewing, rebind_seconds=max(rebinding, renewing),
         router=next((str(each) for each in routers if each in address.network), ""), dns_servers=servers,
         server=server, server_mac_address=answer.eth_src,

@@ -208,7 +208,8 @@ class Address:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """An address that a network's own DHCP server lends (RFC 2131). Seconds count from `obtained`, a time of the clock.
+    """An address that a network's own DHCP server lends (RFC 2131). Seconds count from `obtained`, a time of the clock;
+    `boot` and `uptime` are the same moment for `clock.since`.
 
     `router` is "" where there is none; `seconds` is -1 for one that lasts for ever.
     """
@@ -223,11 +224,18 @@ class Lease:
     dns_servers: tuple[str, ...] = ()
     server: str = ""
     server_mac_address: str = ""
+    boot: str = ""
+    uptime: float = 0.0
+
+    @property
+    def lasts(self) -> float:
+        """How long it lasts in all, infinity for ever."""
+        return self.seconds if self.seconds >= 0 else math.inf
 
     @property
     def expire_time(self) -> float:
-        """When it ends, infinity for never."""
-        return self.obtained + self.seconds if self.seconds >= 0 else math.inf
+        """When it ends by the clock, infinity for never."""
+        return self.obtained + self.lasts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

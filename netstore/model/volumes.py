@@ -62,12 +62,16 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrashedVolume:
-    """A volume that was removed and can come back until `expire_time`."""
+    """A volume that was removed and can come back until `expire_time`, or as long after it was removed as that is:
+    `boot` and `uptime` are that moment for `clock.since`.
+    """
 
     volume: Volume
     remove_time: float
     expire_time: float
     revision: int = 0
+    boot: str = ""
+    uptime: float = 0.0
 
     @property
     def id(self) -> str:

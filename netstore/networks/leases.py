@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-import time
 from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address
 
 import structlog
 
+from netstore import clock
 from netstore.drivers.interior import drop_addresses
 from netstore.errors import NetstoreError
 from netstore.kernel import dhcp
@@ -87,7 +87,7 @@ class Leases:
         if keeper := self._keepers.pop(endpoint_id, None):
             keeper.cancel()
         endpoint = await self._store.read(lambda tx: tx.endpoints.get(endpoint_id))
-        if endpoint and endpoint.lease and time.time() < endpoint.lease.expire_time:
+        if endpoint and endpoint.lease and _age(endpoint.lease) < endpoint.lease.lasts:
             await self._release(endpoint, network, sandbox, endpoint.lease)
 
     def _keep(self, endpoint_id: str) -> None:
@@ -124,10 +124,10 @@ class Leases:
             lease = await self._acquire(endpoint, network, sandbox)
             await self._change(endpoint, network, sandbox, lease)
             return True
-        if time.time() >= held.expire_time:
+        if _age(held) >= held.lasts:
             await self._change(endpoint, network, sandbox, None)
             return True
-        rebind = time.time() >= held.obtained + held.rebind_seconds
+        rebind = _age(held) >= held.rebind_seconds
         try:
             async with self._sandboxes.reopen(sandbox) as opened:
                 renewed = await dhcp.renew(await self._interface(endpoint, network, opened), held, rebind=rebind)
@@ -181,19 +181,22 @@ def _hostname(tx: Transaction, endpoint: Endpoint, sandbox: Sandbox) -> str:
     return (container.spec.hostname if container else "") or endpoint.name or sandbox.container_id[:12]
 
 
+def _age(lease: Lease) -> float:
+    return clock.since(lease.obtained, lease.boot, lease.uptime)
+
+
 def _pause(lease: Lease | None, failures: int) -> float:
     """Return how long to wait before the next attempt, or the end of a lease."""
     if lease is None:
         return random.uniform(0.5, 1) * min(2.0**failures, _LONGEST_PAUSE_SECONDS) if failures else 0.0
-    now, end = time.time(), lease.expire_time
+    age, end = _age(lease), lease.lasts
     if end == math.inf:
         return math.inf
-    renewing, rebinding = lease.obtained + lease.renew_seconds, lease.obtained + lease.rebind_seconds
-    if not failures or now >= end:
-        return max(0.0, min(renewing, end) - now)
-    until = rebinding if now < rebinding else end
+    if not failures or age >= end:
+        return max(0.0, min(lease.renew_seconds, end) - age)
+    until = lease.rebind_seconds if age < lease.rebind_seconds else end
     shortest = min(_SHORTEST_PAUSE_SECONDS, lease.seconds / 8)
-    return min(max((until - now) / 2, shortest), end - now)
+    return min(max((until - age) / 2, shortest), end - age)
 
 
 def _same(held: Lease | None, lease: Lease) -> bool:

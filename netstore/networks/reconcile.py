@@ -408,7 +408,7 @@ def _settled(place: Path, grace: float) -> list[Path]:
     found = []
     for path in sorted(place.glob("*")):
         with suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime >= grace:
+            if not 0 <= time.time() - path.stat().st_mtime < grace:  # below 0 the clock went back
                 found.append(path)
     return found
 

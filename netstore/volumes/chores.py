@@ -60,6 +60,7 @@ class Chores:
             self._woken.clear()
             wait = _PASS_SECONDS
             try:
+                await self._follow_clock()
                 for due in await self._store.read(_schedules):
                     if due.at <= time.time():
                         await self._take(due.volume)
@@ -74,6 +75,14 @@ class Chores:
                 log.error("a chore failed", error=str(error))
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._woken.wait(), max(wait, 0.05))
+
+    async def _follow_clock(self) -> None:
+        """Count schedules from now where the last snapshot is ahead of us: the clock went back."""
+        ahead, now = "SELECT count(*) FROM snapshot_schedules WHERE last > ?", time.time()
+        if (await self._store.read(lambda tx: tx.rows(ahead, now)))[0][0]:
+            await self._store.write(
+                lambda tx: tx.execute("UPDATE snapshot_schedules SET last = ? WHERE last > ?", now, now)
+            )
 
     async def _take(self, volume: Volume) -> None:
         """Make a volume's snapshot, and remove those that are too many."""

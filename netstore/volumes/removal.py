@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from netstore import clock
 from netstore.errors import AlreadyExists, InUse, InvalidArgument, NotFound
 from netstore.model import Kind, TrashedVolume, Volume
 from netstore.store import Store, Transaction
@@ -71,7 +72,10 @@ class Removal:
         revision = tx.event(Kind.VOLUME, "trash" if keep else "remove", volume.id, volume.name)
         if keep:
             now = time.time()
-            tx.trash.insert(TrashedVolume(volume=volume, remove_time=now, expire_time=now + keep, revision=revision))
+            tx.trash.insert(TrashedVolume(
+                volume=volume, remove_time=now, expire_time=now + keep, revision=revision,
+                boot=clock.boot_id(), uptime=clock.uptime(),
+            ))  # fmt: skip
         else:
             tx.execute("DELETE FROM snapshots WHERE volume_id = ?", volume.id)
         tx.volumes.delete(volume.id)
@@ -135,23 +139,25 @@ class Removal:
         """Remove what is in the trash for good: all of it, what is named, or what has been there long enough."""
 
         def take(tx: Transaction) -> list[TrashedVolume]:
-            now = time.time()
             found = [_find(tx, each) for each in references] if references else tx.trash.all()
-            found = [each for each in found if not only_expired or each.expire_time <= now]
+            found = [each for each in found if not only_expired or _is_expired(each)]
             for each in found:
                 tx.event(Kind.VOLUME, "remove", each.id, each.volume.name)
                 tx.execute("DELETE FROM snapshots WHERE volume_id = ?", each.id)
                 tx.trash.delete(each.id)
             return found
 
-        if only_expired and not await self._store.read(
-            lambda tx: tx.trash.count("json_extract(body, '$.expire_time') <= ?", time.time())
-        ):
+        if only_expired and not any(_is_expired(each) for each in await self.trashed()):
             return []
         taken = await self._store.write(take)
         for each in taken:
             await self._drop(each.volume, keep=False)
         return taken
+
+
+def _is_expired(trashed: TrashedVolume) -> bool:
+    kept = clock.since(trashed.remove_time, trashed.boot, trashed.uptime)
+    return kept >= trashed.expire_time - trashed.remove_time
 
 
 def _find(tx: Transaction, reference: str) -> TrashedVolume:

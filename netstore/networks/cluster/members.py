@@ -9,6 +9,7 @@ from pathlib import Path
 
 import structlog
 
+from netstore.clock import boot_id
 from netstore.errors import Conflict, FailedPrecondition, InUse, Unavailable
 from netstore.model import Node
 from netstore.networks.cluster.records import (
@@ -26,7 +27,6 @@ from netstore.store.etcd import Etcd, Op, absent, delete, holds, put, unchanged
 __all__ = ["Members", "Refused", "member_key", "no_cluster"]
 
 _TRIES = 10
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _DELETIONS_AT_ONCE = 100  # etcd's limit is 128 operations
 
 log = structlog.get_logger(__name__)
@@ -57,7 +57,7 @@ def _grave(node_id: str) -> str:
 def _identity(state: Path) -> str:
     """Return what tells a file from copies of it, on this machine as long as it runs, and on others."""
     found = state.stat()
-    return f"{_BOOT_ID.read_text().strip()} {found.st_dev} {found.st_ino}"
+    return f"{boot_id()} {found.st_dev} {found.st_ino}"
 
 
 def _claims(node: Node) -> dict[str, str]:
