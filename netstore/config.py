@@ -141,12 +141,14 @@ class DockerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 class AdaptersConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename="kebab"):
     """[adapters]: foreign protocols that are served. `cni`: RUN_DIR/cni.sock, for the program netstore-cni; `netavark`:
-    RUN_DIR/netavark.sock, for the same program under the name by which podman calls it. `docker`: a plugin for dockerd,
-    whose firewall lets our networks through then, as with `docker-user`.
+    RUN_DIR/netavark.sock, for the same program under the name by which podman calls it. `hook`: RUN_DIR/hook.sock, for
+    `netstore hook`. `docker`: a plugin for dockerd, whose firewall lets our networks through then, as with
+    `docker-user`.
     """
 
     cni: bool = True
     netavark: bool = True
+    hook: bool = True
     docker: DockerConfig | None = None
 
 

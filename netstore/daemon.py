@@ -30,6 +30,7 @@ from netstore import __version__, logs
 from netstore.adapters import programs
 from netstore.adapters.cni.plugin import Plugin
 from netstore.adapters.netavark.command import Netavark
+from netstore.adapters.oci.hook import Hook
 from netstore.api.v1 import (
     archive_pb2,
     archive_pb2_grpc,
@@ -176,6 +177,9 @@ class Daemon:
         if adapters.netavark:
             netavark = Netavark(self._networks)
             await stack.enter_async_context(programs.serve(netavark, self._run_dir / "netavark.sock"))
+        if adapters.hook:
+            hook = Hook(self._networks, self._containers.places)
+            await stack.enter_async_context(programs.serve(hook, self._run_dir / "hook.sock"))
         if adapters.docker:
             from netstore.adapters.docker import server as docker  # an HTTP server is many modules
 

@@ -12,6 +12,11 @@ from conftest import Host, wait_until
 
 PEERS = Path(__file__).parents[1] / ".peers"
 PATH = f"{PEERS}/usr/sbin:{PEERS}/usr/bin:{os.environ['PATH']}"
+PYTHON = ":".join(f"{PEERS}/usr/lib/{each}" for each in ("python3/dist-packages", "python3.11"))
+NEEDS_COMPOSE = pytest.mark.skipif(
+    not (PEERS / "usr/bin/docker-compose").exists(),
+    reason="no docker-compose: scripts/peers docker-compose fetches it, as scripts/test does",
+)
 NEEDS_DOCKERD = pytest.mark.skipif(
     not shutil.which("dockerd", path=PATH),
     reason="no dockerd: scripts/peers docker.io fetches it, as scripts/test does",
@@ -42,6 +47,15 @@ class Docker:
 
     def out(self, *args: str) -> str:
         return self(args).stdout.strip()
+
+    def compose(self, directory: Path, *args: str) -> str:
+        """Run Debian's docker-compose in a directory with its file; its project is called after the directory."""
+        settings = [f"DOCKER_HOST=unix://{self.place}/s", f"PYTHONPATH={PYTHON}", "COMPOSE_INTERACTIVE_NO_CLI=1",
+                    f"LD_LIBRARY_PATH={PEERS}/usr/lib/x86_64-linux-gnu"]  # fmt: skip
+        program = ["/usr/bin/python3", "-W", "ignore", str(PEERS / "usr/bin/docker-compose")]
+        done = self.host.run("env", *settings, *program, "--project-directory", str(directory), "-f",
+                             f"{directory}/docker-compose.yml", *args, timeout=90)  # fmt: skip
+        return done.stdout.strip()
 
     def stop(self) -> None:
         containers = self(("ps", "-aq"), check=False).stdout.split()

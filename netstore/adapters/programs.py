@@ -1,4 +1,5 @@
-"""The sockets on which the program packaging/netstore-cni hands over what engines call it for, under its two names.
+"""The sockets on which programs (packaging/netstore-cni under its two names, `netstore hook`) hand over what engines
+call them for.
 
 A call is variables (NAME=VALUE), separated by NULs, two NULs, and what the engine wrote to the program's stdin; then
 the program shuts its side down. The answer is the exit status, one digit, and what goes to stdout.
@@ -124,7 +125,7 @@ async def _read(reader: asyncio.StreamReader) -> tuple[dict[str, str], bytes]:
     except TimeoutError as error:
         raise Late(f"the call did not arrive within {_READ_SECONDS:g} s") from error
     if len(data) > _MOST:
-        raise TooLong(f"the network configuration is longer than {_MOST >> 20} MiB")
+        raise TooLong(f"the input is longer than {_MOST >> 20} MiB")
     head, _, body = bytes(data).partition(b"\0\0")
     pairs = (each.partition("=") for each in head.decode(errors="replace").split("\0"))
     return {name: value for name, _, value in pairs}, body

@@ -57,8 +57,8 @@ class MountNamespace:
         self.inode = os.fstat(namespace).st_ino
 
     @classmethod
-    def of_process(cls, pid: int, *, field: str = "pid") -> MountNamespace:
-        """Open the namespace and the root of a process.
+    def of_process(cls, pid: int, *, field: str = "pid", root: str = "") -> MountNamespace:
+        """Open the namespace and the root of a process; with `root` a directory that is to become its root.
 
         Raises:
             InvalidArgument: there is no such process, or it is in our own namespace.
@@ -68,14 +68,17 @@ class MountNamespace:
             try:
                 namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
                 undo.callback(os.close, namespace)
-                root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-                undo.callback(os.close, root)
+                opened = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                undo.callback(os.close, opened)
             except OSError as error:
                 raise InvalidArgument(field, pid, f"{accepted} ({error.strerror})", reason="NOT_A_NAMESPACE") from error
             if _is_own(namespace):
                 raise InvalidArgument(field, pid, accepted, reason="HOST_NAMESPACE")
+            if root:
+                with closing(opened):
+                    opened = open_in_root(opened, root, os.O_PATH | os.O_DIRECTORY)
             undo.pop_all()
-            return cls(namespace, root)
+            return cls(namespace, opened)
 
     @classmethod
     def at(cls, path: str, *, field: str = "path") -> MountNamespace:

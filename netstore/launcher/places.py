@@ -52,8 +52,9 @@ class Places:
         self._locks = locks
         volumes.removal.expire = self.expire
 
-    async def mount(self, ref: MountRef, spec: MountSpec, *, exchange: bool) -> ForeignMount:
-        """Make a mount, change its mode, or with `exchange` put it in another's place; returns it as it then is.
+    async def mount(self, ref: MountRef, spec: MountSpec, *, exchange: bool, root: str = "") -> ForeignMount:
+        """Make a mount, change its mode, or with `exchange` put it in another's place; returns it as it then is. `root`
+        is what a process that is being set up is about to have as its root.
 
         Raises:
             NotFound, InvalidArgument, AlreadyExists, FailedPrecondition, Unsupported: see the contract.
@@ -63,21 +64,21 @@ class Places:
                 lambda tx: (resolve_mount(tx, spec), _find(tx, ref.container) if ref.container else None)
             )
             try:
-                async with self._open(ref, found) as place:
+                async with self._open(ref, found, root=root) as place:
                     made = await self._attachments.mount(place, wanted, exchange=exchange)
                 return made or next(each for each in await self.all(ref) if _same(each.mount, spec.target))
             except _Changed:
                 continue
         raise Conflict(f"{_name(ref)} changes all the time", hint="try again")
 
-    async def unmount(self, ref: MountRef, target: str, *, force: bool) -> None:
-        """Take a mount away.
+    async def unmount(self, ref: MountRef, target: str, *, force: bool, root: str = "") -> None:
+        """Take a mount away; `root` as for `mount`.
 
         Raises:
             NotFound: nothing of ours is mounted there.
             InUse: a process uses it and `force` is not set.
         """
-        async with self._open(ref) as place:
+        async with self._open(ref, root=root) as place:
             await self._attachments.unmount(place, target, force=force)
 
     async def all(self, ref: MountRef | None) -> list[ForeignMount]:
@@ -129,19 +130,21 @@ class Places:
     async def expire(self) -> bool:
         """Forget mounts whose namespace, or process, is gone; True when there were any."""
         rows = await self._store.read(lambda tx: tx.mounts.all())
-        gone = [row for row in rows if not await asyncio.to_thread(_is_there, row)]
+        gone = await asyncio.to_thread(lambda: [row for row in rows if not _is_there(row)])
         for row in gone:
             await self._store.write(partial(_forget, row=row))
             await self._volumes.staging.release_all(_holder(row.inode))
         return bool(gone)
 
     @asynccontextmanager
-    async def _open(self, ref: MountRef, found: tuple[Container, Image] | None = None) -> AsyncIterator[Place]:
+    async def _open(
+        self, ref: MountRef, found: tuple[Container, Image] | None = None, *, root: str = ""
+    ) -> AsyncIterator[Place]:
         if ref.container:
             async with self._open_container(ref.container, found) as place:
                 yield place
             return
-        with await asyncio.to_thread(_open_foreign, ref) as namespace:
+        with await asyncio.to_thread(_open_foreign, ref, root) as namespace:
             inode = namespace.inode
             async with self._locks.hold(f"mounts {inode}"):
                 rows = await self._store.read(lambda tx: tx.mounts.all("inode = ?", inode))
@@ -198,10 +201,10 @@ def _is_child(container: Container) -> bool:
     return int(fields[1]) == container.supervisor_pid
 
 
-def _open_foreign(ref: MountRef) -> MountNamespace:
+def _open_foreign(ref: MountRef, root: str = "") -> MountNamespace:
     if ref.path:
         return MountNamespace.at(ref.path, field="namespace.path")
-    return MountNamespace.of_process(ref.pid, field="namespace.pid")
+    return MountNamespace.of_process(ref.pid, field="namespace.pid", root=root)
 
 
 def _is_there(row: ForeignMount) -> bool:

@@ -12,7 +12,7 @@ from netstore.model import ForeignMount, MountRef, MountSpec
 from netstore.rpc.fields import missing_allowed, page, timestamp
 from netstore.rpc.mounts import check_target, to_mount, to_mount_message, to_status_message
 
-__all__ = ["MountServicer"]
+__all__ = ["MountServicer", "to_foreign_spec"]
 
 _OF_NEW_VOLUMES = ("no_copy", "volume_driver", "volume_options", "volume_labels", "create_source")
 
@@ -27,7 +27,9 @@ class MountServicer(mount_pb2_grpc.MountServiceServicer):
         ref = _to_ref(request.namespace)
         if ref is None:
             raise InvalidArgument("namespace", "", "a container, a pid or a path")
-        made = await self._places.mount(ref, _to_spec(request.spec, ref), exchange=request.replace)
+        made = await self._places.mount(
+            ref, to_foreign_spec(request.spec, ours=bool(ref.container)), exchange=request.replace
+        )
         return pb.MountResponse(mount=_to_message(made))
 
     async def Unmount(self, request: pb.UnmountRequest, context: Any) -> pb.UnmountResponse:
@@ -45,11 +47,16 @@ class MountServicer(mount_pb2_grpc.MountServiceServicer):
         return pb.ListMountsResponse(mounts=[_to_message(each) for each in shown], next_page_token=token)
 
 
-def _to_spec(spec: pb.MountSpec, ref: MountRef) -> MountSpec:
+def to_foreign_spec(spec: pb.MountSpec, *, ours: bool) -> MountSpec:
+    """Translate a mount of what exists, into a container of `ours` or another namespace.
+
+    Raises:
+        InvalidArgument: naming the field.
+    """
     for name in _OF_NEW_VOLUMES:
         if getattr(spec, name):
             raise InvalidArgument(f"spec.{name}", getattr(spec, name), "nothing: what is mounted must exist already")
-    if spec.chown and not ref.container:
+    if spec.chown and not ours:
         raise InvalidArgument("spec.chown", True, "false: only a container has a user to give it to")
     return to_mount(spec, "spec")
 

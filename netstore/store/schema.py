@@ -258,4 +258,9 @@ MIGRATIONS: tuple[str, ...] = (
         WHERE id = OLD.endpoint_id AND network_id IN (SELECT network_id FROM global_networks);
     END;
     """,
+    """
+    -- What an OCI runtime's hook attached is found by its container's id, a label, too.
+    CREATE INDEX endpoints_by_oci ON endpoints(json_extract(body, '$.labels."oci.container-id"'))
+    WHERE json_extract(body, '$.labels."oci.container-id"') IS NOT NULL;
+    """,
 )

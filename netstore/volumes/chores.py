@@ -69,6 +69,8 @@ class Chores:
                         wait = min(wait, due.at - time.time())
                 await self._reserve.look()
                 await self._removal.empty(only_expired=True)
+                if self._removal.expire:
+                    await self._removal.expire()
                 for sweep in self.sweeps:
                     await asyncio.to_thread(sweep)
             except (NetstoreError, OSError) as error:

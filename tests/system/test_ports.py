@@ -10,6 +10,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 from conftest import BIN, Node, wait_until
+from sctp import INIT
 from test_bridge import HELLO, HTTPD, curl, dual_stack_neighbour
 
 Talking = Callable[..., subprocess.Popen[str]]
@@ -155,23 +156,7 @@ def test_sctp_flows_follow_a_port(node: Node) -> None:
     node.cli("network", "create", "app")
     node.host.netns("one")
     node.cli("network", "connect", "--netns", "/run/netns/one", "-p", "5300:53/sctp", "--name", "one", "app")
-    code = """
-import binascii, socket, struct
-init = struct.pack("!BBHIIHHI", 1, 0, 20, 7, 65536, 1, 1, 7)
-packet = struct.pack("!HHII", 4444, 5300, 0, 0) + init
-table = [0] * 256
-for n in range(256):
-    c = n
-    for _ in range(8):
-        c = c >> 1 ^ (0x82F63B78 if c & 1 else 0)
-    table[n] = c
-crc = 0xFFFFFFFF
-for byte in packet:
-    crc = crc >> 8 ^ table[(crc ^ byte) & 255]
-packet = packet[:8] + struct.pack("<I", crc ^ 0xFFFFFFFF) + packet[12:]
-socket.socket(socket.AF_INET, socket.SOCK_RAW, 132).sendto(packet, ("203.0.113.1", 0))
-"""
-    node.host.run("ip", "netns", "exec", "neighbour", sys.executable, "-c", code)
+    node.host.run("ip", "netns", "exec", "neighbour", sys.executable, "-c", INIT, "203.0.113.1", "5300")
     flows = node.host.sh("cat /proc/net/nf_conntrack")
     assert "sctp" in flows
     assert "src=172.18.0.2 dst=203.0.113.2 sport=53 dport=4444" in flows

@@ -13,7 +13,7 @@ from typing import Any
 from netstore.adapters.docker.messages import EndpointCall, IpamData, NetworkCall, NetworkCreate, Nothing, PortBinding
 from netstore.api.v1 import common_pb2
 from netstore.drivers.bridged import PREFIX
-from netstore.drivers.options import ENDPOINT_OPTIONS
+from netstore.drivers.options import ENDPOINT_OPTIONS, MAC_ADDRESS
 from netstore.errors import AlreadyExists, InvalidArgument, NotFound
 from netstore.model import Endpoint, EndpointSpec, Network, NetworkSpec, Pool, PortMapping, SandboxRef
 from netstore.networks.ipam import is_chosen
@@ -68,7 +68,8 @@ class NetworkDriver:
 
     async def create_endpoint(self, call: EndpointCall) -> dict[str, Any]:
         """Make an endpoint, and answer what dockerd did not choose of its addresses."""
-        for key in (call.options or {}).keys() & {option.key for option in ENDPOINT_OPTIONS}:
+        ours = {option.key for option in ENDPOINT_OPTIONS} - {MAC_ADDRESS}  # dockerd says --mac-address there, too
+        for key in (call.options or {}).keys() & ours:
             raise InvalidArgument(f"--driver-opt {key}", (call.options or {})[key], "nothing: dockerd moves interfaces")
         asked = call.interface
         given = {

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,17 +19,19 @@ from conftest import Host, Node, wait_until
 from test_cni import program_of
 
 PEERS = Path(__file__).parents[3] / ".peers"
+PATH = f"PATH={PEERS}/usr/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PAUSE = "docker.io/library/pause:1"
 CAPABILITIES = dict.fromkeys(("portMappings", "bandwidth", "ips", "mac", "dns", "aliases"), True)
 COMMAND = ["/bin/busybox", "httpd", "-f", "-p", "80", "-h", "/data"]
 
-pytestmark = [
+needs_containerd = [
     pytest.mark.timeout(120),
     pytest.mark.skipif(
         not (PEERS / "usr/bin/containerd").exists() or not (PEERS / "usr/lib/cni/loopback").exists(),
         reason="no containerd: scripts/peers docker.io containernetworking-plugins fetches it, as scripts/test does",
     ),
 ]
+pytestmark = needs_containerd
 
 
 def field(number: int, value: int | str | bytes) -> bytes:
@@ -74,7 +77,7 @@ class Containerd:
     host: Host
     place: Path
 
-    def configure(self, program: Path) -> None:
+    def configure(self, program: Path, more: str = "") -> None:
         place, plugins, networks = self.place, self.place / "bin", self.place / "net.d"
         for each in (plugins, networks):
             each.mkdir(parents=True)
@@ -90,8 +93,26 @@ class Containerd:
             f'[plugins."io.containerd.internal.v1.opt"]\npath = "{place}/opt"\n'
             f'{cri}]\nsandbox_image = "{PAUSE}"\nrestrict_oom_score_adj = true\n'
             f'{cri}.containerd]\nsnapshotter = "native"\n'
-            f'{cri}.cni]\nbin_dir = "{plugins}"\nconf_dir = "{networks}"\n'
+            f'{cri}.cni]\nbin_dir = "{plugins}"\nconf_dir = "{networks}"\n{more}'
         )
+
+    @contextmanager
+    def running(self, image: Path) -> Iterator[Containerd]:
+        """Run a configured one, with the image of its pods."""
+        with (self.place / "log").open("w") as log:
+            command = self.host.command("env", PATH, "containerd", "-c", f"{self.place}/config.toml")
+            daemon = subprocess.Popen(command, stderr=log, stdout=log)
+        try:
+            wait_until((self.place / "s").exists, what="containerd")
+            docker_archive(image, self.place / "pause.tar")
+            self.ctr("images", "import", "--snapshotter", "native", f"{self.place}/pause.tar")
+            yield self
+        finally:
+            daemon.terminate()
+            daemon.wait(timeout=30)
+
+    def ctr(self, *args: str) -> str:
+        return self.host.run("env", PATH, "ctr", "-a", f"{self.place}/s", "-n", "k8s.io", *args).stdout
 
     def call(self, method: str, request: bytes) -> bytes:
         with grpc.insecure_channel(f"unix:{self.place}/s") as channel:
@@ -112,21 +133,8 @@ def containerd(node: Node, busybox_tar: Path) -> Iterator[Containerd]:
     """A containerd with the image of its pods."""
     containerd = Containerd(node.host, node.place / "containerd")
     containerd.configure(program_of(node))
-    path = f"PATH={PEERS}/usr/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    with (containerd.place / "log").open("w") as log:
-        command = node.host.command("env", path, "containerd", "-c", f"{containerd.place}/config.toml")
-        daemon = subprocess.Popen(command, stderr=log, stdout=log)
-    try:
-        wait_until((containerd.place / "s").exists, what="containerd")
-        docker_archive(busybox_tar, containerd.place / "pause.tar")
-        node.host.run(
-            "env", path, "ctr", "-a", f"{containerd.place}/s", "-n", "k8s.io", "images", "import", "--snapshotter", "native",
-            f"{containerd.place}/pause.tar",
-        )  # fmt: skip
+    with containerd.running(busybox_tar):
         yield containerd
-    finally:
-        daemon.terminate()
-        daemon.wait(timeout=30)
 
 
 def test_pods(containerd: Containerd, node: Node) -> None:
