@@ -21,6 +21,8 @@ import contextlib
 import json
 import os
 import socket
+import struct
+import time
 from collections import deque
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +37,8 @@ log = structlog.get_logger(__name__)
 
 _RETRY_SECONDS = 0.1
 _ADOPT_SECONDS = 0.5
+_PATIENCE_SECONDS = 5.0
+"""So long connections to [::1] wait for a resolver that is restarted."""
 RELAY = "::1"
 Sockets = tuple[socket.socket, ...]
 
@@ -110,6 +114,7 @@ class ResolverLink:
         self._sockets: dict[str, Sockets] = {}
         self._channel: Channel | None = None
         self._known = False
+        self._seen = time.monotonic()
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -168,6 +173,9 @@ class ResolverLink:
             first.set()
             if self._process:
                 await self._process.ensure()
+            if time.monotonic() - self._seen > _PATIENCE_SECONDS:
+                for listener in self._sockets.get(RELAY, ()):
+                    _refuse_waiting(listener)
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def _session(self, first: asyncio.Event) -> None:
@@ -192,7 +200,7 @@ class ResolverLink:
             try:
                 await channel.receive()
             finally:
-                self._channel = None
+                self._channel, self._seen = None, time.monotonic()
                 log.warning("the resolver is away; names wait until it is back")
 
     def _adopt(self, channel: Channel, sandbox_id: str, sockets: Sockets) -> bool:
@@ -206,6 +214,16 @@ class ResolverLink:
         if ours is None:
             channel.post({"remove": sandbox_id})
         return same
+
+
+def _refuse_waiting(listener: socket.socket) -> None:
+    """Reset the connections to [::1] that wait for the relay: nobody is there to serve them."""
+    listener.setblocking(False)
+    with contextlib.suppress(OSError):
+        while True:
+            client, _ = listener.accept()
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.close()
 
 
 def _identity(sockets: Sockets) -> list[int]:

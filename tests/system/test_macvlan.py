@@ -80,6 +80,25 @@ def test_host_access(node: Node) -> None:
     assert "macvlan" not in node.host.sh("ip -d link show")
 
 
+@pytest.mark.parametrize(("mode", "hairpin", "among"), [("private", "on", False), ("vepa", "on", True), ("vepa", "off", False),
+                                                       ("bridge", "off", True)])  # fmt: skip
+def test_who_hears_whom(node: Node, mode: str, hairpin: str, among: bool) -> None:
+    """What passes between endpoints of a parent, which is at a switch that sends frames back, or does not."""
+    node.host.sh("ip netns add switch; ip link add pt type veth peer name port netns switch; ip link set pt up;"
+                 "ip -n switch link add br0 type bridge; ip -n switch link set port master br0 up;"
+                 f"bridge -n switch link set dev port hairpin {hairpin};"
+                 "ip -n switch addr add 192.0.2.254/24 dev br0; ip -n switch link set br0 up")  # fmt: skip
+    node.cli("network", "create", "-d", "macvlan", "-o", "parent=pt", "-o", f"macvlan_mode={mode}",
+             "--subnet", "192.0.2.0/24", "--ip-range", "192.0.2.64/26", "lan")  # fmt: skip
+    for name in ("a", "b"):
+        attach(node, "lan", name)
+        link = json.loads(node.host.sh(f"ip -n {name} -d -j link show eth0"))[0]
+        assert link["linkinfo"]["info_data"]["mode"] == mode
+        wait_until(lambda name=name: pings(node, name, "192.0.2.254"), what="the switch")
+    assert pings(node, "a", "192.0.2.65") is among
+    assert pings(node, "b", "192.0.2.64") is among
+
+
 def test_internal_without_a_parent(node: Node) -> None:
     node.cli("network", "create", "-d", "macvlan", "--subnet", "192.0.2.0/24", "inner")
     for name in ("a", "b"):

@@ -38,6 +38,13 @@ def test_ipv6_loopback_is_relayed(node: Node, image: str) -> None:
     node.resolver.wait()
     node.start_resolver()
     assert curl(node, "http://[::1]:8080/hello") == HELLO  # it waited in the socket that netstored kept
+    node.resolver.kill()
+    node.resolver.wait()
+    code = "curl -gso /dev/null -m 20 http://[::1]:8080/hello; echo $?"
+    assert node.host.sh(code) == "56\n", "with no resolver for longer it is reset"
+    assert curl(node, "http://127.0.0.1:8080/hello") == HELLO
+    node.start_resolver()
+    wait_until(lambda: curl(node, "http://[::1]:8080/hello") == HELLO, what="the relay")
     node.cli("port", "unpublish", "web", "8080:80")
     assert curl(node, "http://[::1]:8080/hello") == ""
     node.host.sh("nft flush ruleset")
