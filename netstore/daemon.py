@@ -26,7 +26,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from netstore import __version__, logs
+from netstore import __version__, logs, threads
 from netstore.adapters import programs
 from netstore.adapters.cni.plugin import Plugin
 from netstore.adapters.netavark.command import Netavark
@@ -122,6 +122,7 @@ class Daemon:
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._stopping.set)
+        threads.prepare()
         async with AsyncExitStack() as stack:
             self._prepare(stack)
             self._store = Store(self._state_dir / "netstore.db", group=_group(self._config.group))

@@ -15,7 +15,7 @@ import click
 import grpc
 
 from netstore.api.v1 import archive_pb2, volume_pb2
-from netstore.cli.client import Client, pass_client
+from netstore.cli.client import Client, Problem, pass_client
 from netstore.cli.completion import names
 from netstore.cli.format import size
 from netstore.cli.grammar import key_values, parse_bytes
@@ -43,18 +43,32 @@ def export(client: Client, volume: str, output: str | None, compression: str, le
     request = archive_pb2.ExportVolumeRequest(
         volume=name, snapshot=snapshot, compression=_COMPRESSIONS[compression], level=level
     )
-    part = f"{output}.part"
-    with open(part, "wb") if output else sys.stdout.buffer as target:
-        try:
+    try:
+        with _written(output) as target:
             start, end = _receive(client, request, target)
-        except BaseException:
-            if output:
-                Path(part).unlink()
-            raise
-    if output:
-        os.rename(part, output)
+    except OSError as error:
+        raise click.UsageError(f"-o {output}: {error.strerror}") from error
     click.echo(f"sha256:{end.sha256} {size(end.size_bytes)} ({size(end.plain_bytes)} unpacked)", err=True)
     tell(start.consistency, start.frozen_time)
+
+
+@contextmanager
+def _written(output: str | None) -> Iterator[BinaryIO]:
+    """Open what is written: a file that is not there before it is whole; a pipe or a device as it is."""
+    if output is None or (os.path.exists(output) and not os.path.isfile(output)):
+        with open(output, "wb") if output else sys.stdout.buffer as target:
+            yield target
+        return
+    part = Path(f"{output}.part")
+    try:
+        with part.open("wb") as target:
+            yield target
+            target.flush()
+            os.fsync(target.fileno())
+        part.rename(output)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def _receive(
@@ -83,7 +97,7 @@ def _receive(
 
 def _is_back(client: Client, error: grpc.RpcError) -> bool:
     """Wait for a netstored that went away; False when the error is another, or it does not come back."""
-    if error.code() is not grpc.StatusCode.UNAVAILABLE:
+    if not Problem.of(error).unreachable:
         return False
     click.echo("netstored went away; waiting for it", err=True)
     try:
@@ -153,7 +167,7 @@ def _send(client: Client, start: archive_pb2.ImportVolumeStart, end: archive_pb2
                 return client.archives.ImportVolume(_requests(start, end, source, advance))
         except grpc.RpcError as error:
             if not seekable or not _is_back(client, error):
-                if error.code() is grpc.StatusCode.UNAVAILABLE and seekable:
+                if Problem.of(error).unreachable and seekable:
                     click.echo(f"go on with --resume {start.upload_id}", err=True)
                 raise
         resume = True

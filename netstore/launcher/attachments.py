@@ -7,7 +7,6 @@ makes the namespace what the store says.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import stat
@@ -33,6 +32,7 @@ from netstore.launcher.images.catalogue import find_image
 from netstore.launcher.mounting import Mounting
 from netstore.model import Finding, ForeignMount, Kind, Mount, MountSpec, MountType, Volume
 from netstore.store import Store, Transaction
+from netstore.threads import in_thread
 from netstore.volumes.manager import VolumeManager
 from netstore.volumes.snapshots import refuse_filling
 
@@ -210,7 +210,7 @@ class Attachments:
             finding = Finding(kind=Kind.MOUNT, name=f"{mount.spec.target} in {place.name}", detail="")
             try:
                 wanted = await self._store.read(partial(_as_stored, mount=mount))
-                detail = await asyncio.to_thread(self._compare, place, wanted, repair=repair)
+                detail = await in_thread(self._compare, place, wanted, repair=repair)
                 if not detail:
                     continue
                 finding = replace(finding, detail=detail, repaired=repair)
@@ -283,7 +283,7 @@ class Attachments:
             return error
         target = mount.spec.target
         if error.errno == errno.EBUSY and place.open is not None:
-            holders = ", ".join(await asyncio.to_thread(_holders, place.open, target)) or "a process"
+            holders = ", ".join(await in_thread(_holders, place.open, target)) or "a process"
             return InUse(
                 f"{target} in {place.name} is in use by {holders}", hint="end what uses it, or unmount it with force",
                 holders=holders, target=target,

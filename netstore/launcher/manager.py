@@ -124,7 +124,7 @@ class ContainerManager:
 
     async def _take_up_volumes(self, container: Container) -> None:
         try:
-            await self._volumes.hold((mount.volume_id for mount in container.mounts), container.id)
+            await self._volumes.hold((mount.volume_id for mount in container.mounts), container.id, again=True)
         except NetstoreError as error:
             log.error("a volume of a running container cannot be staged", container=container.name, error=str(error))
 

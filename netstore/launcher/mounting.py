@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import stat
@@ -18,6 +17,7 @@ from netstore.launcher.trees import make_tree, open_source
 from netstore.launcher.users import resolve
 from netstore.model import Container, Image, Mount, MountType, Volume
 from netstore.store import Store
+from netstore.threads import in_thread
 from netstore.volumes.copyup import copy_up
 from netstore.volumes.manager import VolumeManager, open_data
 from netstore.volumes.ownership import begin, give, has_owner
@@ -45,7 +45,7 @@ class Mounting:
             image = await self._store.read(lambda tx: tx.images.require(mount.source))
             layers = self._images.layers.stack(image.layers)
         async with self._root(mount) as root:
-            return await asyncio.to_thread(make_tree, mount, root=root, layers=layers)
+            return await in_thread(make_tree, mount, root=root, layers=layers)
 
     def tree_of(self, mount: Mount, volume: Volume | None, layers: Sequence[str]) -> int:
         """Do what `tree` does, in the calling thread; the volume's lock is held."""
@@ -68,12 +68,11 @@ class Mounting:
 
     @asynccontextmanager
     async def _root(self, mount: Mount) -> AsyncIterator[int | None]:
-        root = await self._volumes.open_root(mount.volume_id) if mount.volume_id else None
-        try:
+        if not mount.volume_id:
+            yield None
+            return
+        async with self._volumes.root(mount.volume_id) as root:
             yield root
-        finally:
-            if root is not None:
-                os.close(root)
 
     async def fill(self, container: Container, image: Image, mounts: Sequence[Mount]) -> None:
         """Make missing sources of binds, copy the image's content into empty volumes, and give to the container's user
@@ -84,7 +83,7 @@ class Mounting:
         """
         for mount in mounts:
             if mount.spec.type is MountType.BIND and mount.spec.create_source:
-                await asyncio.to_thread(_make_source, Path(mount.source))
+                await in_thread(_make_source, Path(mount.source))
         wanted = [mount for mount in mounts if mount.spec.chown or _copied(mount)]
         holder = f"copy-up of {container.id}"
         await self._volumes.hold((mount.volume_id for mount in wanted), holder)
@@ -115,7 +114,7 @@ class Mounting:
                 begin(Path(mount.source), volume.spec, empty=False)
 
         async with self._volumes.staging.alone(volume):
-            await asyncio.to_thread(work)
+            await in_thread(work)
 
     async def give(self, container: Container, image: Image, mount: Mount) -> None:
         """Give what a mount shows to the container's user."""
@@ -129,7 +128,7 @@ class Mounting:
                 give(source, user.uid, user.gid)
 
         async with self._root(mount) as root:
-            await asyncio.to_thread(work, root)
+            await in_thread(work, root)
 
     async def stage(self, container: Container) -> list[tuple[Mount, Path | None]]:
         """Stage a container's mounts, but those of memory, and return where each is.
@@ -137,14 +136,14 @@ class Mounting:
         Raises:
             FailedPrecondition, Unsupported, KernelError: see `make_tree`.
         """
-        await asyncio.to_thread(self._directories.unstage, container.id)
+        await in_thread(self._directories.unstage, container.id)
         staged: list[tuple[Mount, Path | None]] = []
         for number, mount in enumerate(container.mounts):
             if mount.spec.type is MountType.TMPFS:
                 staged.append((mount, None))
                 continue
             with closing(await self.tree(mount)) as tree:
-                staged.append((mount, await asyncio.to_thread(self._directories.stage, container.id, number, tree)))
+                staged.append((mount, await in_thread(self._directories.stage, container.id, number, tree)))
         return staged
 
 

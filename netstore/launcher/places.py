@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
@@ -32,6 +31,7 @@ from netstore.model import (
 )
 from netstore.networks.context import KeyedLocks
 from netstore.store import Store, Transaction
+from netstore.threads import in_thread
 from netstore.volumes.manager import VolumeManager
 
 __all__ = ["Places"]
@@ -91,7 +91,7 @@ class Places:
         if ref.container:
             container = await self._store.read(lambda tx: tx.containers.find(ref.container))
             return [_of_container(container, index, mount) for index, mount in enumerate(container.mounts)]
-        with await asyncio.to_thread(_open_foreign, ref) as namespace:
+        with await in_thread(_open_foreign, ref) as namespace:
             return await self._store.read(lambda tx: tx.mounts.all("inode = ?", namespace.inode))
 
     async def start_up(self) -> None:
@@ -100,7 +100,7 @@ class Places:
         for row in await self._store.read(lambda tx: tx.mounts.all()):
             if row.mount.volume_id:
                 try:
-                    await self._volumes.hold([row.mount.volume_id], _holder(row.inode))
+                    await self._volumes.hold([row.mount.volume_id], _holder(row.inode), again=True)
                 except NetstoreError as error:
                     log.error("a volume that is mounted cannot be staged", mount=row.id, error=str(error))
         await self.check(repair=True)
@@ -130,7 +130,7 @@ class Places:
     async def expire(self) -> bool:
         """Forget mounts whose namespace, or process, is gone; True when there were any."""
         rows = await self._store.read(lambda tx: tx.mounts.all())
-        gone = await asyncio.to_thread(lambda: [row for row in rows if not _is_there(row)])
+        gone = await in_thread(lambda: [row for row in rows if not _is_there(row)])
         for row in gone:
             await self._store.write(partial(_forget, row=row))
             await self._volumes.staging.release_all(_holder(row.inode))
@@ -144,7 +144,7 @@ class Places:
             async with self._open_container(ref.container, found) as place:
                 yield place
             return
-        with await asyncio.to_thread(_open_foreign, ref, root) as namespace:
+        with await in_thread(_open_foreign, ref, root) as namespace:
             inode = namespace.inode
             async with self._locks.hold(f"mounts {inode}"):
                 rows = await self._store.read(lambda tx: tx.mounts.all("inode = ?", inode))

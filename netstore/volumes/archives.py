@@ -26,6 +26,7 @@ from netstore.kernel.paths import closing
 from netstore.kernel.tar import TRAILER_SIZE, Packer, digest_in
 from netstore.model import Consistency, Volume, VolumeSpec, new_id
 from netstore.networks.context import KeyedLocks
+from netstore.threads import in_thread
 from netstore.volumes.copies import Taken, of_one_moment, reading, refuse_content
 from netstore.volumes.drivers.base import VolumeDriver
 from netstore.volumes.manager import VolumeManager
@@ -107,8 +108,8 @@ class Archives:
                 shown, taken = await stack.enter_async_context(self._volumes.snapshots.passing(volume))
             name = found.name if found else ""
             yield Begun(volume, name, used_bytes or 0, taken.consistency, taken.frozen_seconds)
-            path = await asyncio.to_thread(stack.enter_context, reading(driver, volume, shown))
-            descriptor = stack.enter_context(closing(os.open(path, _DIRECTORY)))
+            path = await in_thread(stack.enter_context, reading(driver, volume, shown))
+            descriptor = await in_thread(lambda: stack.enter_context(closing(os.open(path, _DIRECTORY))))
             async with aclosing(pack(descriptor, ".", level=level, offset=offset)) as parts:
                 async for part in parts:
                     yield part
@@ -120,7 +121,7 @@ class Archives:
             NotFound: none are.
         """
         try:
-            return (await asyncio.to_thread((self._uploads / upload_id).stat)).st_size
+            return (await in_thread((self._uploads / upload_id).stat)).st_size
         except FileNotFoundError as error:
             raise NotFound("upload", upload_id, hint="begin it again: uploads are kept for a day") from error
 
@@ -162,7 +163,7 @@ class Archives:
                 async for chunk in chunks:
                     if isinstance(chunk, str):
                         return chunk
-                    await asyncio.to_thread(_write, descriptor, chunk)
+                    await in_thread(_write, descriptor, chunk)
             except NetstoreError:
                 os.unlink(file)
                 raise
@@ -180,9 +181,9 @@ class Archives:
             )  # fmt: skip
             async with filling as volume:
                 driver = self._volumes.driver_of(volume)
-                await asyncio.to_thread(_unpack, driver, volume, file, digest, harmless=not wanted.privileges)
+                await in_thread(_unpack, driver, volume, file, digest, harmless=not wanted.privileges)
         finally:
-            await asyncio.to_thread(file.unlink, missing_ok=True)
+            await in_thread(file.unlink, missing_ok=True)
         self._volumes.chores.wake()
         return (await self._volumes.get(volume.id))[0]
 
@@ -196,7 +197,7 @@ class Archives:
 
 async def pack(directory: int, name: str, *, level: int, offset: int = 0) -> AsyncGenerator[bytes | Ended, None]:
     """Yield the tar stream of a directory, or of a name in it, from an offset on, and what it was."""
-    packer = await asyncio.to_thread(Packer, directory, name, level=level)
+    packer = await in_thread(Packer, directory, name, level=level)
     following = asyncio.ensure_future(asyncio.to_thread(packer.read))
     try:
         while data := await following:

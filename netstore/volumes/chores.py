@@ -13,6 +13,7 @@ import structlog
 from netstore.errors import NetstoreError
 from netstore.model import Kind, Volume
 from netstore.store import Store, Transaction
+from netstore.threads import in_thread
 from netstore.volumes.removal import Removal
 from netstore.volumes.reserve import Reserve
 from netstore.volumes.schedules import Schedule
@@ -72,7 +73,7 @@ class Chores:
                 if self._removal.expire:
                     await self._removal.expire()
                 for sweep in self.sweeps:
-                    await asyncio.to_thread(sweep)
+                    await in_thread(sweep)
             except (NetstoreError, OSError) as error:
                 log.error("a chore failed", error=str(error))
             with suppress(TimeoutError):

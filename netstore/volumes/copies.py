@@ -217,6 +217,8 @@ def reading(driver: VolumeDriver, volume: Volume, snapshot_id: str) -> Iterator[
     """
     if not snapshot_id:
         there = driver.staged(volume)
+        if there:
+            driver.ask(volume)
         driver.stage(volume)
         try:
             yield driver.mountpoint(volume)

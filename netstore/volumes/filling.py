@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -10,6 +9,7 @@ from dataclasses import replace
 from netstore.errors import AlreadyExists, InvalidArgument
 from netstore.model import Consistency, Kind, Volume, VolumeSpec
 from netstore.store import Store, Transaction
+from netstore.threads import in_thread
 from netstore.volumes import rows
 from netstore.volumes.copies import Taken, fill
 from netstore.volumes.drivers.base import VolumeDriver
@@ -77,7 +77,7 @@ class Filling:
             try:
                 yield volume
             except BaseException:
-                await asyncio.to_thread(driver.remove, volume)
+                await in_thread(driver.remove, volume)
                 await self._store.write(lambda tx: tx.volumes.delete(volume.id))
                 raise
 
@@ -115,7 +115,7 @@ class Filling:
         async with making as target, self._staging.alone(source):
             used = bool(self._staging.holders(source.id))
             drivers = self._drivers[source.spec.driver], self._drivers[target.spec.driver]
-            taken = await asyncio.to_thread(fill, drivers[0], source, snapshot_id, drivers[1], target, used=used)
+            taken = await in_thread(fill, drivers[0], source, snapshot_id, drivers[1], target, used=used)
         return await self._store.read(lambda tx: tx.volumes.require(target.id)), taken
 
     async def abandon(self) -> None:

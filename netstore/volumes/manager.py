@@ -6,11 +6,10 @@ between the check and the use; their storage is made afterwards (`apply`).
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,8 +22,10 @@ from netstore.errors import (
     KernelError,
     NetstoreError,
 )
+from netstore.kernel.paths import closing
 from netstore.model import Finding, MountSpec, Volume, VolumeSpec, new_id
 from netstore.store import Store, Transaction
+from netstore.threads import in_thread
 from netstore.volumes import rows
 from netstore.volumes.chores import Chores
 from netstore.volumes.drivers.base import Node, Usage, VolumeDriver, load_drivers
@@ -85,7 +86,7 @@ class VolumeManager:
         """Make the storage of volumes whose creation a crash cut short; remove what no volume owns."""
         for name, driver in self._drivers.items():
             try:
-                await asyncio.to_thread(driver.start)
+                await in_thread(driver.start)
             except NetstoreError as error:
                 log.error("a volume driver cannot start", driver=name, error=str(error))
         await self.filling.abandon()
@@ -96,7 +97,7 @@ class VolumeManager:
         stages = await self._store.read(lambda tx: tx.rows("SELECT volume_id, holder FROM volume_stages"))
         for volume_id, holder in stages:
             try:
-                await self.hold([volume_id], holder)
+                await self.hold([volume_id], holder, again=True)
             except NetstoreError as error:
                 log.error("a volume cannot be staged", volume=volume_id, holder=holder, error=str(error))
         await self.check(repair=True)
@@ -115,10 +116,10 @@ class VolumeManager:
         """See which volumes' devices came or went since the last look: mount them again, let go, and record it."""
         taken: set[str] = set()
         for driver in (driver for driver in self._drivers.values() if driver.devices):
-            taken |= (await asyncio.to_thread(driver.observe)).whole
+            taken |= (await in_thread(driver.observe)).whole
         found = await self._store.read(lambda tx: [tx.volumes.get(each) for each in taken]) if taken else []
         for volume in (volume for volume in found if volume):
-            there = await asyncio.to_thread(self.driver_of(volume).is_there, volume)
+            there = await in_thread(self.driver_of(volume).is_there, volume)
             before = self._there.get(volume.id, True)
             self._there[volume.id] = there
             if there != before:
@@ -188,18 +189,19 @@ class VolumeManager:
             for volume in volumes:
                 async with self.staging.alone(volume):
                     driver = self._drivers[volume.spec.driver]
-                    await asyncio.to_thread(driver.create, volume)
+                    await in_thread(driver.create, volume)
                     if has_owner(volume.spec) and not driver.stages(volume):
-                        await asyncio.to_thread(begin, driver.mountpoint(volume), volume.spec)
+                        await in_thread(begin, driver.mountpoint(volume), volume.spec)
         except BaseException:
             await self.discard(volumes)
             raise
 
-    async def hold(self, volume_ids: Iterable[str], holder: str) -> None:
-        """Stage volumes and keep them so for a holder, such as a container that runs; `staging` gives them back.
+    async def hold(self, volume_ids: Iterable[str], holder: str, *, again: bool = False) -> None:
+        """Stage volumes and keep them so for a holder, such as a container that runs; `staging` gives them back. With
+        `again` the holder has them already: what is mounted is taken as it is.
 
         Raises:
-            NetstoreError: one cannot be staged; none is held.
+            NetstoreError: one cannot be staged, or does not answer; none is held.
         """
         wanted = sorted({each for each in volume_ids if each})
         if not wanted:
@@ -207,7 +209,7 @@ class VolumeManager:
         found = await self._store.read(lambda tx: [tx.volumes.require(each) for each in wanted])
         try:
             for volume in found:
-                await self.staging.hold(volume, holder)
+                await self.staging.hold(volume, holder, again=again)
         except BaseException:
             await self.staging.release_all(holder)
             raise
@@ -220,17 +222,19 @@ class VolumeManager:
             except NetstoreError:
                 continue
 
-    async def open_root(self, volume_id: str) -> int:
-        """Return an O_PATH descriptor of the directory that holds a volume's data, or of its device node; the caller
-        closes it.
+    @asynccontextmanager
+    async def root(self, volume_id: str) -> AsyncIterator[int]:
+        """Open the directory that holds a volume's data, or its device node (O_PATH), for as long as the block runs.
 
         Raises:
             NotFound: there is no such volume.
             KernelError: its storage is missing.
         """
         volume = await self._store.read(lambda tx: tx.volumes.require(volume_id))
-        async with self.staging.alone(volume):  # a copy-up may put another directory there
-            return open_data(volume)
+        with ExitStack() as stack:
+            async with self.staging.alone(volume):  # a copy-up may put another directory there
+                root = await in_thread(lambda: stack.enter_context(closing(open_data(volume))))
+            yield root
 
     async def get(self, reference: str) -> tuple[Volume, list[str]]:
         """Return a volume and the names of the containers that mount it."""
@@ -264,7 +268,7 @@ class VolumeManager:
 
     async def usage(self, volume: Volume) -> Usage:
         """Return what a volume holds, as far as that is known without a walk through it."""
-        return await asyncio.to_thread(self._drivers[volume.spec.driver].usage, volume)
+        return await in_thread(self._drivers[volume.spec.driver].usage, volume)
 
     async def usages(self, volumes: Sequence[Volume]) -> dict[str, Usage]:
         """Return what volumes hold, by id, as far as that is known at once: no directory is walked, no server asked."""
@@ -279,11 +283,11 @@ class VolumeManager:
                     found[volume.id] = self._drivers[volume.spec.driver].usage(volume)
             return found
 
-        return await asyncio.to_thread(ask)
+        return await in_thread(ask)
 
     async def measure(self, volume: Volume) -> int:
         """Return the bytes that a volume takes on the node. May be slow."""
-        return await asyncio.to_thread(self._drivers[volume.spec.driver].measure, volume)
+        return await in_thread(self._drivers[volume.spec.driver].measure, volume)
 
     async def trim(self, reference: str) -> int:
         """Give back the blocks that a volume's filesystem no longer uses, staged or not; returns their bytes.
@@ -294,7 +298,7 @@ class VolumeManager:
         volume = refuse_filling((await self.get(reference))[0])
         holder = f"trim {new_id()[:12]}"
         async with self.staging.held([volume], holder):
-            return await asyncio.to_thread(self.driver_of(volume).trim, volume)
+            return await in_thread(self.driver_of(volume).trim, volume)
 
     async def details(self, volume: Volume) -> Details:
         """Look at a volume: what it holds, how it is, who holds it staged."""
@@ -307,7 +311,7 @@ class VolumeManager:
             except NetstoreError as error:
                 return Usage(), error.what, False
 
-        usage, health, staged = await asyncio.to_thread(look)
+        usage, health, staged = await in_thread(look)
         return Details(usage, health, staged, tuple(sorted(self.staging.holders(volume.id))))
 
     async def update(
@@ -341,7 +345,7 @@ class VolumeManager:
     async def _resize(self, before: Volume, after: Volume) -> None:
         try:
             async with self.staging.alone(before):
-                await asyncio.to_thread(self.driver_of(before).resize, before, after.spec.size_bytes)
+                await in_thread(self.driver_of(before).resize, before, after.spec.size_bytes)
         except BaseException:
 
             def undo(tx: Transaction) -> None:

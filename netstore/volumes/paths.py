@@ -14,6 +14,7 @@ from netstore.archive import Unpacked, unpack
 from netstore.errors import InvalidArgument, KernelError, NetstoreError, NotFound
 from netstore.kernel.paths import closing, open_in_root
 from netstore.model import Volume, new_id
+from netstore.threads import in_thread
 from netstore.volumes.archives import Ended, pack
 from netstore.volumes.manager import VolumeManager
 from netstore.volumes.snapshots import refuse_filling
@@ -45,12 +46,12 @@ class Paths:
             NotFound: nothing is there.
         """
         async with self._root(reference) as root:
-            return await asyncio.to_thread(_look, root, path)
+            return await in_thread(_look, root, path)
 
     async def read(self, reference: str, path: str) -> AsyncGenerator[PathInfo | bytes | Ended, None]:
         """Yield what is at a path, and it as a tar: a directory's members as "./…", all else by its name."""
         async with self._root(reference) as root:
-            info = await asyncio.to_thread(_look, root, path)
+            info = await in_thread(_look, root, path)
             yield info
             with ExitStack() as stack:
                 whole = stat.S_ISDIR(info.mode)
@@ -72,7 +73,7 @@ class Paths:
             InvalidArgument: the archive is damaged, or would leave the directory.
         """
         async with self._root(reference) as root:
-            directory = await asyncio.to_thread(_directory, root, path, make=make)
+            directory = await in_thread(_directory, root, path, make=make)
             reading, writing = os.pipe()
             with closing(directory), os.fdopen(reading, "rb") as source:
                 unpacking = asyncio.create_task(
@@ -81,7 +82,7 @@ class Paths:
                 try:
                     with closing(writing), suppress(BrokenPipeError):  # the unpacking says why
                         async for chunk in chunks:
-                            await asyncio.to_thread(_write, writing, chunk)
+                            await in_thread(_write, writing, chunk)
                 finally:
                     await asyncio.wait([unpacking])
                 return unpacking.result()
@@ -94,7 +95,7 @@ class Paths:
         holder = f"copy {new_id()[:12]}"
         await self._volumes.staging.hold(volume, holder)
         try:
-            with closing(await self._volumes.open_root(volume.id)) as root:
+            async with self._volumes.root(volume.id) as root:
                 yield root
         finally:
             await self._volumes.staging.release(volume, holder)

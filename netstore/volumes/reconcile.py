@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 from netstore.errors import NetstoreError
 from netstore.model import Finding, Kind, Volume, VolumeSpec
+from netstore.threads import in_thread
 from netstore.volumes.drivers.base import Observed, VolumeDriver
 from netstore.volumes.staging import Staging
 
@@ -28,13 +28,13 @@ async def check_storage(
     observed, findings = {}, []
     for name, driver in drivers.items():
         try:
-            observed[name] = await asyncio.to_thread(driver.observe)
+            observed[name] = await in_thread(driver.observe)
         except NetstoreError as error:  # such as a pool's device that is away: its volumes are left alone
             findings.append(Finding(name=name, detail="a volume driver that cannot work", error=str(error)))
     known = await volumes()
     for name, found in observed.items():
         owned = {volume.id: volume for volume in known if volume.spec.driver == name}
-        for finding, work, volume in await asyncio.to_thread(_differences, drivers[name], found, owned):
+        for finding, work, volume in await in_thread(_differences, drivers[name], found, owned):
             findings.append(await _repaired(finding, work, volume, staging, repair=repair))
     return findings, known, frozenset[str]().union(*(found.staged for found in observed.values()))
 
@@ -49,6 +49,8 @@ def _differences(
         differences.append((finding, work, volume))
 
     for volume in owned.values():
+        if volume.filling:  # whoever fills it makes it, or removes it
+            continue
         if volume.id not in found.whole:
             note(volume, "its data is missing", driver.create)
         elif not driver.fits(volume):
@@ -65,7 +67,7 @@ async def _repaired(finding: Finding, work: _Work, volume: Volume, staging: Stag
         return finding
     try:
         async with staging.alone(volume):
-            await asyncio.to_thread(work, volume)
+            await in_thread(work, volume)
     except NetstoreError as error:
         return replace(finding, error=str(error))
     return replace(finding, repaired=True)

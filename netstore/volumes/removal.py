@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from netstore import clock
 from netstore.errors import AlreadyExists, InUse, InvalidArgument, NotFound
 from netstore.model import Kind, TrashedVolume, Volume
 from netstore.store import Store, Transaction
+from netstore.threads import in_thread
 from netstore.volumes import rows
 from netstore.volumes.drivers.base import VolumeDriver
 from netstore.volumes.snapshots import refuse_filling
@@ -64,7 +64,7 @@ class Removal:
         driver = self._drivers[volume.spec.driver]
         async with self._staging.alone(volume):
             self._staging.forget(volume.id)
-            await asyncio.to_thread(driver.unstage if keep else driver.remove, volume)
+            await in_thread(driver.unstage if keep else driver.remove, volume)
 
     def _remove(self, tx: Transaction, volume: Volume, keep: float) -> Volume:
         refuse_filling(volume)
@@ -100,7 +100,7 @@ class Removal:
         """Remove those of the volumes that nobody uses, asked again for each in its transaction; returns them."""
         pruned = []
         for volume in candidates:
-            size = await asyncio.to_thread(self._drivers[volume.spec.driver].measure, volume)
+            size = await in_thread(self._drivers[volume.spec.driver].measure, volume)
             if not dry_run:
                 try:
                     await self.delete(volume.id, keep_seconds=keep_seconds)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 
 from netstore.kernel.files import spare_bytes
 from netstore.store import Store, Transaction
+from netstore.threads import in_thread
 from netstore.volumes import rows
 from netstore.volumes.drivers.base import VolumeDriver
 
@@ -25,7 +25,7 @@ class Reserve:
 
     async def look(self) -> None:
         """Look once: one statvfs(3), and the rows of volumes only when it has changed."""
-        low = await asyncio.to_thread(spare_bytes, self._state_dir) < 0
+        low = await in_thread(spare_bytes, self._state_dir) < 0
         if low == self._low:
             return
 

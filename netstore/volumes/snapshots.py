@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -11,6 +10,7 @@ from dataclasses import replace
 from netstore.errors import AlreadyExists, FailedPrecondition, InUse, NotFound
 from netstore.model import Finding, Kind, Snapshot, Volume, new_id
 from netstore.store import Store, Transaction
+from netstore.threads import in_thread
 from netstore.volumes.copies import Taken, drop, put_back, sweep, take, taken
 from netstore.volumes.drivers.base import VolumeDriver
 from netstore.volumes.staging import Staging
@@ -49,11 +49,11 @@ class Snapshots:
         async with self._staging.alone(volume):
             await self._store.read(lambda tx: _refuse_taken(tx, volume, name))
             used = bool(self._staging.holders(volume.id))
-            found = await asyncio.to_thread(take, driver, volume, snapshot.id, used=used)
+            found = await in_thread(take, driver, volume, snapshot.id, used=used)
             try:
                 snapshot = await self._store.write(lambda tx: _insert(tx, volume, snapshot, found, request_id))
             except BaseException:
-                await asyncio.to_thread(drop, driver, volume, snapshot.id)
+                await in_thread(drop, driver, volume, snapshot.id)
                 raise
         return snapshot, volume
 
@@ -68,15 +68,11 @@ class Snapshots:
         driver, snapshot_id = self._drivers[volume.spec.driver], new_id()
         try:
             async with self._staging.alone(volume):
-                taking = asyncio.create_task(asyncio.to_thread(take, driver, volume, snapshot_id, used=True))
-                try:
-                    found = await asyncio.shield(taking)
-                finally:
-                    await asyncio.wait([taking])  # its thread cannot be stopped
+                found = await in_thread(take, driver, volume, snapshot_id, used=True)
             yield snapshot_id, found
         finally:
             async with self._staging.alone(volume):
-                await asyncio.to_thread(drop, driver, volume, snapshot_id)
+                await in_thread(drop, driver, volume, snapshot_id)
 
     async def get(self, reference: str, snapshot: str) -> tuple[Snapshot, Volume]:
         """Return a snapshot, by its name or the beginning of its id, and its volume."""
@@ -110,7 +106,7 @@ class Snapshots:
                 tx.snapshots.delete(wanted.id)
 
             await self._store.write(remove)
-            await asyncio.to_thread(drop, self._drivers[volume.spec.driver], volume, wanted.id)
+            await in_thread(drop, self._drivers[volume.spec.driver], volume, wanted.id)
 
     def _refuse_read(self, volume: Volume, snapshot: Snapshot) -> None:
         if any(holder.endswith(snapshot.id) for holder in self._staging.holders(volume.id)):
@@ -130,7 +126,7 @@ class Snapshots:
                 raise InUse(
                     f"volume {volume.name} is in use by {names}", hint="stop what uses it, then restore", users=names
                 )
-            await asyncio.to_thread(put_back, self._drivers[volume.spec.driver], volume, wanted.id)
+            await in_thread(put_back, self._drivers[volume.spec.driver], volume, wanted.id)
 
             def note(tx: Transaction) -> Volume:
                 revision = tx.event(Kind.VOLUME, "restore", volume.id, volume.name, snapshot=wanted.name)
@@ -146,13 +142,13 @@ class Snapshots:
         for row in await self._store.read(lambda tx: tx.snapshots.all()):
             known.setdefault(row.volume_id, set()).add(row.id)
         findings = []
-        for volume in await asyncio.to_thread(self._suspects, volumes, known):
+        for volume in await in_thread(self._suspects, volumes, known):
             driver = self._drivers[volume.spec.driver]
             if any(holder.startswith("export ") for holder in self._staging.holders(volume.id)):
                 continue  # a snapshot may be shown for it
             async with self._staging.alone(volume):
                 mine = await self._ids(volume)
-                details = await asyncio.to_thread(sweep, driver, volume, mine, repair=repair)
+                details = await in_thread(sweep, driver, volume, mine, repair=repair)
             findings += [
                 Finding(kind=Kind.VOLUME, resource_id=volume.id, name=volume.name, detail=each, repaired=repair)
                 for each in details
@@ -179,7 +175,7 @@ class Snapshots:
             driver = self._drivers.get(volume.spec.driver)
             if driver is None or not known.get(volume.id):
                 continue
-            gone = known[volume.id] - await asyncio.to_thread(taken, driver, volume)
+            gone = known[volume.id] - await in_thread(taken, driver, volume)
             for snapshot_id in gone:
                 if repair:
                     await self._store.write(lambda tx, i=snapshot_id: tx.snapshots.delete(i))  # type: ignore[misc]

@@ -6,9 +6,8 @@ containers that run, engines by the rows of `volume_stages`. `settle` then takes
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 import structlog
@@ -16,6 +15,7 @@ import structlog
 from netstore.errors import NetstoreError
 from netstore.model import Finding, Kind, Volume
 from netstore.networks.context import KeyedLocks
+from netstore.threads import in_thread
 from netstore.volumes.drivers.base import VolumeDriver
 from netstore.volumes.ownership import begin, has_owner
 
@@ -43,18 +43,27 @@ class Staging:
         async with self._locks.hold(volume.id):
             yield
 
-    async def hold(self, volume: Volume, holder: str) -> None:
-        """Stage a volume where it is not, and keep it so for a holder; doing it again is a success.
+    async def hold(self, volume: Volume, holder: str, *, again: bool = False) -> None:
+        """Stage a volume where it is not, and keep it so for a holder; doing it again is a success. `again` says that
+        the holder had it before a restart: what is mounted is taken as it is.
 
         Raises:
-            NetstoreError: it cannot be mounted; the holder does not hold it.
+            NetstoreError: it cannot be mounted, or does not answer; the holder does not hold it.
         """
         driver = self._drivers[volume.spec.driver]
         async with self._locks.hold(volume.id):
-            if driver.stages(volume):  # a directory needs no thread: the common case
-                await asyncio.to_thread(driver.stage, volume)
-            if has_owner(volume.spec):
-                await asyncio.to_thread(begin, driver.mountpoint(volume), volume.spec)
+            try:
+                if driver.stages(volume):  # a directory needs no thread: the common case
+                    if not again and await in_thread(driver.staged, volume):
+                        await in_thread(driver.ask, volume)
+                    await in_thread(driver.stage, volume)
+                if has_owner(volume.spec):
+                    await in_thread(begin, driver.mountpoint(volume), volume.spec)
+            except BaseException:
+                if driver.stages(volume) and not self._holders.get(volume.id):
+                    with suppress(NetstoreError):
+                        await in_thread(driver.unstage, volume)
+                raise
             self._holders.setdefault(volume.id, set()).add(holder)
             self._claims.setdefault(holder, {})[volume.id] = volume
 
@@ -65,7 +74,7 @@ class Staging:
             if not self._drop(volume.id, holder) or not driver.stages(volume):
                 return
             try:
-                await asyncio.to_thread(driver.unstage, volume)
+                await in_thread(driver.unstage, volume)
             except NetstoreError as error:
                 log.warning("unstaging a volume failed", volume=volume.name, error=str(error))
 
@@ -110,7 +119,7 @@ class Staging:
         driver = self._drivers[volume.spec.driver]
         async with self._locks.hold(volume.id):
             work = driver.stage if there and self._holders.get(volume.id) else driver.unstage
-            await asyncio.to_thread(work, volume)
+            await in_thread(work, volume)
 
     async def check(self, volumes: Iterable[Volume], staged: frozenset[str], *, repair: bool) -> list[Finding]:
         """Stage what is held and is not there, unstage what nobody holds."""
@@ -121,13 +130,13 @@ class Staging:
                 continue
             async with self._locks.hold(volume.id):
                 wanted = bool(self._holders.get(volume.id))
-                if await asyncio.to_thread(driver.staged, volume) == wanted:
+                if await in_thread(driver.staged, volume) == wanted:
                     continue
                 detail = "it is used and not mounted" if wanted else "it is mounted and nobody uses it"
                 finding = Finding(kind=Kind.VOLUME, resource_id=volume.id, name=volume.name, detail=detail)
                 if repair:
                     try:
-                        await asyncio.to_thread(driver.stage if wanted else driver.unstage, volume)
+                        await in_thread(driver.stage if wanted else driver.unstage, volume)
                         finding = replace(finding, repaired=True)
                     except NetstoreError as error:
                         finding = replace(finding, error=str(error))

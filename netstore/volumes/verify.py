@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -14,6 +13,7 @@ from netstore.kernel.files import files_below
 from netstore.kernel.paths import closing
 from netstore.kernel.tools import run_tool
 from netstore.model import new_id
+from netstore.threads import in_thread
 from netstore.volumes.copies import reading, snapshot_file
 from netstore.volumes.drivers.base import VolumeDriver
 from netstore.volumes.manager import VolumeManager
@@ -55,15 +55,15 @@ async def verify(volumes: VolumeManager, reference: str, snapshot: str) -> Verdi
         checks, problems = [], []
         if file := snapshot_file(driver, volume, found):
             checks.append(f"{' '.join(_CHECKS[_kind(driver, volume.spec.options)])} of the image")
-            problems += await asyncio.to_thread(_check_image, _kind(driver, volume.spec.options), file)
+            problems += await in_thread(_check_image, _kind(driver, volume.spec.options), file)
         read_bytes = 0
         try:
             with reading(driver, volume, found) as place:
                 if driver.name == "btrfs":
                     checks.append("a read-only scrub of the whole pool")
-                    problems += await asyncio.to_thread(_scrub, place)
+                    problems += await in_thread(_scrub, place)
                 checks.append("every file was read")
-                read_bytes, unreadable = await asyncio.to_thread(_read, place)
+                read_bytes, unreadable = await in_thread(_read, place)
                 problems += unreadable
         except KernelError as error:  # it cannot even be mounted
             problems.append(str(error))

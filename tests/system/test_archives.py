@@ -114,6 +114,18 @@ def test_everything_comes_back(node: Node, place: Path) -> None:
     assert node.out("system", "check") == "kernel and store agree"
 
 
+def test_an_export_into_a_pipe_or_a_device_leaves_it_what_it_is(node: Node, place: Path) -> None:
+    node.cli("volume", "create", "v")
+    pipe = place / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["tar", "--zstd", "-tf", pipe], stdout=subprocess.PIPE, text=True) as reader:
+        node.cli("volume", "export", "v", "-o", str(pipe))
+        assert reader.communicate()[0] == "./\n"
+    assert pipe.is_fifo()
+    refused = node.cli("volume", "export", "v", "-o", "/nosuch/file", check=False)
+    assert "-o /nosuch/file: No such file or directory" in refused.stderr
+
+
 def test_an_export_of_a_snapshot_goes_on_where_it_was_cut(node: Node, client: Client, place: Path) -> None:
     for name, flags in (("v", []), ("i", ["-d", "image", "--size", "32M"])):
         node.cli("volume", "create", name, *flags)

@@ -163,6 +163,14 @@ class VolumeDriver(ABC):
         """Say whether the volume's data is at `mountpoint`; asks no server."""
         return not self.stages(volume) or is_mount_point(self.mountpoint(volume))
 
+    def ask(self, volume: Volume) -> None:  # noqa: B027 (most ask nobody)
+        """See that whoever has the data of a staged volume answers: who opens what a server has that is gone waits in
+        the kernel, and cannot be stopped.
+
+        Raises:
+            Unavailable: no answer.
+        """
+
     def observe(self) -> Observed:
         """Return what there is."""
         try:

@@ -175,6 +175,12 @@ class LocalDriver(VolumeDriver):
                 target.rmdir()
             raise
 
+    def ask(self, volume: Volume) -> None:
+        """Ask the server, where there is one."""
+        values = self.parsed(volume.spec)
+        if _REMOTE.fullmatch(values["type"]):
+            _ask(self.mountpoint(volume), min(values["timeout"], 5))
+
     def unstage(self, volume: Volume) -> None:
         """Unmount; lazily, because a server that is gone never lets go."""
         if not self.stages(volume):  # also of an orphan, of which nothing is known
