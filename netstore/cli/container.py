@@ -71,7 +71,7 @@ def _status(container: container_pb2.Container) -> str:
 def _ports(container: container_pb2.Container) -> Iterator[str]:
     for endpoint in container.status.endpoints:
         for port in endpoint.status.ports:
-            yield "->".join(shown(port))
+            yield "->".join(shown(port)) + (" (mesh)" if port.mesh else "")
 
 
 @group.command()

@@ -51,10 +51,11 @@ def inspect(client: Client, endpoints: tuple[str, ...], template: str) -> None:
 @click.argument("endpoint")
 @click.argument("ports", nargs=-1, required=True)
 @click.option("--from", "sources", multiple=True, help="Only these may come (CIDR).")
+@click.option("--mesh", is_flag=True, help="Every node of the cluster publishes them.")
 @pass_client
-def publish(client: Client, endpoint: str, ports: tuple[str, ...], sources: tuple[str, ...]) -> None:
+def publish(client: Client, endpoint: str, ports: tuple[str, ...], sources: tuple[str, ...], mesh: bool) -> None:
     """Publish ports of an endpoint, a container's or not: [[IP:][HOSTPORT]:]PORT[/tcp|udp|sctp]."""
-    wanted = [port for text in ports for port in parse_port(text, sources)]
+    wanted = [port for text in ports for port in parse_port(text, sources, mesh=mesh)]
     client.endpoints.PublishPorts(endpoint_pb2.PublishPortsRequest(endpoint=endpoint, ports=wanted))
 
 

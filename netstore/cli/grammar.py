@@ -84,8 +84,9 @@ _PROTOCOLS = {"": "TCP", "tcp": "TCP", "udp": "UDP", "sctp": "SCTP"}
 _PORT_GRAMMAR = "[[IP:][HOSTPORT]:]PORT[/tcp|udp|sctp], or published=…,target=…,protocol=…,host_ip=…,from=…"
 
 
-def parse_port(text: str, sources: Sequence[str] = ()) -> list[common_pb2.PortMapping]:
-    """Parse docker's -p: the short form, where ports may be ranges, or the long one of `key=value`.
+def parse_port(text: str, sources: Sequence[str] = (), *, mesh: bool = False) -> list[common_pb2.PortMapping]:
+    """Parse docker's -p: the short form, where ports may be ranges, or the long one of `key=value`. With `mesh` every
+    node publishes it.
 
     A range onto a range of equal length is one mapping; a range onto a single port takes any free port of it.
     """
@@ -96,7 +97,9 @@ def parse_port(text: str, sources: Sequence[str] = ()) -> list[common_pb2.PortMa
         address, host, container = _port_parts(rest, text)
         more = []
     first, last = _range(container, text)
-    port = common_pb2.PortMapping(container_port=first, protocol=_protocol(protocol, text), sources=[*sources, *more])
+    port = common_pb2.PortMapping(
+        container_port=first, protocol=_protocol(protocol, text), sources=[*sources, *more], mesh=mesh
+    )
     if address:
         port.host_ip = address
     port.count = last - first + 1 if last > first else 0

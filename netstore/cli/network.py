@@ -190,19 +190,20 @@ def _sandbox(container: str | None, netns: str | None, pid: int | None) -> endpo
 @click.option("--bandwidth-out", help="Most that it sends.")
 @click.option("--gw-priority", type=int, default=0, help="The highest gives the default route.")
 @click.option("-p", "--publish", multiple=True, help="Publish a port: [[IP:]HOSTPORT:]PORT[/tcp|udp|sctp].")
+@click.option("--mesh", is_flag=True, help="Every node of the cluster publishes the ports of -p.")
 @pass_client
 def connect(client: Client, network: str, container: str | None, netns: str | None, pid: int | None,
             name: str | None, alias: tuple[str, ...], link: tuple[str, ...], ip: str | None,
             ip6: str | None, mac_address: str | None, ifname: str | None, driver_opt: tuple[str, ...],
             link_local_ip: tuple[str, ...], bandwidth_in: str | None, bandwidth_out: str | None, gw_priority: int,
-            publish: tuple[str, ...], label: tuple[str, ...]) -> None:  # fmt: skip
+            publish: tuple[str, ...], mesh: bool, label: tuple[str, ...]) -> None:  # fmt: skip
     """Connect a container, or any network namespace, to a network."""
     spec = endpoint_pb2.EndpointSpec(
         network=network, sandbox=_sandbox(container, netns, pid), name=name or "", aliases=alias, links=link,
         ipv4_address=ip or "", ipv6_address=ip6 or "", mac_address=mac_address or "", interface_name=ifname or "",
         options=key_values(driver_opt, "--driver-opt") | bandwidth(bandwidth_in, bandwidth_out),
         gateway_priority=gw_priority, link_local_addresses=link_local_ip,
-        ports=[port for each in publish for port in parse_port(each)],
+        ports=[port for each in publish for port in parse_port(each, mesh=mesh)],
     )  # fmt: skip
     endpoint = endpoint_pb2.Endpoint(spec=spec, labels=key_values(label, "--label"))
     client.endpoints.AttachEndpoint(endpoint_pb2.AttachEndpointRequest(endpoint=endpoint))

@@ -53,7 +53,7 @@ def _reach(port: common_pb2.PortMapping) -> str:
             who += f" at {place.address}"
         if who not in places and (who != "this host" or not places):
             places.append(who)
-    return "; ".join(places) or "nobody"
+    return "; ".join([*places, *(["on every node"] if port.mesh else [])]) or "nobody"
 
 
 def _endpoints(client: Client, container: str) -> Iterator[endpoint_pb2.Endpoint]:
@@ -108,11 +108,14 @@ def ls(client: Client, container: str, template: str | None, quiet: bool, no_tru
 @click.argument("ports", nargs=-1, required=True)
 @click.option("--network", default="", help="Which of its networks; the first by default.")
 @click.option("--from", "sources", multiple=True, help="Only these may come (CIDR).")
+@click.option("--mesh", is_flag=True, help="Every node of the cluster publishes them.")
 @pass_client
-def publish(client: Client, container: str, ports: tuple[str, ...], network: str, sources: tuple[str, ...]) -> None:
+def publish(
+    client: Client, container: str, ports: tuple[str, ...], network: str, sources: tuple[str, ...], mesh: bool
+) -> None:
     """Publish ports of a running container until it stops: [[IP:][HOSTPORT]:]PORT[/tcp|udp|sctp]."""
     endpoint = _one(client, container, network)
-    wanted = [port for text in ports for port in parse_port(text, sources)]
+    wanted = [port for text in ports for port in parse_port(text, sources, mesh=mesh)]
     before = [port.SerializeToString() for port in endpoint.status.ports]
     request = endpoint_pb2.PublishPortsRequest(endpoint=endpoint.id, ports=wanted)
     for port in client.endpoints.PublishPorts(request).endpoint.status.ports:

@@ -64,6 +64,7 @@ def _container_options(command: Any) -> Any:
         click.option("--bandwidth-in", help="Most that it receives on the first network, such as 50mbit."),
         click.option("--bandwidth-out", help="Most that it sends on the first network."),
         click.option("-p", "--publish", multiple=True, help="[[IP:][HOSTPORT]:]PORT[/tcp|udp|sctp]."),
+        click.option("--mesh", is_flag=True, help="Every node of the cluster publishes the ports of -p."),
         click.option("-P", "--publish-all", is_flag=True, help="Publish every exposed port on a free one."),
         click.option("--expose", multiple=True, help="A port exposed besides the image's: PORT[-PORT][/PROTOCOL]."),
         click.option("-v", "--volume", multiple=True, help="[SOURCE:]TARGET[:OPTIONS]."),
@@ -159,7 +160,7 @@ def _spec(options: dict[str, Any]) -> container_pb2.ContainerSpec:
         extra_hosts=options["add_host"],
         publish_all=options["publish_all"],
         exposed_ports=options["expose"],
-        ports=[port for each in options["publish"] for port in parse_port(each)],
+        ports=[port for each in options["publish"] for port in parse_port(each, mesh=options["mesh"])],
         volumes_from=options["volumes_from"],
         mounts=[
             *_volumes(options),

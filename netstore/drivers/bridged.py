@@ -43,7 +43,7 @@ from netstore.kernel.firewall import Element, direct_elements, guard_elements, p
 from netstore.kernel.links import host_socket
 from netstore.kernel.route import Request, RouteSocket
 from netstore.kernel.sysctls import accept_ipv6, forward_ipv6, link_local, sysctl
-from netstore.model import BRIDGE_PREFIX, Endpoint, Network, PortMapping, kernel_name, stable_mac
+from netstore.model import BRIDGE_PREFIX, Address, Endpoint, Network, PortMapping, kernel_name, stable_mac
 
 __all__ = ["ICC", "INHIBIT", "ISOLATE", "MODES", "MTU", "NAME", "SHARED_OPTIONS", "TRUSTED", "BridgedDriver"]
 
@@ -261,12 +261,12 @@ class BridgedDriver(Driver):
     ) -> None:
         """Change map elements: one transaction, no process."""
         if remove:
-            self.host.firewall.remove(self._port_elements(network, endpoint, remove))
+            self.host.firewall.remove(self._port_elements(network, endpoint.addresses, remove))
             values = parse(self.options, network.spec.options)
             direct = bool(values[TRUSTED]) or "routed" in (values[MODES[4]], values[MODES[6]])
             forget_published(remove, endpoint.addresses, direct=direct, relay_port=self.host.relay_port())
         if add:
-            self.host.firewall.add(self._port_elements(network, endpoint, add))
+            self.host.firewall.add(self._port_elements(network, endpoint.addresses, add))
             forget_strays(add)
 
     def elements(self, network: Network, endpoints: Collection[Endpoint]) -> set[Element]:
@@ -309,18 +309,20 @@ class BridgedDriver(Driver):
             senders += [link_local(endpoint.mac_address)] if has_ipv6(network) else []
         guard = guard_elements(endpoint.host_interface, endpoint.mac_address, senders)
         policed = self.host.firewall.policing.endpoint_elements(network, endpoint)
-        return [*guard, *policed, *self._port_elements(network, endpoint, endpoint.ports)]
+        return [*guard, *policed, *self._port_elements(network, endpoint.addresses, endpoint.ports)]
 
-    def _port_elements(self, network: Network, endpoint: Endpoint, ports: Collection[PortMapping]) -> list[Element]:
+    def _port_elements(
+        self, network: Network, addresses: Collection[Address], ports: Collection[PortMapping]
+    ) -> list[Element]:
         if not ports:
             return []
         values = parse(self.options, network.spec.options)
         routed = {six for version, six in ((4, ""), (6, "6")) if values[MODES[version]] == "routed"}
-        translated = [each for each in endpoint.addresses if _six(each.address) not in routed]
-        direct = [each for each in endpoint.addresses if _six(each.address) in routed or values[TRUSTED]]
+        translated = [each for each in addresses if _six(each.address) not in routed]
+        direct = [each for each in addresses if _six(each.address) in routed or values[TRUSTED]]
         elements = [element for port in ports for element in port_elements(port, translated)]
         elements += [element for port in ports for element in direct_elements(port, direct)]
-        return elements + [element for port in ports for element in source_elements(port, endpoint.addresses)]
+        return elements + [element for port in ports for element in source_elements(port, addresses)]
 
     def bridge_addresses(self, network: Network) -> list[tuple[str, int]]:
         """Return what the bridge has: gateways, the link-local address that IPv6 needs beside them, and services'."""

@@ -23,10 +23,11 @@ from netstore.drivers.interior import alias
 from netstore.drivers.options import Option, boolean, parse
 from netstore.errors import FailedPrecondition, InvalidArgument, KernelError
 from netstore.kernel import netlink, wireguard
+from netstore.kernel.conntrack import forget_published, forget_strays
 from netstore.kernel.firewall import Element
 from netstore.kernel.links import host_socket
 from netstore.kernel.route import Request
-from netstore.model import TUNNEL_PREFIX, Endpoint, Network, Node, RemoteEndpoint, Scope, kernel_name
+from netstore.model import TUNNEL_PREFIX, Address, Endpoint, Network, Node, RemoteEndpoint, Scope, kernel_name
 
 __all__ = ["OverlayDriver"]
 
@@ -128,8 +129,23 @@ class OverlayDriver(BridgedDriver):
         return [*super()._endpoint_elements(network, endpoint), *direct]
 
     def remote_elements(self, network: Network, remote: RemoteEndpoint) -> set[Element]:
-        """Return what lets packets for an endpoint of another node go by a plain route, where there is one."""
-        return self._direct.remote_elements(network, remote) if self._is_direct(network) else set()
+        """Return what lets packets for an endpoint of another node go by a plain route, where there is one, and what
+        publishes its ports here.
+        """
+        direct = self._direct.remote_elements(network, remote) if self._is_direct(network) else set()
+        return direct | self._mesh_elements(network, remote)
+
+    def _mesh_elements(self, network: Network, remote: RemoteEndpoint) -> set[Element]:
+        addresses = [Address(address=each, prefix=0) for each in remote.addresses]
+        found = {
+            element for element in self._port_elements(network, addresses, remote.ports)
+            if not element[0].startswith("relayed")  # the relay of ::1 serves endpoints of this node
+        }  # fmt: skip
+        if found:
+            found |= {
+                ("meshed6" if ":" in each else "meshed", f"{network.interface} . {each}") for each in remote.addresses
+            }
+        return found
 
     def bridge_addresses(self, network: Network) -> list[tuple[str, int]]:
         """Return the node's own address first, from which the host speaks; the gateway's is no one node's. In a subnet
@@ -158,6 +174,9 @@ class OverlayDriver(BridgedDriver):
             self._lead(network, remove=remove)
         requests = []
         for each in remove:
+            if each.ports:
+                self.host.firewall.remove(sorted(self._mesh_elements(network, each)))
+                forget_published(each.ports, [Address(address=address, prefix=0) for address in each.addresses])
             if each.vtep:  # where nothing leads to it, there is no entry
                 requests.append(netlink.forwarding_delete(tunnel, each.mac, each.vtep, via=via))
             requests += [netlink.neighbour_delete(bridge, address) for address in each.addresses]
@@ -167,6 +186,10 @@ class OverlayDriver(BridgedDriver):
         route.run(requests)
         if direct:
             self._lead(network, add=add)
+        for each in add:
+            if each.ports:
+                self.host.firewall.add(sorted(self._mesh_elements(network, each)))
+                forget_strays(each.ports)
 
     def _lead(
         self, network: Network, *, add: Sequence[RemoteEndpoint] = (), remove: Sequence[RemoteEndpoint] = ()
@@ -177,7 +200,8 @@ class OverlayDriver(BridgedDriver):
             self.host.firewall.remove(sorted(elements))
             host_socket().run(requests)
         host_socket().run([request for each in add for request in self._direct.add(network, each)])
-        self.host.firewall.add(sorted({element for each in add for element in self.remote_elements(network, each)}))
+        ends = {element for each in add for element in self._direct.remote_elements(network, each)}
+        self.host.firewall.add(sorted(ends))
 
     def apply_peers(self, peers: Mapping[str, Node]) -> bool:
         """Change whose tunnels are heard, and who is near."""

@@ -16,6 +16,7 @@ from netstore.model import (
     Attachment,
     Container,
     ContainerSpec,
+    Endpoint,
     EndpointSpec,
     Image,
     Kind,
@@ -26,6 +27,7 @@ from netstore.model import (
     PortMapping,
     Protocol,
     Sandbox,
+    Scope,
     Volume,
     new_id,
 )
@@ -34,7 +36,7 @@ from netstore.networks.planning import Place, changes, changes_of_labels, reserv
 from netstore.store import Transaction
 from netstore.volumes.manager import VolumeManager
 
-__all__ = ["Draft", "Reserved", "draft", "exposed", "reserve_container", "wanted_ports"]
+__all__ = ["Draft", "Reserved", "divided", "draft", "exposed", "reserve_container", "wanted_ports"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,24 @@ def wanted_ports(spec: ContainerSpec, image: Image) -> tuple[PortMapping, ...]:
     asked = {(port.container_port + n, port.protocol) for port in spec.ports for n in range(port.count)}
     every = dict.fromkeys(exposed((*image.config.exposed_ports, *spec.exposed_ports)))
     return (*spec.ports, *(port for port in every if (port.container_port, port.protocol) not in asked))
+
+
+def divided(
+    ports: Sequence[PortMapping], endpoints: Sequence[tuple[Endpoint, Network]]
+) -> dict[str, tuple[PortMapping, ...]]:
+    """Return which ports each endpoint of a container publishes, by id: the first that can has all, but for those that
+    every node publishes, which are for the first on a network that spans nodes.
+    """
+    able = [(each.id, network) for each, network in endpoints if network.interface and not network.spec.internal]
+    if not able:
+        return {}
+    first = able[0][0]
+    spanning = next((each for each, network in able if network.scope is Scope.GLOBAL), first)
+    places = {first: (), spanning: ()} | dict[str, tuple[PortMapping, ...]]()
+    for port in ports:
+        place = spanning if port.mesh else first
+        places[place] = (*places[place], port)
+    return places
 
 
 _OF_THE_JOINED = (

@@ -23,7 +23,7 @@ from netstore.errors import FailedPrecondition, InUse, NetstoreError, NotFound, 
 from netstore.kernel.paths import closing
 from netstore.launcher import rows, terminals
 from netstore.launcher.bundle import Bundle, process, root_propagation, specification
-from netstore.launcher.creation import Draft, Reserved, draft, reserve_container, wanted_ports
+from netstore.launcher.creation import Draft, Reserved, divided, draft, reserve_container, wanted_ports
 from netstore.launcher.etc import Etc, host_changes, read_etc, refresh, write
 from netstore.launcher.execution import Execution
 from netstore.launcher.filesystem import Directories, make_directory
@@ -264,11 +264,10 @@ class ContainerManager:
     async def _connect(
         self, container: Container, image: Image, sandbox: Sandbox, endpoints: list[tuple[Endpoint, Network, Sandbox]]
     ) -> None:
-        publisher = next((e for e, n, _ in endpoints if n.interface and not n.spec.internal), None)
-        wanted = {publisher.id: wanted_ports(container.spec, image)} if publisher else {}
         if not any(network.interface for _, network, _ in endpoints):
             await self._networks.sandboxes.raise_loopback(sandbox)
-        await self._networks.endpoints.activate(sandbox, wanted)
+        ports = divided(wanted_ports(container.spec, image), [(each, network) for each, network, _ in endpoints])
+        await self._networks.endpoints.activate(sandbox, ports)
 
     def _write_bundle(
         self, container: Container, image: Image, sandbox: Sandbox, etc: Etc, staged: list[tuple[Mount, Path | None]]

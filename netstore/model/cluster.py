@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from netstore.model.networks import PortMapping
+
 __all__ = ["Node", "NodeCheck", "NodeLink", "Probe", "RemoteEndpoint"]
 
 
@@ -41,7 +43,8 @@ class Node:
 class RemoteEndpoint:
     """An attached endpoint on another node, or that node's own addresses on a network (`name` "").
 
-    `vtep` is the node's address on the underlay; `addresses` have no prefix length.
+    `vtep` is the node's address on the underlay; `addresses` have no prefix length; `ports` are those that this node
+    publishes, too.
     """
 
     endpoint_id: str
@@ -53,6 +56,7 @@ class RemoteEndpoint:
     name: str = ""
     aliases: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
+    ports: tuple[PortMapping, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,7 +55,7 @@ class PortMapping:
     """A port of an endpoint, or `count` consecutive ones, made reachable through the node.
 
     `host_ip` "" means every address, of both families. With `host_port_last` any free port up to it does. `sources` are
-    the CIDRs that may come, () for everybody.
+    the CIDRs that may come, () for everybody. With `mesh` every node of the cluster publishes it.
     """
 
     container_port: int
@@ -65,6 +65,7 @@ class PortMapping:
     count: int = 1
     host_port_last: int = 0
     sources: tuple[str, ...] = ()
+    mesh: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

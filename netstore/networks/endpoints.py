@@ -18,7 +18,7 @@ import structlog
 
 from netstore.drivers.base import Driver
 from netstore.drivers.options import ENDPOINT_OPTIONS, refuse_changes
-from netstore.errors import Conflict, KernelError, NetstoreError
+from netstore.errors import Conflict, KernelError, NetstoreError, Unavailable
 from netstore.kernel.sandboxes import open_resolver
 from netstore.model import Endpoint, Kind, Network, PortMapping, Sandbox, SandboxRef, Scope
 from netstore.networks import planning
@@ -176,6 +176,13 @@ class Endpoints:
             async with self._context.locks.hold(plan.network.id):
                 plan = replace(plan, network=await span.networks.open(plan.network))
         if plan.fresh and not plan.made:
+            if any(port.mesh for port in plan.endpoint.ports):
+                try:
+                    await span.publication.hold_ports(plan.endpoint)
+                except Unavailable as error:  # what is reserved may run; a port that others get meanwhile is taken back
+                    log.warning(
+                        "ports are every node's once etcd is back", endpoint=plan.endpoint.id, reason=error.what
+                    )
             self._poke(plan.network, plan.endpoint.id)
         return plan
 
@@ -327,22 +334,44 @@ class Endpoints:
             AddressTaken: a host port has a holder.
             FailedPrecondition: the driver publishes none, or the endpoint is not attached.
         """
+        if any(port.mesh for port in wanted):
+            return await self._publish_everywhere(reference, wanted, keeper)
         return await self._context.apply(self._publish, reference, wanted, keeper)
+
+    async def _publish_everywhere(
+        self, reference: str, wanted: Sequence[PortMapping], keeper: str
+    ) -> tuple[Endpoint, Network, Sandbox]:
+        endpoint, network, sandbox, new = await self._store.write(
+            lambda tx: planning.publish(tx, reference, wanted, keeper=keeper)
+        )
+        try:
+            await self._required_span().publication.hold_ports(endpoint)
+        except BaseException:
+            await self._store.write(lambda tx: planning.unpublish(tx, endpoint.id, new))
+            self._poke(network, endpoint.id)
+            raise
+        await self._context.apply(self._make_ports, network, endpoint, new)
+        return endpoint, network, sandbox
 
     def _publish(self, reference: str, wanted: Sequence[PortMapping], keeper: str) -> tuple[Endpoint, Network, Sandbox]:
         endpoint, network, sandbox, new = self._store.write_here(
             lambda tx: planning.publish(tx, reference, wanted, keeper=keeper)
         )
+        self._make_ports(network, endpoint, new)
+        return endpoint, network, sandbox
+
+    def _make_ports(self, network: Network, endpoint: Endpoint, new: Sequence[PortMapping]) -> None:
         try:
             self._driver(network).apply_ports(network, endpoint, add=new, remove=())
         except BaseException:
             self._store.write_here(lambda tx: planning.unpublish(tx, endpoint.id, new))
             raise
-        return endpoint, network, sandbox
 
     async def unpublish(self, reference: str, unwanted: Sequence[PortMapping]) -> tuple[Endpoint, Network, Sandbox]:
         """Take published ports back; those that are not published are ignored."""
-        return await self._context.apply(self._unpublish, reference, unwanted)
+        endpoint, network, sandbox = await self._context.apply(self._unpublish, reference, unwanted)
+        self._poke(network, endpoint.id)
+        return endpoint, network, sandbox
 
     def _unpublish(self, reference: str, unwanted: Sequence[PortMapping]) -> tuple[Endpoint, Network, Sandbox]:
         endpoint, network, sandbox, gone = self._store.write_here(

@@ -86,7 +86,7 @@ class NetworkManager:
         self.drops = Drops(self._context, self._firewall.policing)
         self._span = self._build_span(cluster, node_id, key_file) if cluster else None
         if self._span:
-            self.services.join(self._span.services, self._span.publication.poke)
+            self.services.join(self._span)
         self.networks = Networks(self._context, self.policies, self._span)
         self.offers = Offers(self._context)
         self.sandboxes = Sandboxes(self._context)
@@ -131,6 +131,7 @@ class NetworkManager:
         await self._leases.start()
         if self._span:
             self._span.publication.evict = self.endpoints.detach
+            self._span.publication.unpublish = self.endpoints.unpublish
             self._span.data_plane.change = self.networks.take_over
             plane, publication = self._span.data_plane, self._span.publication
             answer = self._checks(self._span.cluster).answer

@@ -22,6 +22,7 @@ from netstore.model import (
     PortMapping,
     Sandbox,
     SandboxRef,
+    Scope,
     new_id,
     stable_mac,
 )
@@ -310,7 +311,11 @@ def _publishable(network: Network, endpoint: Endpoint, wanted: Sequence[PortMapp
         raise FailedPrecondition(f"endpoint {endpoint.id[:12]} is not attached", hint="start its container first")
     default = network.spec.options.get("com.docker.network.bridge.host_binding_ipv4", "")
     default = "" if default == "0.0.0.0" else default
-    bound = [replace(port, host_ip=default) if not port.host_ip and default else port for port in wanted]
+    for port in wanted:
+        _refuse_mesh(network, port)
+    bound = [
+        replace(port, host_ip=default) if not port.host_ip and default and not port.mesh else port for port in wanted
+    ]
     families = {":" in each.address for each in endpoint.addresses}
     for port in bound:  # ::1 is relayed to either family
         if not families or (port.host_ip not in ("", "::1") and (":" in port.host_ip) not in families):
@@ -319,6 +324,22 @@ def _publishable(network: Network, endpoint: Endpoint, wanted: Sequence[PortMapp
                 hint="publish on an address of a family that it has, or on none",
             )
     return bound
+
+
+def _refuse_mesh(network: Network, port: PortMapping) -> None:
+    """Refuse a port that cannot be every node's."""
+    if not port.mesh:
+        return
+    if network.scope is not Scope.GLOBAL:
+        raise FailedPrecondition(
+            f"network {network.name} is on this node alone: no other node can publish its ports",
+            hint="use an overlay network, or leave out --mesh",
+        )
+    if not port.host_port or port.host_port_last or port.host_ip or port.count > 1:
+        raise FailedPrecondition(
+            "a port that every node publishes names its host port, no host address, and is no range",
+            hint="publish HOSTPORT:PORT, each port by itself",
+        )
 
 
 def activate(tx: Transaction, opened: OpenSandbox, wanted: Mapping[str, Sequence[PortMapping]]) -> list[Plan]:

@@ -14,7 +14,9 @@ from netstore.errors import AddressTaken, Exhausted, FailedPrecondition
 from netstore.model import PortMapping, Protocol, Service
 from netstore.store import Transaction
 
-__all__ = ["claim", "claim_for_service", "ephemeral_range", "matching", "release"]
+__all__ = [
+    "claim", "claim_for_mesh", "claim_for_service", "ephemeral_range", "held_for_mesh", "matching", "release",
+]  # fmt: skip
 
 TCP_LISTEN = "0A"
 _PROC_NET = {Protocol.TCP: ("tcp", "tcp6"), Protocol.UDP: ("udp", "udp6")}
@@ -78,6 +80,30 @@ def claim_for_service(tx: Transaction, service: Service, *, strict: bool = True)
         else:
             taken.append(_taken(port, holder).what)
     return taken
+
+
+def claim_for_mesh(tx: Transaction, endpoint_id: str) -> list[str]:
+    """Take the ports of the node that lead to an endpoint of another node, and that nobody else has.
+
+    Returns:
+        Who has those that could not be taken.
+    """
+    taken: list[str] = []
+    wanted = "SELECT protocol, port FROM mesh_ports WHERE endpoint_id = ? AND NOT held"
+    for protocol, number in tx.rows(wanted, endpoint_id):
+        port = PortMapping(container_port=number, host_port=number, protocol=Protocol(protocol))
+        if holder := _holder(tx, port) or _bound_on_host(port, number):
+            taken.append(_taken(port, holder).what)
+        else:
+            taking = "UPDATE mesh_ports SET held = 1 WHERE endpoint_id = ? AND protocol = ? AND port = ?"
+            tx.execute(taking, endpoint_id, protocol, number)
+    return taken
+
+
+def held_for_mesh(tx: Transaction, endpoint_id: str, ports: Sequence[PortMapping]) -> tuple[PortMapping, ...]:
+    """Return those of another node's endpoint's ports that this node publishes."""
+    held = tx.rows("SELECT protocol, port FROM mesh_ports WHERE endpoint_id = ? AND held", endpoint_id) if ports else ()
+    return tuple(port for port in ports if (port.protocol, port.host_port) in held)
 
 
 def release(tx: Transaction, endpoint_id: str, ports: Iterable[PortMapping] | None = None) -> None:
@@ -156,7 +182,14 @@ def _holder(tx: Transaction, port: PortMapping) -> str:
         "SELECT name FROM service_ports JOIN services ON services.id = service_id"
         " WHERE protocol = ? AND port BETWEEN ? AND ?", port.protocol.value, port.host_port, last,
     )  # fmt: skip
-    return f"service {row[0]}" if row else ""
+    if row:
+        return f"service {row[0]}"
+    row = tx.row(
+        "SELECT json_extract(remote_endpoints.body, '$.name'), endpoint_id FROM mesh_ports JOIN remote_endpoints"
+        " ON id = endpoint_id WHERE held AND protocol = ? AND port BETWEEN ? AND ?",
+        port.protocol.value, port.host_port, last,
+    )  # fmt: skip
+    return f"endpoint {row[0] or row[1][:12]} of another node" if row else ""
 
 
 def _bound_on_host(port: PortMapping, number: int) -> str:

@@ -20,8 +20,10 @@ from netstore.kernel.firewall import Element, Firewall
 from netstore.model import EndpointMode, Kind, Network, Service, ServiceSpec, new_id
 from netstore.networks import balance, ports, service_rows
 from netstore.networks.balance import Backend
+from netstore.networks.cluster import cache
 from netstore.networks.cluster.balanced import Balanced, Change
 from netstore.networks.cluster.members import no_cluster
+from netstore.networks.cluster.span import Span
 from netstore.networks.context import Context
 from netstore.networks.health import Checks, Target
 from netstore.store import Transaction
@@ -29,6 +31,7 @@ from netstore.store import Transaction
 __all__ = ["ServiceView", "Services"]
 
 _AT_ONCE = 60  # pairs of elements in a transaction
+_RETRY_SECONDS = 5.0
 
 log = structlog.get_logger(__name__)
 
@@ -66,18 +69,15 @@ class Services:
         self._dirty: set[str] = set()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._shared: Balanced | None = None
-        self._poke: Callable[[Iterable[str]], None] = lambda _: None
+        self._span: Span | None = None
 
-    def join(self, shared: Balanced, poke: Callable[[Iterable[str]], None]) -> None:
-        """Share the services of networks that span nodes; `poke` lets the cluster hear of endpoints that changed."""
-        self._shared, self._poke = shared, poke
+    def join(self, span: Span) -> None:
+        """Share the services of networks that span nodes."""
+        self._span = span
 
     async def start(self) -> None:
         """Take the store's services as those that are to be there; the check, which comes next, makes them so."""
         networks = await self._store.read(lambda tx: tx.networks.all("id IN (SELECT network_id FROM services)"))
-        if networks:  # ports that others had may be free by now
-            await self._store.write(_claim_ports)
         for network in networks:
             self._applied[network.id] = (await self._expect(network)).elements
             self.touch(network.id)
@@ -222,20 +222,43 @@ class Services:
         return service
 
     def _shared_or_refuse(self) -> Balanced:
-        if self._shared is None:
+        if self._span is None:
             raise no_cluster()
-        return self._shared
+        return self._span.services
+
+    def look(self) -> None:
+        """Look soon what this node is to publish, and cannot yet."""
+        self._wake.set()
 
     async def _follow(self) -> None:
         while True:
-            await self._wake.wait()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), _RETRY_SECONDS)
             self._wake.clear()
+            try:
+                await self._retry()
+            except NetstoreError as error:
+                log.info("ports that this node is to publish wait", reason=str(error))
             dirty, self._dirty = self._dirty, set()
             for network_id in dirty:
                 try:
                     await self._refresh(network_id)
                 except NetstoreError as error:
                     log.error("services do not follow their endpoints", network=network_id, error=str(error))
+
+    async def _retry(self) -> None:
+        """Publish what could not be: ports that others had may be free by now, and networks be opened."""
+        if await self._store.read(_waits):
+            claimed, remotes = await self._store.write(lambda tx: (_claim_ports(tx), cache.retry_mesh(tx)))
+            for network_id in claimed:
+                self.appear(network_id)
+            if self._span:
+                await self._span.data_plane.publish(remotes)
+        for network in await self._store.read(_to_open) if self._span else ():
+            assert self._span
+            async with self._context.locks.hold(network.id):
+                await self._span.networks.open(network)
+            self.touch(network.id)
 
     async def _refresh(self, network_id: str) -> None:
         """Make the kernel's part of a network's services what the store says."""
@@ -281,7 +304,8 @@ class Services:
 
     def _health_changed(self, network_id: str, endpoint_id: str) -> None:
         self.touch(network_id)
-        self._poke([endpoint_id])
+        if self._span:
+            self._span.publication.poke([endpoint_id])
 
     async def repair(self, network: Network) -> None:
         """Make a network's virtual addresses what they should be."""
@@ -298,7 +322,7 @@ class Services:
             network=tx.networks.require(service.spec.network_id),
             backends=balance.backends(tx.rows, service),
             nodes={
-                "": self._shared.node_name if self._shared else "",
+                "": self._span.cluster.node.name if self._span else "",
                 **{node.id: node.name for node in tx.nodes.all()},
             },
         )
@@ -324,9 +348,32 @@ def _look_at(tx: Transaction, network: Network) -> _Expected:
     )  # fmt: skip
 
 
-def _claim_ports(tx: Transaction) -> None:
+def _waits(tx: Transaction) -> bool:
+    """Say whether a port that this node is to publish is not taken yet."""
+    wanted = sum(len(service.spec.ports) for service in tx.services.all())
+    held = tx.row("SELECT count(*) FROM service_ports")
+    return bool((held and wanted > held[0]) or cache.waiting_mesh(tx))
+
+
+def _claim_ports(tx: Transaction) -> set[str]:
+    """Take the ports of services that are free; returns their networks."""
+    changed = set()
     for service in tx.services.all():
+        before = balance.ports_held(tx.rows, service)
         ports.claim_for_service(tx, service, strict=False)
+        if balance.ports_held(tx.rows, service) != before:
+            changed.add(service.spec.network_id)
+    return changed
+
+
+def _to_open(tx: Transaction) -> list[Network]:
+    """Return the networks that span nodes, are not in the kernel here, and have ports that every node publishes."""
+    published = (
+        "id IN (SELECT network_id FROM global_networks) AND json_array_length(body, '$.host_addresses') = 0 AND id IN ("
+        "SELECT network_id FROM services JOIN service_ports ON service_id = services.id UNION ALL"
+        " SELECT network_id FROM remote_endpoints JOIN mesh_ports ON endpoint_id = remote_endpoints.id WHERE held)"
+    )
+    return tx.networks.all(published)
 
 
 def _undo(tx: Transaction, old: Service | None, new: Service | None) -> None:

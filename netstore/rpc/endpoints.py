@@ -152,6 +152,7 @@ def to_port(port: common_pb2.PortMapping, field: str) -> PortMapping:
         count=count,
         host_port_last=0 if port.host_port_last == port.host_port else port.host_port_last,
         sources=_check_sources(port.sources, f"{field}.sources"),
+        mesh=port.mesh,
     )
 
 
@@ -323,6 +324,7 @@ def to_port_message(port: PortMapping, reached: Sequence[Reach] = ()) -> common_
         count=port.count if port.count > 1 else 0,
         host_port_last=port.host_port_last,
         sources=port.sources,
+        mesh=port.mesh,
         reach=[common_pb2.PortReach(address=each.address, sources=each.sources) for each in reached],
     )
 

@@ -263,4 +263,17 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX endpoints_by_oci ON endpoints(json_extract(body, '$.labels."oci.container-id"'))
     WHERE json_extract(body, '$.labels."oci.container-id"') IS NOT NULL;
     """,
+    f"""
+    -- Ports that every node publishes, of endpoints of other nodes; `held` says that this node does.
+    CREATE TABLE mesh_ports (
+        endpoint_id TEXT NOT NULL REFERENCES remote_endpoints(id) ON DELETE CASCADE,
+        protocol TEXT NOT NULL, port INTEGER NOT NULL, held INTEGER NOT NULL,
+        PRIMARY KEY (endpoint_id, protocol, port)
+    ) WITHOUT ROWID;
+    CREATE UNIQUE INDEX mesh_ports_held ON mesh_ports(protocol, port) WHERE held;
+    CREATE TRIGGER ports_are_no_mesh BEFORE INSERT ON ports
+    WHEN EXISTS (SELECT 1 FROM mesh_ports WHERE held AND protocol = NEW.protocol
+                 AND port BETWEEN NEW.host_port AND NEW.last_port)
+    BEGIN SELECT RAISE(ABORT, '{PORT_TAKEN}'); END;
+    """,
 )

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18netstore/v1/common.proto\x12\x0bnetstore.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd1\x01\n\x0bPortMapping\x12\x0f\n\x07host_ip\x18\x01 \x01(\t\x12\x11\n\thost_port\x18\x02 \x01(\r\x12\x16\n\x0e\x63ontainer_port\x18\x03 \x01(\r\x12\'\n\x08protocol\x18\x04 \x01(\x0e\x32\x15.netstore.v1.Protocol\x12\r\n\x05\x63ount\x18\x05 \x01(\r\x12\x16\n\x0ehost_port_last\x18\x06 \x01(\r\x12\x0f\n\x07sources\x18\x07 \x03(\t\x12%\n\x05reach\x18\x08 \x03(\x0b\x32\x16.netstore.v1.PortReach\"-\n\tPortReach\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0f\n\x07sources\x18\x02 \x03(\t\"\x93\x02\n\x05\x45vent\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x04kind\x18\x03 \x01(\x0e\x32\x19.netstore.v1.ResourceKind\x12\x0e\n\x06\x61\x63tion\x18\x04 \x01(\t\x12\x13\n\x0bresource_id\x18\x05 \x01(\t\x12\x15\n\rresource_name\x18\x06 \x01(\t\x12\x36\n\nattributes\x18\x07 \x03(\x0b\x32\".netstore.v1.Event.AttributesEntry\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\xd1\x02\n\x0cResourceKind\x12\x1d\n\x19RESOURCE_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15RESOURCE_KIND_NETWORK\x10\x01\x12\x1a\n\x16RESOURCE_KIND_ENDPOINT\x10\x02\x12\x18\n\x14RESOURCE_KIND_VOLUME\x10\x03\x12\x1b\n\x17RESOURCE_KIND_CONTAINER\x10\x04\x12\x17\n\x13RESOURCE_KIND_IMAGE\x10\x05\x12\x19\n\x15RESOURCE_KIND_SANDBOX\x10\x06\x12\x1a\n\x16RESOURCE_KIND_SNAPSHOT\x10\x07\x12\x16\n\x12RESOURCE_KIND_NODE\x10\x08\x12\x18\n\x14RESOURCE_KIND_POLICY\x10\t\x12\x17\n\x13RESOURCE_KIND_MOUNT\x10\n\x12\x19\n\x15RESOURCE_KIND_SERVICE\x10\x0b*[\n\x08Protocol\x12\x18\n\x14PROTOCOL_UNSPECIFIED\x10\x00\x12\x10\n\x0cPROTOCOL_TCP\x10\x01\x12\x10\n\x0cPROTOCOL_UDP\x10\x02\x12\x11\n\rPROTOCOL_SCTP\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18netstore/v1/common.proto\x12\x0bnetstore.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdf\x01\n\x0bPortMapping\x12\x0f\n\x07host_ip\x18\x01 \x01(\t\x12\x11\n\thost_port\x18\x02 \x01(\r\x12\x16\n\x0e\x63ontainer_port\x18\x03 \x01(\r\x12\'\n\x08protocol\x18\x04 \x01(\x0e\x32\x15.netstore.v1.Protocol\x12\r\n\x05\x63ount\x18\x05 \x01(\r\x12\x16\n\x0ehost_port_last\x18\x06 \x01(\r\x12\x0f\n\x07sources\x18\x07 \x03(\t\x12%\n\x05reach\x18\x08 \x03(\x0b\x32\x16.netstore.v1.PortReach\x12\x0c\n\x04mesh\x18\t \x01(\x08\"-\n\tPortReach\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0f\n\x07sources\x18\x02 \x03(\t\"\x93\x02\n\x05\x45vent\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x04kind\x18\x03 \x01(\x0e\x32\x19.netstore.v1.ResourceKind\x12\x0e\n\x06\x61\x63tion\x18\x04 \x01(\t\x12\x13\n\x0bresource_id\x18\x05 \x01(\t\x12\x15\n\rresource_name\x18\x06 \x01(\t\x12\x36\n\nattributes\x18\x07 \x03(\x0b\x32\".netstore.v1.Event.AttributesEntry\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\xd1\x02\n\x0cResourceKind\x12\x1d\n\x19RESOURCE_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15RESOURCE_KIND_NETWORK\x10\x01\x12\x1a\n\x16RESOURCE_KIND_ENDPOINT\x10\x02\x12\x18\n\x14RESOURCE_KIND_VOLUME\x10\x03\x12\x1b\n\x17RESOURCE_KIND_CONTAINER\x10\x04\x12\x17\n\x13RESOURCE_KIND_IMAGE\x10\x05\x12\x19\n\x15RESOURCE_KIND_SANDBOX\x10\x06\x12\x1a\n\x16RESOURCE_KIND_SNAPSHOT\x10\x07\x12\x16\n\x12RESOURCE_KIND_NODE\x10\x08\x12\x18\n\x14RESOURCE_KIND_POLICY\x10\t\x12\x17\n\x13RESOURCE_KIND_MOUNT\x10\n\x12\x19\n\x15RESOURCE_KIND_SERVICE\x10\x0b*[\n\x08Protocol\x12\x18\n\x14PROTOCOL_UNSPECIFIED\x10\x00\x12\x10\n\x0cPROTOCOL_TCP\x10\x01\x12\x10\n\x0cPROTOCOL_UDP\x10\x02\x12\x11\n\rPROTOCOL_SCTP\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,16 +34,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EVENT_ATTRIBUTESENTRY']._loaded_options = None
   _globals['_EVENT_ATTRIBUTESENTRY']._serialized_options = b'8\001'
-  _globals['_RESOURCEKIND']._serialized_start=612
-  _globals['_RESOURCEKIND']._serialized_end=949
-  _globals['_PROTOCOL']._serialized_start=951
-  _globals['_PROTOCOL']._serialized_end=1042
+  _globals['_RESOURCEKIND']._serialized_start=626
+  _globals['_RESOURCEKIND']._serialized_end=963
+  _globals['_PROTOCOL']._serialized_start=965
+  _globals['_PROTOCOL']._serialized_end=1056
   _globals['_PORTMAPPING']._serialized_start=75
-  _globals['_PORTMAPPING']._serialized_end=284
-  _globals['_PORTREACH']._serialized_start=286
-  _globals['_PORTREACH']._serialized_end=331
-  _globals['_EVENT']._serialized_start=334
-  _globals['_EVENT']._serialized_end=609
-  _globals['_EVENT_ATTRIBUTESENTRY']._serialized_start=560
-  _globals['_EVENT_ATTRIBUTESENTRY']._serialized_end=609
+  _globals['_PORTMAPPING']._serialized_end=298
+  _globals['_PORTREACH']._serialized_start=300
+  _globals['_PORTREACH']._serialized_end=345
+  _globals['_EVENT']._serialized_start=348
+  _globals['_EVENT']._serialized_end=623
+  _globals['_EVENT_ATTRIBUTESENTRY']._serialized_start=574
+  _globals['_EVENT_ATTRIBUTESENTRY']._serialized_end=623
 # @@protoc_insertion_point(module_scope)

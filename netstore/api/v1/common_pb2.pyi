@@ -135,6 +135,7 @@ class PortMapping(_message.Message):
     HOST_PORT_LAST_FIELD_NUMBER: _builtins.int
     SOURCES_FIELD_NUMBER: _builtins.int
     REACH_FIELD_NUMBER: _builtins.int
+    MESH_FIELD_NUMBER: _builtins.int
     host_ip: _builtins.str
     """OPTIONAL. The node's address to listen on; empty, "0.0.0.0" or "::" means every address of both families,
     "127.0.0.1" this node only.
@@ -149,6 +150,10 @@ class PortMapping(_message.Message):
     """OPTIONAL. How many consecutive ports, from host_port and container_port on; 0 means one."""
     host_port_last: _builtins.int
     """OPTIONAL. With host_port: any free port from that one to this. 0 means host_port and no other."""
+    mesh: _builtins.bool
+    """OPTIONAL. Every node of the cluster publishes it, at all of its addresses but ::1. The network spans nodes; host_port is
+    named, host_ip is not, and count is one. No other endpoint or service that every node publishes may have the port.
+    """
     @_builtins.property
     def sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """OPTIONAL. CIDRs of the machines that may reach it, besides the node itself; none means every machine. At most 64."""
@@ -168,10 +173,11 @@ class PortMapping(_message.Message):
         host_port_last: _builtins.int = ...,
         sources: _abc.Iterable[_builtins.str] | None = ...,
         reach: _abc.Iterable[Global___PortReach] | None = ...,
+        mesh: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["container_port", b"container_port", "count", b"count", "host_ip", b"host_ip", "host_port", b"host_port", "host_port_last", b"host_port_last", "protocol", b"protocol", "reach", b"reach", "sources", b"sources"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container_port", b"container_port", "count", b"count", "host_ip", b"host_ip", "host_port", b"host_port", "host_port_last", b"host_port_last", "mesh", b"mesh", "protocol", b"protocol", "reach", b"reach", "sources", b"sources"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

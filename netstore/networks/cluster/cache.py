@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from netstore.errors import NetstoreError
 from netstore.model import Address, Kind, Network, Node, RemoteEndpoint
-from netstore.networks import ipam, service_rows
+from netstore.networks import ipam, ports, service_rows
 from netstore.networks.balance import decode_service
 from netstore.networks.cluster.records import (
     ALIVE,
@@ -38,7 +38,7 @@ from netstore.store.etcd import KeyValue
 
 __all__ = [
     "Effect", "Picture", "Seen", "differences", "forget_network", "host_record", "hosts", "import_network",
-    "peers", "remotes", "unpublished", "users",
+    "peers", "remotes", "retry_mesh", "unpublished", "users", "waiting_mesh",
 ]  # fmt: skip
 
 Seen = tuple[bool, KeyValue]
@@ -137,6 +137,7 @@ class Picture:
             return
         _touch(tx, before, _of_node(tx, node_id))
         tx.nodes.update(replace(node, up=up))
+        _follow_mesh(tx, node_id, up=up)
         tx.event(Kind.NODE, "up" if up else "down", node_id, node.name, address=node.address)
         effect.peers = True
 
@@ -241,7 +242,42 @@ def _visible(tx: Transaction, endpoint_id: str) -> RemoteEndpoint | None:
         " WHERE remote_endpoints.id = ? AND up", endpoint_id,
     )  # fmt: skip
     record = decode_endpoint(row[0]) if row else None
-    return record.remote if record and record.attached else None
+    return _remote(tx, record) if record and record.attached else None
+
+
+def _remote(tx: Transaction, record: EndpointRecord) -> RemoteEndpoint:
+    return replace(record.remote, ports=ports.held_for_mesh(tx, record.id, record.ports))
+
+
+def _follow_mesh(tx: Transaction, node_id: str, *, up: bool) -> None:
+    """Publish what a node that is up has for every node, and nothing of one that is lost."""
+    theirs = "endpoint_id IN (SELECT id FROM remote_endpoints WHERE node_id = ?)"
+    if not up:
+        tx.execute(f"UPDATE mesh_ports SET held = 0 WHERE {theirs}", node_id)
+        return
+    for (endpoint_id,) in tx.rows(f"SELECT DISTINCT endpoint_id FROM mesh_ports WHERE {theirs}", node_id):
+        ports.claim_for_mesh(tx, endpoint_id)
+
+
+def waiting_mesh(tx: Transaction) -> list[str]:
+    """Return the endpoints, by id, of nodes that are up, of which this node does not publish everything."""
+    waiting = (
+        "SELECT DISTINCT endpoint_id FROM mesh_ports JOIN remote_endpoints ON remote_endpoints.id = endpoint_id"
+        " JOIN nodes ON nodes.id = node_id WHERE NOT held AND up"
+    )
+    return [endpoint_id for (endpoint_id,) in tx.rows(waiting)]
+
+
+def retry_mesh(tx: Transaction) -> list[RemoteEndpoint]:
+    """Try again to publish what others had; returns the endpoints of which something is published now."""
+    found = []
+    for endpoint_id in waiting_mesh(tx):
+        before = _visible(tx, endpoint_id)
+        ports.claim_for_mesh(tx, endpoint_id)
+        after = _visible(tx, endpoint_id)
+        if after and after != before:
+            found.append(after)
+    return found
 
 
 def _insert(tx: Transaction, record: EndpointRecord) -> None:
@@ -254,6 +290,12 @@ def _insert(tx: Transaction, record: EndpointRecord) -> None:
         tx.execute("INSERT INTO remote_addresses VALUES (?, ?, ?)", record.network_id, packed, record.id)
         # One that an endpoint here has meanwhile is settled by who claims it in etcd.
         tx.execute("INSERT OR IGNORE INTO addresses VALUES (?, ?, NULL)", record.network_id, packed)
+    for port in record.ports:
+        wanted = record.id, port.protocol.value, port.host_port
+        tx.execute("INSERT OR IGNORE INTO mesh_ports VALUES (?, ?, ?, 0)", *wanted)
+    node = tx.nodes.get(record.node_id) if record.ports else None
+    for taken in ports.claim_for_mesh(tx, record.id) if node and node.up else ():
+        tx.event(Kind.ENDPOINT, "port-taken", record.id, record.name, detail=taken)
 
 
 def _drop(tx: Transaction, endpoint_id: str) -> None:
@@ -335,7 +377,7 @@ def remotes(tx: Transaction, network_id: str) -> list[RemoteEndpoint]:
         " WHERE network_id = ? AND up", network_id,
     )  # fmt: skip
     records = [decode_endpoint(body) for (body,) in rows]
-    return [record.remote for record in records if record.attached]
+    return [_remote(tx, record) for record in records if record.attached]
 
 
 def hosts(tx: Transaction, network_id: str) -> list[RemoteEndpoint]:

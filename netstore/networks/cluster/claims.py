@@ -6,12 +6,23 @@ finds that it succeeded.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
+
 from netstore.errors import NotFound, Unavailable
 from netstore.networks.cluster.members import member_key
-from netstore.networks.cluster.records import ENDPOINTS, HOSTS, NETWORKS, RECOVERING, EndpointRecord, encode
-from netstore.store.etcd import Etcd, KeyValue, absent, delete, exists, get, holds, put
+from netstore.networks.cluster.records import (
+    ALIVE,
+    ENDPOINTS,
+    HOSTS,
+    NETWORKS,
+    RECOVERING,
+    EndpointRecord,
+    decode_endpoint,
+    encode,
+)
+from netstore.store.etcd import Etcd, absent, delete, exists, get, holds, put
 
-__all__ = ["RECOVERY_SECONDS", "Recovering", "hold", "key_of", "recovers", "release"]
+__all__ = ["RECOVERY_SECONDS", "Recovering", "hold", "key_of", "recovers", "release", "take_over"]
 
 _TRIES = 20
 RECOVERY_SECONDS = 10
@@ -38,38 +49,47 @@ async def hold(etcd: Etcd, record: EndpointRecord, *, host: bool = False, new: b
     """
     key, value, mine = key_of(record, host=host), encode(record), record.id.encode()
     needed = [member_key(record.node_id), f"{NETWORKS}{record.network_id}"]
-    looks = [get(each) for each in (RECOVERING, *needed, *record.claims)]
-    held: dict[str, KeyValue] = {}
+    looks = [RECOVERING, *needed, key, *record.claims]
+    held: set[str] = set()
+    stale: list[str] = []  # what it claims no more
     published = not new  # what is new is not there yet: one question less
     for _ in range(_TRIES):
         conditions = [holds(claim, mine) if claim in held else absent(claim) for claim in record.claims]
+        questions = [get(each) for each in (*looks, *stale)]
         if published:
             same = [holds(key, value), *(holds(claim, mine) for claim in record.claims)]
-            result = await etcd.transact(same, [], looks)
+            result = await etcd.transact(same, [], questions)
         else:
             conditions += [*(exists(each) for each in needed), *([absent(RECOVERING)] if new else [])]
+            conditions += [holds(claim, mine) for claim in stale]
             then = [put(key, value), *(put(claim, mine) for claim in record.claims if claim not in held)]
-            result = await etcd.transact(conditions, then, looks)
+            result = await etcd.transact(conditions, [*then, *(delete(claim) for claim in stale)], questions)
         published = False
         if result.succeeded:
             return {}
-        recovering, member, network, *claims = (found[0] if found else None for found in result.found)
-        if recovering and new:
-            raise recovers()
-        if member is None:
-            raise Unavailable(
-                "the cluster does not know this node", hint="was it removed? `netstore system info` says how it stands",
-                reason="CLUSTER_UNAVAILABLE",
-            )  # fmt: skip
-        held = {claim.key: claim for claim in claims if claim}
-        others = {claim: item.value.decode() for claim, item in held.items() if item.value != mine}
-        if recovering and (others or network is None):
-            raise recovers()
-        if network is None:
-            raise NotFound("network", record.network_id[:12], hint="it was removed from the cluster meanwhile")
+        found = {each[0].key: each[0].value for each in result.found if each}
+        others = {claim: found[claim].decode() for claim in record.claims if found.get(claim, mine) != mine}
+        _refuse_absent(record, found, needed, new=new or bool(others))
         if others:
             return others
+        held = {claim for claim in record.claims if claim in found}
+        if key in found:  # of what it claims no more others may have some by now, which the next look tells
+            left = set(decode_endpoint(found[key]).claims) - set(record.claims)
+            stale = sorted(claim for claim in left if claim not in stale or found.get(claim) == mine)
     raise Unavailable(f"endpoint {record.name or record.id[:12]}: others change the cluster at the same time")
+
+
+def _refuse_absent(record: EndpointRecord, found: Mapping[str, bytes], needed: Sequence[str], *, new: bool) -> None:
+    member, network = needed
+    if RECOVERING in found and (new or network not in found):
+        raise recovers()
+    if member not in found:
+        raise Unavailable(
+            "the cluster does not know this node", hint="was it removed? `netstore system info` says how it stands",
+            reason="CLUSTER_UNAVAILABLE",
+        )  # fmt: skip
+    if network not in found:
+        raise NotFound("network", record.network_id[:12], hint="it was removed from the cluster meanwhile")
 
 
 class Recovering(Unavailable):
@@ -86,9 +106,23 @@ def recovers() -> Recovering:
 
 async def release(etcd: Etcd, record: EndpointRecord, *, host: bool = False) -> None:
     """Give back what a record claims, as far as it is its own, and take the record away."""
-    mine = record.id.encode()
-    found = await etcd.transact([], [get(claim) for claim in record.claims])
+    present = await etcd.read(key_of(record, host=host))
+    claims = {*record.claims, *(decode_endpoint(present.value).claims if present else ())}
+    await _let_go(etcd, claims, record.id.encode())
+    await etcd.transact([], [delete(key_of(record, host=host))])
+
+
+async def take_over(etcd: Etcd, claim: str, holder: str, node_id: str) -> bool:
+    """Free what an endpoint of a node holds that is lost: False when the node is up, or another has it."""
+    held = [holds(claim, holder.encode()), absent(f"{ALIVE}{node_id}")]
+    return (await etcd.transact(held, [delete(claim)])).succeeded
+
+
+async def _let_go(etcd: Etcd, claims: Collection[str], mine: bytes) -> None:
+    """Give back those of some claims that are one's own."""
+    if not claims:
+        return
+    found = await etcd.transact([], [get(claim) for claim in claims])
     held = [items[0].key for items in found.found if items and items[0].value == mine]
     # What is ours cannot become another's in between: only its holder gives it back.
     await etcd.transact([holds(claim, mine) for claim in held], [delete(each) for each in held])
-    await etcd.transact([], [delete(key_of(record, host=host))])

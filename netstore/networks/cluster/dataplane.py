@@ -31,6 +31,9 @@ class Followers(Protocol):
     def appear(self, network_id: str) -> None:
         """Follow a network whose services changed."""
 
+    def look(self) -> None:
+        """Look what this node is to publish, and cannot yet."""
+
 
 class DataPlane:
     """What is in the kernel of endpoints of other nodes. What fails is logged, and repaired by the next resync."""
@@ -63,6 +66,16 @@ class DataPlane:
             self._services.touch(network_id)
         for network_id in effect.services:
             self._services.appear(network_id)
+        if effect.services or any(each.ports for added in effect.add.values() for each in added):
+            self._services.look()
+
+    async def publish(self, remotes: Sequence[RemoteEndpoint]) -> None:
+        """Publish ports of endpoints of other nodes that this node could not before."""
+        for each in remotes:
+            async with self._context.locks.hold(each.network_id):
+                found = await self._network(each.network_id)
+                if found and self._driver(found).is_here(found):
+                    await self._apply(found, [each], ())
 
     async def _network(self, network_id: str) -> Network | None:
         return await self._context.store.read(lambda tx: tx.networks.get(network_id))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -16,11 +16,11 @@ import msgspec
 import structlog
 
 from netstore.errors import AddressTaken, FailedPrecondition, NetstoreError, NotFound, Unavailable
-from netstore.model import Endpoint, Kind, Network, stable_mac
+from netstore.model import Endpoint, Kind, Network, PortMapping, stable_mac
 from netstore.networks import ipam
 from netstore.networks.cluster import cache, claims
 from netstore.networks.cluster.cluster import Cluster, State
-from netstore.networks.cluster.records import EndpointRecord
+from netstore.networks.cluster.records import PORTS, EndpointRecord
 from netstore.store import Store, Transaction
 
 __all__ = ["Publication", "readdress"]
@@ -46,6 +46,8 @@ class Publication:
         self._first_seen: dict[str, float] = {}
         self._wake = asyncio.Event()
         self.evict: Callable[[str], Awaitable[None]] | None = None
+        self.unpublish: Callable[[str, Sequence[PortMapping]], Awaitable[object]] | None = None
+        """Takes ports back that others have got."""
 
     def poke(self, endpoint_ids: Iterable[str] = ()) -> None:
         """Publish what changed soon, and these endpoints' changes although they are fresh."""
@@ -88,6 +90,9 @@ class Publication:
                 others = await self._cluster.ask(claims.hold(self._cluster.etcd, record, new=True))
                 if not others:
                     return endpoint
+                if found := {key: holder for key, holder in others.items() if key.startswith(PORTS)}:
+                    await self._take_over(found)
+                    continue
                 taken = [key.rsplit("/", 1)[1] for key in others]
                 await self._refuse_static(endpoint, network, others)
                 endpoint = await self._store.write(
@@ -96,6 +101,43 @@ class Publication:
             raise Unavailable(f"network {network.name}: others take its addresses at the same time", hint="try again")
         finally:
             self._claiming.discard(endpoint.id)
+
+    async def hold_ports(self, endpoint: Endpoint) -> None:
+        """Hold in the cluster the ports that an endpoint has on every node.
+
+        Raises:
+            AddressTaken: one has a holder.
+            Unavailable: etcd does not answer, or this node is not in the cluster.
+        """
+        self._claiming.add(endpoint.id)
+        try:
+            await self._cluster.ready()
+            record = await self._store.read(lambda tx: self._record(tx, endpoint))
+            while others := await self._cluster.ask(claims.hold(self._cluster.etcd, record)):
+                await self._take_over({key: holder for key, holder in others.items() if key.startswith(PORTS)})
+        finally:
+            self._claiming.discard(endpoint.id)
+
+    async def _take_over(self, others: Mapping[str, str]) -> None:
+        """Free ports that endpoints of lost nodes hold.
+
+        Raises:
+            AddressTaken: there are none, or a node that is up holds one.
+        """
+        for key, holder_id in others.items():
+            row = await self._store.read(
+                lambda tx, of=holder_id: tx.row("SELECT node_id FROM remote_endpoints WHERE id = ?", of)  # type: ignore[misc]
+            )
+            if row and await self._cluster.ask(claims.take_over(self._cluster.etcd, key, holder_id, row[0])):
+                continue
+            protocol, number = key.removeprefix(PORTS).split("/")
+            holder = await self._store.read(lambda tx, of=holder_id: _holder(tx, of))  # type: ignore[misc]
+            raise AddressTaken(
+                f"port {number}/{protocol} of every node is taken by {holder}", reason="PORT_TAKEN", holder=holder,
+                hint="publish on another port, or on this node alone (without --mesh)",
+            )  # fmt: skip
+        if not others:
+            raise Unavailable("what the endpoint has in the cluster changes at the same time", hint="try again")
 
     def _record(self, tx: Transaction, endpoint: Endpoint) -> EndpointRecord:
         names = tx.rows("SELECT name FROM names WHERE endpoint_id = ? ORDER BY name", endpoint.id)
@@ -106,6 +148,7 @@ class Publication:
             addresses=tuple(each.address for each in endpoint.addresses), name=endpoint.name,
             names=tuple(name for (name,) in names), attached=endpoint.attached,
             labels=endpoint.labels, healthy=tuple(service_id for (service_id,) in healthy),
+            ports=tuple(each for each in endpoint.ports if each.mesh),
         )  # fmt: skip
 
     def _is_drained(self, tx: Transaction) -> bool:
@@ -175,6 +218,9 @@ class Publication:
             others = {"its network": ""}
         except claims.Recovering:
             return False
+        if others and all(key.startswith(PORTS) for key in others):
+            await self._lose(endpoint, others)
+            return False
         if others:
             await self._evict(endpoint, ", ".join(key.rsplit("/", 1)[-1] for key in others))
         return True
@@ -189,6 +235,17 @@ class Publication:
                 await self.evict(endpoint.id)
             except NetstoreError as error:
                 log.error("it stays for now", endpoint=endpoint.id, error=str(error))
+
+    async def _lose(self, endpoint: Endpoint, others: Collection[str]) -> None:
+        """Take back ports that others got while this node was lost."""
+        lost = [each for each in endpoint.ports if each.mesh and f"{PORTS}{each.protocol}/{each.host_port}" in others]
+        named = ", ".join(f"{each.host_port}/{each.protocol}" for each in lost)
+        log.error("others publish ports of an endpoint", endpoint=endpoint.id, ports=named)
+        await self._store.write(
+            lambda tx: tx.event(Kind.ENDPOINT, "port-taken", endpoint.id, endpoint.name, detail=f"others have {named}")
+        )
+        if self.unpublish:
+            await self.unpublish(endpoint.id, lost)
 
     async def release_stray(self, record: EndpointRecord) -> None:
         """Give back what etcd says that this node has, and it has not."""

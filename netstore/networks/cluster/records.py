@@ -10,7 +10,7 @@ MAC or a number: they are created if absent, and say who holds them in their val
     STATE/hosts/NETWORK/NODE    EndpointRecord of the node        CLAIMS/addresses/NETWORK/IP    ENDPOINT or SERVICE
     STATE/services/NETWORK/ID   Service                           CLAIMS/macs/NETWORK/MAC        ENDPOINT
                                                                   CLAIMS/names/services/NAME     SERVICE
-                                                                  CLAIMS/ports/PROTOCOL/PORT     SERVICE
+                                                                  CLAIMS/ports/PROTOCOL/PORT     SERVICE or ENDPOINT
     CLAIMS/members/NODE         exists as long as the node may claim anything
     CLAIMS/removed/NODE exists from its removal until its next start
     CLAIMS/recovering   exists for a while after etcd lost what it knew: nothing new is claimed meanwhile
@@ -26,11 +26,11 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 
-from netstore.model import Network, Node, NodeCheck, Policy, RemoteEndpoint
+from netstore.model import Network, Node, NodeCheck, Policy, PortMapping, RemoteEndpoint
 
 __all__ = [
-    "ALIVE", "CHECKS", "CLAIMS", "ENDPOINTS", "HOSTS", "NETWORKS", "NODES", "POLICIES", "RECOVERING", "REPORTS",
-    "SERVICES", "STATE", "SUBNETS", "CheckRequest", "EndpointRecord", "decode_check", "decode_endpoint",
+    "ALIVE", "CHECKS", "CLAIMS", "ENDPOINTS", "HOSTS", "NETWORKS", "NODES", "POLICIES", "PORTS", "RECOVERING",
+    "REPORTS", "SERVICES", "STATE", "SUBNETS", "CheckRequest", "EndpointRecord", "decode_check", "decode_endpoint",
     "decode_network", "decode_node", "decode_policies", "decode_request", "encode", "shared",
 ]  # fmt: skip
 
@@ -40,6 +40,7 @@ CLAIMS = f"{_ROOT}claims/"
 NODES, ALIVE, NETWORKS, ENDPOINTS, HOSTS, SERVICES = (
     f"{STATE}{name}/" for name in ("nodes", "alive", "networks", "endpoints", "hosts", "services")
 )
+PORTS = f"{CLAIMS}ports/"
 SUBNETS = f"{CLAIMS}subnets"
 RECOVERING = f"{CLAIMS}recovering"
 POLICIES = f"{STATE}policies/"
@@ -50,8 +51,8 @@ REPORTS = f"{_ROOT}reports/"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointRecord:
     """An endpoint as other nodes see it. `names` are lower case, `name` its own; `healthy` are ids of services that
-    found it so; one that is not `attached` has its addresses and no more. A node's own addresses on a network are one
-    too, without a name.
+    found it so; `ports` are those that every node publishes; one that is not `attached` has its addresses and no more.
+    A node's own addresses on a network are one too, without a name.
     """
 
     id: str
@@ -65,6 +66,7 @@ class EndpointRecord:
     attached: bool = True
     labels: Mapping[str, str] = field(default_factory=dict)
     healthy: tuple[str, ...] = ()
+    ports: tuple[PortMapping, ...] = ()
 
     @property
     def remote(self) -> RemoteEndpoint:
@@ -72,14 +74,15 @@ class EndpointRecord:
         aliases = tuple(name for name in self.names if name != self.name.lower())
         return RemoteEndpoint(
             endpoint_id=self.id, network_id=self.network_id, node_id=self.node_id, vtep=self.vtep, mac=self.mac,
-            addresses=self.addresses, name=self.name, aliases=aliases, labels=self.labels,
+            addresses=self.addresses, name=self.name, aliases=aliases, labels=self.labels, ports=self.ports,
         )  # fmt: skip
 
     @property
     def claims(self) -> list[str]:
         """The keys that it holds besides its own."""
         addresses = [f"{CLAIMS}addresses/{self.network_id}/{address}" for address in self.addresses]
-        return [*addresses, f"{CLAIMS}macs/{self.network_id}/{self.mac}"] if self.mac else addresses
+        macs = [f"{CLAIMS}macs/{self.network_id}/{self.mac}"] if self.mac else []
+        return [*addresses, *macs, *(f"{PORTS}{each.protocol}/{each.host_port}" for each in self.ports)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
