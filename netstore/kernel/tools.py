@@ -9,11 +9,13 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from netstore.errors import NetstoreError, Unavailable, Unsupported
 
 __all__ = ["run_tool"]
 
+_KILLED_SECONDS = 2
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 # The signal comes when the thread ends that started it, which waits. Who finds us dead already does not begin.
 _LEASH = ("setpriv", "--pdeathsig", "KILL", "sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"')
@@ -40,15 +42,16 @@ def run_tool(
         command if keep else [*_LEASH, str(os.getpid()), *command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, errors="replace", env=settings, process_group=0, pass_fds=keep,
     )  # fmt: skip
-    with process:
-        try:
-            output, errors = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired as error:
-            os.killpg(process.pid, signal.SIGKILL)  # its helpers too: mount.nfs would go on, and mount later
-            raise Unavailable(
-                f"{doing}: {command[0]} did not end in {timeout:g} s, and was killed",
-                hint="is the server or device reachable?", reason="TIMEOUT",
-            ) from error  # fmt: skip
+    try:
+        output, errors = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired as error:
+        os.killpg(process.pid, signal.SIGKILL)  # its helpers too: mount.nfs would go on, and mount later
+        with suppress(subprocess.TimeoutExpired):  # a kernel that waits for a device or server cannot be killed
+            process.communicate(timeout=_KILLED_SECONDS)
+        raise Unavailable(
+            f"{doing}: {command[0]} did not end in {timeout:g} s, and was killed",
+            hint="is the server or device reachable?", reason="TIMEOUT",
+        ) from error  # fmt: skip
     if process.returncode not in accepted:
         said = " ".join((errors or output).split())[-400:]
         raise NetstoreError(f"{doing}: {said or f'status {process.returncode}'}", reason="TOOL_FAILED", tool=command[0])

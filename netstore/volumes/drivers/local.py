@@ -9,10 +9,11 @@ from __future__ import annotations
 import errno
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from netstore.drivers.options import Option, number, parse
-from netstore.errors import InvalidArgument, NetstoreError
+from netstore.errors import InvalidArgument, NetstoreError, Unavailable
 from netstore.kernel import quota
 from netstore.kernel.files import remove_tree, sync_directory, tree_bytes
 from netstore.kernel.filesystems import mount, space, unmount_all
@@ -183,12 +184,14 @@ class LocalDriver(VolumeDriver):
 
     def unstage(self, volume: Volume) -> None:
         """Unmount; lazily, because a server that is gone never lets go."""
-        if not self.stages(volume):  # also of an orphan, of which nothing is known
-            if is_mount_point(self.mountpoint(volume)):
-                unmount_all(self.mountpoint(volume), lazy=True)
-            return
         target = self.mountpoint(volume)
-        unmount_all(target, lazy=True)
+        if not self.stages(volume):  # also of an orphan, of which nothing is known
+            _unmount(target)
+            return
+        if _REMOTE.fullmatch(self.parsed(volume.spec)["type"]):
+            _unmount(target)
+        else:
+            unmount_all(target, lazy=True)
         if target.is_dir():
             target.rmdir()
 
@@ -265,6 +268,13 @@ def _mount_remote(kind: str, device: str, target: Path, options: str, timeout: i
         if package and not Path(f"/sbin/mount.{kind}").exists():
             raise NetstoreError(error.what, hint=f"install {package}", reason="MOUNT_FAILED") from error
         raise NetstoreError(error.what, hint=error.hint or "is the server reachable?", reason="MOUNT_FAILED") from error
+
+
+def _unmount(target: Path) -> None:
+    """Unmount lazily in a child that can be killed: a kernel that lets go of a server tells it so, and waits."""
+    while is_mount_point(target):
+        with suppress(Unavailable):  # it is unmounted, and the server is gone
+            run_tool(["umount", "--lazy", "--internal-only", "--no-canonicalize", str(target)], "unmounting", timeout=5)
 
 
 def _ask(target: Path, timeout: int) -> str:
