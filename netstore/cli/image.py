@@ -1,4 +1,4 @@
-"""netstore image: import, load, ls, inspect, rm."""
+"""netstore image: pull, import, load, ls, inspect, rm."""
 
 from __future__ import annotations
 
@@ -30,6 +30,29 @@ _IMAGE = names("image")
 @click.group("image", cls=Group)
 def group() -> None:
     """Images."""
+
+
+@group.command("pull")
+@click.argument("name")
+@click.option("-u", "--username", default="", help="Log in to the registry; the password is read from standard input.")
+@click.option("-q", "--quiet", is_flag=True, help="Print the name alone.")
+@pass_client
+def pull_(client: Client, name: str, username: str, quiet: bool) -> None:
+    """Fetch an image from its registry, Docker Hub where NAME has none."""
+    password = click.prompt("Password", hide_input=True, err=True, default="", show_default=False) if username else ""
+    image = pull(client, name, username=username, password=password, quiet=quiet)
+    click.echo(image.name)
+
+
+def pull(client: Client, name: str, *, username: str = "", password: str = "", quiet: bool = False) -> image_pb2.Image:
+    """Fetch an image, showing what is done on standard error."""
+    request = image_pb2.PullImageRequest(image=name, username=username, password=password)
+    for response in client.images.PullImage(request):
+        if response.WhichOneof("response") == "image":
+            return response.image
+        if not quiet:
+            click.echo(response.progress, err=True)
+    raise click.ClickException(f"netstored ended without saying what became of {name}")
 
 
 @group.command("import")

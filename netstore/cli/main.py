@@ -37,7 +37,7 @@ _GROUPS = {
 _TOP = {
     "run": "container", "create": "container", "start": "container", "stop": "container", "kill": "container",
     "rm": "container", "ps": "container", "logs": "container", "exec": "container", "wait": "container",
-    "attach": "container", "inspect": "inspect", "completion": "completion", "hook": "hooks",
+    "attach": "container", "pull": "image", "inspect": "inspect", "completion": "completion", "hook": "hooks",
 }  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from netstore.cli.grammar import (
     parse_port,
     parse_restart,
 )
+from netstore.cli.image import pull
 from netstore.cli.mounts import parse_mount, parse_tmpfs, parse_volume
 from netstore.cli.terminal import Terminal
 
@@ -40,6 +41,13 @@ def _container_options(command: Any) -> Any:
         click.argument("command", nargs=-1, type=click.UNPROCESSED),
         click.option("-i", "--interactive", is_flag=True, help="Give it our standard input."),
         click.option("-t", "--tty", is_flag=True, help="Give it a terminal."),
+        click.option(
+            "--pull",
+            type=click.Choice(["always", "missing", "never"]),
+            default="missing",
+            show_default=True,
+            help="Fetch the image from its registry.",
+        ),
         click.option("--rm", "auto_remove", is_flag=True, help="Remove it when it ends."),
         click.option("--name", default="", help="Name."),
         click.option("-e", "--env", multiple=True, help="KEY=VALUE, or KEY from our environment."),
@@ -127,11 +135,29 @@ def _create(client: Client, options: dict[str, Any], *, stdin_once: bool) -> con
     )
     container.spec.stdin_once = stdin_once
     request = container_pb2.CreateContainerRequest(container=container, request_id=str(uuid.uuid4()))
-    response = client.containers.CreateContainer(request)
+    response = _with_image(client, request, options["pull"])
     for warning in response.warnings:
         click.echo(f"WARNING: {warning}", err=True)
     made: container_pb2.Container = response.container
     return made
+
+
+def _with_image(
+    client: Client, request: container_pb2.CreateContainerRequest, when: str
+) -> container_pb2.CreateContainerResponse:
+    """Create a container, its image pulled where that is missing, or always."""
+    name = request.container.spec.image
+    if when == "always":
+        pull(client, name)
+    try:
+        return client.containers.CreateContainer(request)
+    except grpc.RpcError as error:
+        problem = Problem.of(error)
+        if when != "missing" or problem.reason != "NOT_FOUND" or problem.metadata.get("kind") != "image":
+            raise
+    click.echo(f"there is no image {name} here: pulling it", err=True)
+    pull(client, name)
+    return client.containers.CreateContainer(request)
 
 
 def _start(client: Client, made: container_pb2.Container, *, auto_remove: bool) -> None:

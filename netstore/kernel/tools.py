@@ -13,12 +13,17 @@ from contextlib import suppress
 
 from netstore.errors import NetstoreError, Unavailable, Unsupported
 
-__all__ = ["run_tool"]
+__all__ = ["leashed", "run_tool"]
 
 _KILLED_SECONDS = 2
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 # The signal comes when the thread ends that started it, which waits. Who finds us dead already does not begin.
 _LEASH = ("setpriv", "--pdeathsig", "KILL", "sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"')
+
+
+def leashed(command: Sequence[str]) -> list[str]:
+    """Return a command that ends with us, however we end, run by the thread that starts it."""
+    return [*_LEASH, str(os.getpid()), *command]
 
 
 def run_tool(
@@ -39,7 +44,7 @@ def run_tool(
         )
     settings = {"PATH": _PATH, "LC_ALL": "C", **(environment or {})}
     process = subprocess.Popen(
-        command if keep else [*_LEASH, str(os.getpid()), *command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        command if keep else leashed(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, errors="replace", env=settings, process_group=0, pass_fds=keep,
     )  # fmt: skip
     try:

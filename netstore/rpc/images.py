@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from netstore.api.v1 import image_pb2 as pb
@@ -59,6 +60,19 @@ class ImageServicer(image_pb2_grpc.ImageServiceServicer):
             _chunks(request), name=start.name, format=_FORMATS[start.format], config=config
         )
         return pb.ImportImageResponse(images=[_to_message(image, []) for image in images])
+
+    async def PullImage(self, request: pb.PullImageRequest, context: Any) -> AsyncIterator[pb.PullImageResponse]:
+        if not request.image:
+            raise InvalidArgument("image", "", "[registry/]repository[:tag], such as nginx:latest")
+        if request.password and not request.username:
+            raise InvalidArgument("username", "", "a user, with the password")
+        login = (request.username, request.password) if request.username else None
+        async with aclosing(self._images.pull(request.image, login=login)) as brought:
+            async for each in brought:
+                if isinstance(each, str):
+                    yield pb.PullImageResponse(progress=each)
+                else:
+                    yield pb.PullImageResponse(image=_to_message(each, []))
 
     async def DeleteImage(self, request: pb.DeleteImageRequest, context: Any) -> pb.DeleteImageResponse:
         with missing_allowed(allow=request.allow_missing):

@@ -50,6 +50,11 @@ class ImageServiceStub:
                 request_serializer=netstore_dot_v1_dot_image__pb2.ImportImageRequest.SerializeToString,
                 response_deserializer=netstore_dot_v1_dot_image__pb2.ImportImageResponse.FromString,
                 _registered_method=True)
+        self.PullImage = channel.unary_stream(
+                '/netstore.v1.ImageService/PullImage',
+                request_serializer=netstore_dot_v1_dot_image__pb2.PullImageRequest.SerializeToString,
+                response_deserializer=netstore_dot_v1_dot_image__pb2.PullImageResponse.FromString,
+                _registered_method=True)
         self.DeleteImage = channel.unary_unary(
                 '/netstore.v1.ImageService/DeleteImage',
                 request_serializer=netstore_dot_v1_dot_image__pb2.DeleteImageRequest.SerializeToString,
@@ -90,6 +95,19 @@ class ImageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PullImage(self, request, context):
+        """PullImage fetches an image from its registry: lines of progress, then the image. A repository without a registry is
+        Docker Hub's. Mirrors, insecure registries and policies are the node's: containers-registries.conf(5), policy.json(5).
+
+        the registry has no such image | NOT_FOUND | check repository and tag
+        the registry wants a login | FAILED_PRECONDITION (reason UNAUTHORIZED) | give username and password, or log the node in
+        the registry is not reachable | UNAVAILABLE | try again
+        no space | RESOURCE_EXHAUSTED | free some
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteImage(self, request, context):
         """DeleteImage removes an image, and the layers that no other image has.
 
@@ -117,6 +135,11 @@ def add_ImageServiceServicer_to_server(servicer, server):
                     servicer.ImportImage,
                     request_deserializer=netstore_dot_v1_dot_image__pb2.ImportImageRequest.FromString,
                     response_serializer=netstore_dot_v1_dot_image__pb2.ImportImageResponse.SerializeToString,
+            ),
+            'PullImage': grpc.unary_stream_rpc_method_handler(
+                    servicer.PullImage,
+                    request_deserializer=netstore_dot_v1_dot_image__pb2.PullImageRequest.FromString,
+                    response_serializer=netstore_dot_v1_dot_image__pb2.PullImageResponse.SerializeToString,
             ),
             'DeleteImage': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteImage,
@@ -206,6 +229,33 @@ class ImageService:
             '/netstore.v1.ImageService/ImportImage',
             netstore_dot_v1_dot_image__pb2.ImportImageRequest.SerializeToString,
             netstore_dot_v1_dot_image__pb2.ImportImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PullImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/netstore.v1.ImageService/PullImage',
+            netstore_dot_v1_dot_image__pb2.PullImageRequest.SerializeToString,
+            netstore_dot_v1_dot_image__pb2.PullImageResponse.FromString,
             options,
             channel_credentials,
             insecure,

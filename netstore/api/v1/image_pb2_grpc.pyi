@@ -50,6 +50,15 @@ class ImageServiceStub:
     an entry would leave the root ("../", through a link) | INVALID_ARGUMENT (metadata: entry) | do not trust it
     no space | RESOURCE_EXHAUSTED | free some
     """
+    PullImage: _grpc.UnaryStreamMultiCallable[_image_pb2.PullImageRequest, _image_pb2.PullImageResponse]
+    """PullImage fetches an image from its registry: lines of progress, then the image. A repository without a registry is
+    Docker Hub's. Mirrors, insecure registries and policies are the node's: containers-registries.conf(5), policy.json(5).
+
+    the registry has no such image | NOT_FOUND | check repository and tag
+    the registry wants a login | FAILED_PRECONDITION (reason UNAUTHORIZED) | give username and password, or log the node in
+    the registry is not reachable | UNAVAILABLE | try again
+    no space | RESOURCE_EXHAUSTED | free some
+    """
     DeleteImage: _grpc.UnaryUnaryMultiCallable[_image_pb2.DeleteImageRequest, _image_pb2.DeleteImageResponse]
     """DeleteImage removes an image, and the layers that no other image has.
 
@@ -77,6 +86,15 @@ class ImageServiceAsyncStub(ImageServiceStub):
 
     truncated, damaged, or not an archive that it knows | INVALID_ARGUMENT (metadata: offset) | check the file
     an entry would leave the root ("../", through a link) | INVALID_ARGUMENT (metadata: entry) | do not trust it
+    no space | RESOURCE_EXHAUSTED | free some
+    """
+    PullImage: _aio.UnaryStreamMultiCallable[_image_pb2.PullImageRequest, _image_pb2.PullImageResponse]  # type: ignore[assignment]
+    """PullImage fetches an image from its registry: lines of progress, then the image. A repository without a registry is
+    Docker Hub's. Mirrors, insecure registries and policies are the node's: containers-registries.conf(5), policy.json(5).
+
+    the registry has no such image | NOT_FOUND | check repository and tag
+    the registry wants a login | FAILED_PRECONDITION (reason UNAUTHORIZED) | give username and password, or log the node in
+    the registry is not reachable | UNAVAILABLE | try again
     no space | RESOURCE_EXHAUSTED | free some
     """
     DeleteImage: _aio.UnaryUnaryMultiCallable[_image_pb2.DeleteImageRequest, _image_pb2.DeleteImageResponse]  # type: ignore[assignment]
@@ -121,6 +139,21 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
 
         truncated, damaged, or not an archive that it knows | INVALID_ARGUMENT (metadata: offset) | check the file
         an entry would leave the root ("../", through a link) | INVALID_ARGUMENT (metadata: entry) | do not trust it
+        no space | RESOURCE_EXHAUSTED | free some
+        """
+
+    @_abc_1.abstractmethod
+    def PullImage(
+        self,
+        request: _image_pb2.PullImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_image_pb2.PullImageResponse], _abc.AsyncIterator[_image_pb2.PullImageResponse]]:
+        """PullImage fetches an image from its registry: lines of progress, then the image. A repository without a registry is
+        Docker Hub's. Mirrors, insecure registries and policies are the node's: containers-registries.conf(5), policy.json(5).
+
+        the registry has no such image | NOT_FOUND | check repository and tag
+        the registry wants a login | FAILED_PRECONDITION (reason UNAUTHORIZED) | give username and password, or log the node in
+        the registry is not reachable | UNAVAILABLE | try again
         no space | RESOURCE_EXHAUSTED | free some
         """
 

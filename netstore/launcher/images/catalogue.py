@@ -6,13 +6,15 @@ import asyncio
 import re
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 
 import structlog
 
 from netstore.errors import Exhausted, InUse, InvalidArgument
+from netstore.launcher.images import registry
 from netstore.launcher.images.formats import Format, Imported, import_archive
 from netstore.launcher.images.layers import Layers
 from netstore.model import Image, ImageConfig, Kind
@@ -94,6 +96,23 @@ class Images:
                     import_archive, Path(spool.name), self.layers, name=name, format=format, config=config
                 )
                 return await self._store.write(lambda tx: [_insert(tx, image, name) for image in found])
+
+    async def pull(self, reference: str, *, login: tuple[str, str] | None) -> AsyncGenerator[str | Image, None]:
+        """Fetch an image from its registry; yields what is being done, in words, and the image in the end.
+
+        Raises:
+            NetstoreError: see `registry.fetch`, and `import_archive` of the formats.
+        """
+        name = normalise(reference, field="image")
+        with tempfile.TemporaryDirectory(dir=self._root / "tmp", prefix="pulling-") as place:
+            archive = Path(place, "image")
+            async with aclosing(registry.fetch(name, archive, login=login)) as said:
+                async for line in said:
+                    yield line
+            async with self._lock:
+                found = await asyncio.to_thread(import_archive, archive, self.layers, name=name, format=Format.OCI)
+                images = await self._store.write(lambda tx: [_insert(tx, image, name) for image in found])
+        yield images[0]
 
     async def get(self, reference: str) -> tuple[Image, list[str]]:
         """Return an image and the names of the containers made from it."""
