@@ -168,13 +168,13 @@ def damaged(draw: st.DrawFn) -> bytes:
 @example(LOOPS[1], False, "i")
 @settings(max_examples=2000)
 def test_questions(data: bytes, tcp: bool, sandbox: str) -> None:
-    started = time.perf_counter()
+    started = time.thread_time()
     try:
         answer = Answers(Known()).answer(sandbox, data, tcp=tcp)  # type: ignore[arg-type]
     except Forward as forward:
         assert sandbox == "s" or forward.servers
         answer = refusal(data, 2)
-    assert time.perf_counter() - started < 0.5
+    assert time.thread_time() - started < 0.5
     if answer is None:
         assert len(data) < 12 or data[2] & 0x80
         return
