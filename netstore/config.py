@@ -6,6 +6,8 @@ import re
 import tomllib
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
+from types import NoneType
+from typing import Any, get_args
 
 import msgspec
 
@@ -49,6 +51,10 @@ class FirewallConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     docker_user: bool = False
 
 
+def _refused(key: str, value: object, accepted: str) -> NetstoreError:
+    return NetstoreError(f"cluster: {key} {value!r} is not accepted", hint=accepted)
+
+
 class ClusterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename="kebab"):
     """[cluster]: `endpoints` are etcd's, https://HOST:PORT; `ca`, `cert` and `key` files (PEM) for mutual TLS with it.
 
@@ -75,26 +81,28 @@ class ClusterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         """
         for each in self.endpoints:
             if not re.fullmatch(r"https://[^/\s]+:\d{1,5}/?", each):
-                raise NetstoreError(f"cluster: endpoint {each!r} is not accepted", hint="write https://10.0.0.1:2379")
+                raise _refused("endpoints", each, "https://10.0.0.1:2379 and its like")
         if not self.endpoints:
-            raise NetstoreError("cluster: endpoints is empty", hint='write endpoints = ["https://10.0.0.1:2379", …]')
+            raise _refused("endpoints", self.endpoints, '["https://10.0.0.1:2379", …], at least one')
+        for key in ("ca", "cert", "key"):
+            if not getattr(self, key).startswith("/"):
+                raise _refused(key, getattr(self, key), "the absolute path of a PEM file")
+        accepted = "an address of this node's own that the others reach, such as 10.0.0.1"
         try:
             address = ip_address(self.advertise)
         except ValueError as error:
-            raise NetstoreError(
-                f"cluster: advertise {self.advertise!r} is no address", hint="write this node's own, such as 10.0.0.1"
-            ) from error
+            raise _refused("advertise", self.advertise, accepted) from error
         if address.is_unspecified or address.is_loopback or address.is_multicast:
-            raise NetstoreError(f"cluster: advertise {address} is no address of this node that others reach")
+            raise _refused("advertise", self.advertise, accepted)
         if self.name and not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}", self.name):
-            raise NetstoreError(f"cluster: name {self.name!r} is not accepted", hint="letters, digits and _.-")
+            raise _refused("name", self.name, "at most 128 letters, digits and _.-, a letter or digit first")
         if not 1024 <= self.data_path_port <= 49151:
-            raise NetstoreError(f"cluster: data-path-port {self.data_path_port} is not accepted", hint="1024 to 49151")
+            raise _refused("data-path-port", self.data_path_port, "1024 to 49151")
         if not 1024 <= self.wireguard_port <= 65535 or self.wireguard_port in (
             self.data_path_port, self.data_path_port + 1,
         ):  # fmt: skip
             accepted = "1024 to 65535, neither data-path-port nor the next one"
-            raise NetstoreError(f"cluster: wireguard-port {self.wireguard_port} is not accepted", hint=accepted)
+            raise _refused("wireguard-port", self.wireguard_port, accepted)
         self.rotation_seconds()
 
     def rotation_seconds(self) -> float:
@@ -105,11 +113,9 @@ class ClusterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         """
         try:
             if (seconds := parse_duration(self.key_rotation)) < 1:
-                raise ValueError("at least 1s")
+                raise ValueError(seconds)
         except ValueError as error:
-            raise NetstoreError(
-                f"cluster: key-rotation {self.key_rotation!r} is not accepted", hint=str(error)
-            ) from error
+            raise _refused("key-rotation", self.key_rotation, "a duration of at least 1s, such as 12h") from error
         return seconds
 
 
@@ -137,6 +143,16 @@ class DockerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """[adapters.docker]: `socket` is where dockerd looks for the plugin; its name is the plugin's."""
 
     socket: str = "/run/docker/plugins/netstore.sock"
+
+    def check(self) -> None:
+        """Check the values.
+
+        Raises:
+            NetstoreError: naming the first that will not do.
+        """
+        if not re.fullmatch(r"/.{1,99}\.sock", self.socket):
+            accepted = "an absolute path of at most 107 bytes that ends with .sock, as dockerd looks for it"
+            raise NetstoreError(f"adapters.docker: socket {self.socket!r} is not accepted", hint=accepted)
 
 
 class AdaptersConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename="kebab"):
@@ -210,14 +226,41 @@ def load(path: Path, *, required: bool) -> Config:
         NetstoreError: it cannot be read, or a key or value is not known.
     """
     try:
-        found = msgspec.convert(tomllib.loads(path.read_text()), Config)
+        data = tomllib.loads(path.read_text())
+        found = msgspec.convert(data, Config)
     except FileNotFoundError as error:
         if not required:
             return Config()
         raise NetstoreError(f"no such file: {path}", hint="correct --config, or leave it out") from error
-    except (OSError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-        known = ", ".join(field.encode_name for field in msgspec.structs.fields(Config))
-        raise NetstoreError(f"reading {path}: {error}", hint=f"keys: {known}") from error
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise NetstoreError(f"reading {path}: {error}", hint="it is to be a TOML file: see docs/reference") from error
+    except msgspec.ValidationError as error:
+        raise _explained(path, data, str(error)) from error
     if found.cluster:
         found.cluster.check()
+    if found.adapters.docker:
+        found.adapters.docker.check()
     return found
+
+
+def _explained(path: Path, data: Any, text: str) -> NetstoreError:
+    """Return an error that names key, value and what is accepted, for one of msgspec's: TEXT - at `$.section.key`."""
+    what, _, place = text.partition(" - at `$")
+    steps: list[str] = re.findall(r"[^.\[\]`]+", place)
+    if named := re.match(r"Object (contains unknown|missing required) field `(.+)`", what):
+        key, known = ".".join([*steps, named[2]]), ", ".join(_keys(Config, steps))
+        problem = "is no key" if named[1] == "contains unknown" else "is missing"
+        return NetstoreError(f"reading {path}: {key} {problem}", hint=f"keys: {known}")
+    for step in steps:
+        data = data[int(step) if isinstance(data, list) else step]
+    accepted = what.partition(", got")[0].removeprefix("Expected ").replace("`", "")
+    return NetstoreError(f"reading {path}: {'.'.join(steps)}: {data!r} is not accepted", hint=f"write {accepted}")
+
+
+def _keys(kind: Any, steps: list[str]) -> list[str]:
+    """Return the keys of a section."""
+    for step in filter(lambda each: not each.isdigit(), steps):
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            kind = next(each.type for each in msgspec.structs.fields(kind) if each.encode_name == step)
+        kind = next((each for each in get_args(kind) if each is not NoneType), kind)
+    return [each.encode_name for each in msgspec.structs.fields(kind)]
