@@ -1,5 +1,6 @@
 """CNI ADD and DEL through the binaries, as a runtime pays for them: netstore-cni beside bridge, host-local and portmap.
-And `docker network connect`: netstore as dockerd's plugin beside its own bridge driver.
+And `docker network connect`: netstore as dockerd's plugin beside its own bridge driver; and `podman run`: netstore as
+podman's netavark beside the real one.
 
 Each round makes the same container with both, one after the other; a published port each. Docker's has none.
 """
@@ -17,6 +18,11 @@ from typing import Any
 from common import dockerd, sh, show, start_netstore
 
 ROUNDS = 40
+CRUN = """#!/bin/sh
+# crun refuses hosts with both versions of cgroups: it sees one.
+exec unshare -m --propagation slave sh -c 'umount -l /sys/fs/cgroup/unified 2>/dev/null; exec crun "$@"' crun "$@"
+"""
+HOOK = Path("netstore/cli/hook.py").absolute()
 OURS = Path("packaging/netstore-cni").absolute()
 PEERS = Path(".peers/usr/lib/cni").absolute()
 
@@ -70,6 +76,51 @@ def docker(tool: str) -> None:
     sh(f"{tool} rm -f cc")
 
 
+def podman(place: Path) -> None:
+    """Run and remove a container with a published port, by our netavark and by the real one, and without a network."""
+    engines = {}
+    for name in ("netstore", "netavark"):
+        at = place / f"podman-{name}"
+        (at / "helpers").mkdir(parents=True)
+        helper = OURS.read_text().replace('SOCKETS = "/run/netstore"', f'SOCKETS = "{place}/run"')
+        (at / "helpers/netavark").write_bytes(
+            helper.encode() if name == "netstore" else (PEERS.parent / "podman/netavark").read_bytes()
+        )
+        (at / "helpers/netavark").chmod(0o755)
+        (at / "crun").write_text(CRUN)
+        (at / "crun").chmod(0o755)
+        (at / "containers.conf").write_text(
+            f'[network]\nnetwork_config_dir = "{at}/net.d"\nnetwork_backend = "netavark"\n'
+            f'[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "none"\nhelper_binaries_dir = ["{at}/helpers"]\n'
+            f'[engine.runtimes]\ncrun = ["{at}/crun"]\n[containers]\ncgroups = "disabled"\npids_limit = 0\n'
+            'default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]\n'
+        )
+        (at / "storage.conf").write_text(
+            f'[storage]\ndriver = "vfs"\nrunroot = "{at}/runroot"\ngraphroot = "{at}/root"\n'
+        )
+        engines[name] = (
+            f"env LD_LIBRARY_PATH={PEERS.parent}/x86_64-linux-gnu CONTAINERS_CONF={at}/containers.conf "
+            f"CONTAINERS_STORAGE_CONF={at}/storage.conf {PEERS.parents[1]}/bin/podman --tmpdir {at}/tmp"
+        )
+    sh("mkdir -p /run/containers; mount -t tmpfs podman /run/containers; mount -t tmpfs podman /dev/shm")
+    for name, tool in engines.items():
+        sh(f"tar -C / -c bin/busybox -h --transform s,^,./, 2>/dev/null | {tool} import - bb")
+        sh(f"{tool} network create --disable-dns --subnet 10.{202 + len(name) % 7}.0.0/16 app")
+    series: dict[str, list[float]] = {}
+    for index in range(-1, ROUNDS // 4):
+        for name, tool in engines.items():
+            published = f"--network app -p {40000 + index + 100 * len(name)}:80"
+            for network, flags in ((f"-p, {name}", published), ("--network none", "--network none")):
+                for verb in (f"run -d --name c {flags} bb /bin/busybox sleep 1000", "rm -f -t0 c"):
+                    started = time.perf_counter()
+                    sh(f"{tool} {verb} </dev/null >/dev/null 2>&1")  # conmon keeps what it is given
+                    if index >= 0:
+                        key = f"podman {verb.partition(' ')[0]} {network}"
+                        series.setdefault(key, []).append((time.perf_counter() - started) * 1e3)
+    for name, milliseconds in series.items():
+        show(name, milliseconds)
+
+
 def main() -> None:
     """Print the table."""
     place = Path(sys.argv[1])
@@ -77,8 +128,31 @@ def main() -> None:
     start_netstore(place, "[adapters.docker]\n")
     print(f"{'ms':<52}{'p50':>9}{'min':>9}{'p95':>9}")
     plugins(place)
+    hook(place)
+    podman(place)
     with dockerd(place) as tool:
         docker(tool)
+
+
+def hook(place: Path) -> None:
+    """Measure the OCI runtimes' hook: the program alone, and with a network attached and detached."""
+    sh(f".venv/bin/netstore -H unix://{place}/run/netstore.sock network create hooked")
+    sleeper = subprocess.Popen(["unshare", "-nm", "sleep", "1000"])
+    time.sleep(0.2)
+    (place / "config.json").write_text('{"root": {"path": "/"}}')
+    series: dict[str, list[float]] = {}
+    for index in range(ROUNDS):
+        state: dict[str, Any] = {"id": f"c{index}", "pid": sleeper.pid, "bundle": str(place)}
+        asked = json.dumps(state | {"annotations": {"io.netstore.networks": "hooked"}})
+        for stage, body in (("createRuntime", asked), ("poststop", asked), ("poststop, nothing asked for", "{}")):
+            started = time.perf_counter()
+            command = [HOOK, "--socket", f"{place}/run/hook.sock", stage.partition(",")[0]]
+            subprocess.run(command, input=body.encode(), check=True)
+            series.setdefault(f"netstore hook {stage}", []).append((time.perf_counter() - started) * 1e3)
+    for name, milliseconds in series.items():
+        show(name, milliseconds)
+    sleeper.kill()
+    sleeper.wait()
 
 
 def plugins(place: Path) -> None:

@@ -65,6 +65,7 @@ def test_installed_upgraded_purged(host: Host, place: Path, package: Path) -> No
     inside("systemd-analyze verify /lib/systemd/system/netstored.service /lib/systemd/system/netstore-resolver.service")
     answered = inside('echo \'{"cniVersion": "1.1.0"}\' | CNI_COMMAND=VERSION /opt/cni/bin/netstore-cni')
     assert "supportedVersions" in answered
+    inside("echo '{}' | /usr/libexec/netstore/netstore-hook poststop && echo '{}' | netstore hook poststop")
 
     daemon = subprocess.Popen(host.command("chroot", str(root), "netstored"), stderr=subprocess.DEVNULL)
     wait_until(lambda: host.run("chroot", str(root), "netstore", "system", "info", check=False).returncode == 0)

@@ -168,7 +168,7 @@ def _network(text: str) -> endpoint_pb2.EndpointSpec:
     """Translate NAME[,KEY=VALUE…], with the keys of `docker run --network`; blanks are as good as commas, at which
     podman 4 splits annotations.
     """
-    text = ",".join(text.split())
+    text = re.sub(r"\s*,\s*|\s+", ",", text)
     first = text.partition(",")[0]
     with _Told("networks"):
         asked = parse_network(text if "=" in first else f"name={text}")

@@ -42,7 +42,8 @@ def test_life(runtime: Runtime) -> None:
         "other.annotation": "x",
     }
     runtime.run("web", asked)
-    runtime.run("peer", {"io.netstore.networks": "app", "io.netstore.volumes": "data:/read:ro"})
+    by_old_name = hooks(node, "prestart", "poststop")
+    runtime.run("peer", {"io.netstore.networks": "app", "io.netstore.volumes": "data:/read:ro"}, hooks=by_old_name)
     fetch = "ip netns exec neighbour curl -s -m2 203.0.113.1:8080/hello || true"
     wait_until(lambda: node.host.sh(fetch) == "from the image\n", what="the port")
     assert "10.1.0.5/24" in runtime.exec("web", "/bin/ip", "addr", "show", "eth0")
