@@ -44,7 +44,7 @@ def group() -> None:
 @click.option("--config-only", is_flag=True, help="Only hold a configuration, for --config-from of others.")
 @click.option("--config-from", default="", help="Take everything but the driver from a network of --config-only.")
 @click.option("--scope", default="local", show_default=True, help="local: of this node.")
-@click.option("--ingress", is_flag=True, help="Refused: there is no routing mesh.")
+@click.option("--ingress", is_flag=True, help="Refused: `-p … --mesh` has ports published on every node.")
 @click.option("--internal", is_flag=True, help="No way to other networks or the outside.")
 @click.option("--ipv4", is_flag=True, flag_value=True, default=True, help="Give IPv4 addresses; --ipv4=false does not.")
 @click.option("--ipv6", is_flag=True, help="Give IPv6 addresses too.")

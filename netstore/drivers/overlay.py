@@ -129,11 +129,18 @@ class OverlayDriver(BridgedDriver):
         return [*super()._endpoint_elements(network, endpoint), *direct]
 
     def remote_elements(self, network: Network, remote: RemoteEndpoint) -> set[Element]:
-        """Return what lets packets for an endpoint of another node go by a plain route, where there is one, and what
-        publishes its ports here.
+        """Return what lets packets for an endpoint of another node go by a plain route, where there is one, what
+        publishes its ports here, and what lets a node's probes in.
         """
         direct = self._direct.remote_elements(network, remote) if self._is_direct(network) else set()
-        return direct | self._mesh_elements(network, remote)
+        return direct | self._own_elements(network, remote)
+
+    def _own_elements(self, network: Network, remote: RemoteEndpoint) -> set[Element]:
+        """Return the elements that `_lead` does not see to."""
+        if not remote.is_node:
+            return self._mesh_elements(network, remote)
+        name = network.interface
+        return {("probers6" if ":" in each else "probers", f"{name} . {each}") for each in remote.addresses}
 
     def _mesh_elements(self, network: Network, remote: RemoteEndpoint) -> set[Element]:
         addresses = [Address(address=each, prefix=0) for each in remote.addresses]
@@ -174,8 +181,9 @@ class OverlayDriver(BridgedDriver):
             self._lead(network, remove=remove)
         requests = []
         for each in remove:
+            if elements := self._own_elements(network, each):
+                self.host.firewall.remove(sorted(elements))
             if each.ports:
-                self.host.firewall.remove(sorted(self._mesh_elements(network, each)))
                 forget_published(each.ports, [Address(address=address, prefix=0) for address in each.addresses])
             if each.vtep:  # where nothing leads to it, there is no entry
                 requests.append(netlink.forwarding_delete(tunnel, each.mac, each.vtep, via=via))
@@ -187,8 +195,9 @@ class OverlayDriver(BridgedDriver):
         if direct:
             self._lead(network, add=add)
         for each in add:
+            if elements := self._own_elements(network, each):
+                self.host.firewall.add(sorted(elements))
             if each.ports:
-                self.host.firewall.add(sorted(self._mesh_elements(network, each)))
                 forget_strays(each.ports)
 
     def _lead(

@@ -26,7 +26,7 @@ from netstore.errors import KernelError
 from netstore.kernel.attributes import NETLINK_NETFILTER, attribute, attributes, be32, message, messages, nested
 from netstore.model import Address, PortMapping, Protocol
 
-__all__ = ["forget_address", "forget_published", "forget_strays"]
+__all__ = ["forget_address", "forget_published", "forget_strays", "forget_translated"]
 
 NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET, IPCTNL_MSG_CT_DELETE = 1, 1, 2
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
@@ -56,11 +56,14 @@ _reading = threading.Lock()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Flows:
-    """Which flows: all conditions hold. `source` is who began them, `target` who answers, and from which port."""
+    """Which flows: all conditions hold. `source` is who began them, `target` who answers, and from which port;
+    `destination` whom they were sent to.
+    """
 
     family: socket.AddressFamily
     source: str = ""
     target: str = ""
+    destination: str = ""
     target_port: int = 0
     protocol: int = 0
     port: int = 0
@@ -69,12 +72,13 @@ class _Flows:
     @property
     def exact(self) -> bool:
         """Whether the kernel's filter alone selects them."""
-        return self.family == socket.AF_INET or not (self.source or self.target)
+        return not self.destination and (self.family == socket.AF_INET or not (self.source or self.target))
 
     def encoded(self) -> bytes:
         """Return the attributes of a request that filters."""
-        orig = _tuple(self._source(self.source) if self.source and self.exact else b"", self.protocol, self.port)
-        reply = _tuple(self._source(self.target) if self.target and self.exact else b"")
+        told = self.family == socket.AF_INET
+        orig = _tuple(self._source(self.source) if self.source and told else b"", self.protocol, self.port)
+        reply = _tuple(self._source(self.target) if self.target and told else b"")
         if self.target_port:
             reply = _tuple(b"", self.protocol, self.target_port, key=CTA_PROTO_SRC_PORT)
         tuples = ((CTA_TUPLE_ORIG, CTA_FILTER_ORIG_FLAGS, orig), (CTA_TUPLE_REPLY, CTA_FILTER_REPLY_FLAGS, reply))
@@ -87,12 +91,16 @@ class _Flows:
     def _source(self, address: str) -> bytes:
         return attribute(CTA_IP_SRC[self.family], socket.inet_pton(self.family, address))
 
+    def _destination(self) -> bytes:
+        return attribute(CTA_IP_SRC[self.family] + 1, socket.inet_pton(self.family, self.destination))
+
     def has(self, parts: dict[int, bytes], ports: Collection[int]) -> bool:
         """Say whether a flow that the kernel selected is one, to one of the ports."""
         return (
             (not self.protocol or _port(parts[CTA_TUPLE_ORIG]) in ports)
             and (not self.source or self._source(self.source) in parts[CTA_TUPLE_ORIG])
             and (not self.target or self._source(self.target) in parts[CTA_TUPLE_REPLY])
+            and (not self.destination or self._destination() in parts[CTA_TUPLE_ORIG])
         )
 
 
@@ -128,6 +136,11 @@ def forget_published(
         _forget(_Flows(family=_family(target), protocol=_NUMBERS[protocol], target=target), numbers)
     if relay_port and relayed:
         _forget(_Flows(family=socket.AF_INET6, protocol=socket.IPPROTO_TCP, target_port=relay_port), relayed)
+
+
+def forget_translated(destination: str, target: str) -> None:
+    """Forget flows that were sent to one address, and that another answers."""
+    _forget(_Flows(family=_family(target), target=target, destination=destination))
 
 
 def forget_address(address: str) -> None:

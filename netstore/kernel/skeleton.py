@@ -75,6 +75,8 @@ for _six, _addr in (("", "ipv4_addr"), ("6", "ipv6_addr")):
         f"near{_six}": ("set", f"type ifname . {_addr}; flags interval;"),
         f"near_sources{_six}": ("set", f"type {_addr}; flags interval;"),
         f"near_hosts{_six}": ("map", f"type {_addr} : {_addr}; flags interval;"),
+        # By the bridge, other nodes' own addresses: their probes are answered, whatever the policies.
+        f"probers{_six}": ("set", f"type ifname . {_addr};"),
         # Who may reach a published port, where that was limited: the port, and the port with its sources.
         f"limited{_six}": ("set", f"type {_addr} . {WELL_KNOWN};"),
         f"allowed{_six}": ("set", f"type {_addr} . {_addr} . {WELL_KNOWN}; flags interval;"),
@@ -142,6 +144,8 @@ _CHAINS: Chains = {
             "ct direction reply accept",
             f"icmpv6 type {{ {_LINK_CONTROL}, nd-router-solicit }} accept",
             "ip protocol igmp accept",
+            "icmp type echo-request iifname . ip saddr @probers accept",
+            "icmpv6 type echo-request iifname . ip6 saddr @probers6 accept",
             "iifname vmap @policed",
         ),
     ),

@@ -6,7 +6,7 @@ field of the same name in `proto/netstore/v1`; comments here say only what is no
 
 from __future__ import annotations
 
-from netstore.model.cluster import Node, NodeCheck, NodeLink, Probe, RemoteEndpoint
+from netstore.model.cluster import Node, NodeCheck, NodeLink, Probe, RemoteEndpoint, host_id
 from netstore.model.common import (
     BRIDGE_PREFIX,
     PAIR_PREFIX,
@@ -96,6 +96,7 @@ __all__ = [
     "TrashedVolume",
     "Volume",
     "VolumeSpec",
+    "host_id",
     "kernel_name",
     "label_matches",
     "new_id",

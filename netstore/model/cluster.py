@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from netstore.model.networks import PortMapping
 
-__all__ = ["Node", "NodeCheck", "NodeLink", "Probe", "RemoteEndpoint"]
+__all__ = ["Node", "NodeCheck", "NodeLink", "Probe", "RemoteEndpoint", "host_id"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +57,16 @@ class RemoteEndpoint:
     aliases: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     ports: tuple[PortMapping, ...] = ()
+
+    @property
+    def is_node(self) -> bool:
+        """Whether it is a node's own addresses on a network."""
+        return bool(self.node_id) and self.endpoint_id == host_id(self.network_id, self.node_id)
+
+
+def host_id(network_id: str, node_id: str) -> str:
+    """Return the endpoint id of a node's own addresses on a network."""
+    return network_id[:32] + node_id[:32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,9 +15,19 @@ from dataclasses import dataclass, replace
 import structlog
 
 from netstore.errors import Conflict, FailedPrecondition, NetstoreError
-from netstore.kernel.conntrack import forget_address
+from netstore.kernel.conntrack import forget_published, forget_translated
 from netstore.kernel.firewall import Element, Firewall
-from netstore.model import EndpointMode, Kind, Network, Service, ServiceSpec, new_id
+from netstore.model import (
+    Address,
+    EndpointMode,
+    Kind,
+    Network,
+    PortMapping,
+    Protocol,
+    Service,
+    ServiceSpec,
+    new_id,
+)
 from netstore.networks import balance, ports, service_rows
 from netstore.networks.balance import Backend
 from netstore.networks.cluster import cache
@@ -46,14 +56,18 @@ class ServiceView:
     nodes: Mapping[str, str]
 
 
+_Way = tuple[str, str]
+"""A virtual address, or a protocol and port that is published ("tcp/80"), and an endpoint's address."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Expected:
     """What there should be of a network's services."""
 
     services: Sequence[Service]
     elements: set[Element]
-    addresses: frozenset[str]
-    """Of all endpoints, healthy or not."""
+    ways: frozenset[_Way]
+    """How they are reached: who is found ill keeps the connections that it has."""
     targets: frozenset[Target]
 
 
@@ -65,6 +79,7 @@ class Services:
         self._store = context.store
         self._firewall = firewall
         self._applied: dict[str, set[Element]] = {}  # by network: those with services alone
+        self._ways: dict[str, frozenset[_Way]] = {}  # likewise
         self._checks = Checks(context.store, self._health_changed)
         self._dirty: set[str] = set()
         self._wake = asyncio.Event()
@@ -79,7 +94,8 @@ class Services:
         """Take the store's services as those that are to be there; the check, which comes next, makes them so."""
         networks = await self._store.read(lambda tx: tx.networks.all("id IN (SELECT network_id FROM services)"))
         for network in networks:
-            self._applied[network.id] = (await self._expect(network)).elements
+            expected = await self._expect(network)
+            self._applied[network.id], self._ways[network.id] = expected.elements, expected.ways
             self.touch(network.id)
         self._task = asyncio.create_task(self._follow(), name="services")
 
@@ -266,6 +282,7 @@ class Services:
             network = await self._store.read(lambda tx: tx.networks.get(network_id))
             if network is None:  # what it had went with it
                 self._applied.pop(network_id, None)
+                self._ways.pop(network_id, None)
                 return
             expected = await self._expect(network)
             wanted, before = expected.elements, self._applied.get(network_id, set())
@@ -273,11 +290,11 @@ class Services:
             if driver.is_here(network):
                 await self._context.apply(driver.apply_services, network)
             await self._context.apply(self._exchange, sorted(before - wanted), sorted(wanted - before))
-            if gone := _targets(before) - _targets(wanted) - expected.addresses:
-                await self._context.apply(_forget, gone)
-            self._applied[network_id] = wanted
+            if left := self._ways.get(network_id, frozenset()) - expected.ways:
+                await self._context.apply(_forget_ways, left)
+            self._applied[network_id], self._ways[network_id] = wanted, expected.ways
             if not expected.services:
-                del self._applied[network_id]
+                del self._applied[network_id], self._ways[network_id]
             self._checks.follow(network_id, expected.targets)
 
     def _exchange(self, old: Sequence[Element], new: Sequence[Element]) -> None:
@@ -339,7 +356,16 @@ def _look_at(tx: Transaction, network: Network) -> _Expected:
                 for service, found in pairs
             )
         ),
-        frozenset(address for _, found in pairs for each in found for address in each.addresses),
+        frozenset(
+            (way, address)
+            for service, found in pairs
+            for each in found
+            for address in each.addresses
+            for way in (
+                *(virtual for virtual in service.addresses if (":" in virtual) == (":" in address)),
+                *(f"{port.protocol}/{port.published_port}" for port in balance.ports_held(tx.rows, service)),
+            )
+        ),
         frozenset(
             Target(service.id, each.endpoint_id, each.revision, each.addresses[0], service.spec.health)
             for service, found in pairs for each in found
@@ -385,13 +411,14 @@ def _undo(tx: Transaction, old: Service | None, new: Service | None) -> None:
         service_rows.change(tx, old)
 
 
-def _targets(elements: Iterable[Element]) -> set[str]:
-    """Return the addresses to which slots lead."""
-    values = (text.partition(" : ")[2] for name, text in elements if "slots" in name)
-    return {value.partition(" . ")[0] for value in values}
-
-
-def _forget(addresses: Iterable[str]) -> None:
-    """Forget flows to endpoints that are no more: a client that keeps its port would stay with one."""
-    for address in addresses:
-        forget_address(address)
+def _forget_ways(ways: Iterable[_Way]) -> None:
+    """Forget flows that came to endpoints by a service that has them no more: a client that keeps its port would stay
+    with one.
+    """
+    for way, address in ways:
+        protocol, _, number = way.partition("/")
+        if not number:
+            forget_translated(way, address)
+            continue
+        port = PortMapping(container_port=int(number), host_port=int(number), protocol=Protocol(protocol))
+        forget_published([port], [Address(address=address, prefix=0)])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-from conftest import Node
+from conftest import Node, wait_until
 
-from cluster.lab import Etcd3, connect, known, reaches
+from cluster.lab import Etcd3, connect, known, pings, reaches
 
 
 def check(node: Node, *, status: int) -> dict[str, dict]:
@@ -60,3 +60,20 @@ def test_what_differs_and_what_does_not_pass_is_named(etcd3: Etcd3, nodes3: list
 
 def test_a_network_of_one_node(node: Node) -> None:
     assert "self   what the store says" in node.out("network", "check", "bridge")
+
+
+def test_policies_let_the_nodes_probes_in_and_nothing_more(nodes3: list[Node]) -> None:
+    one, two, _ = nodes3
+    one.cli("network", "create", "-d", "overlay", "--policy-default", "deny", "app")
+    known(nodes3, "app")
+    connect(one, "a")
+    second = connect(two, "b")
+    found = check(one, status=0)
+    (probe,) = found["n1"]["probes"]
+    assert (probe["node"], probe["received"], probe["mtu"]) == ("n2", 5, 1450)
+    assert not pings(one, "a", probe["address"]), "an endpoint's ping is not a node's"
+    assert not pings(two, "b", probe["address"])
+    assert not pings(one, "", second)
+    two.host.sh("nft flush ruleset")
+    wait_until(lambda: "policed" in two.host.sh("nft list ruleset"), what="the repair")
+    assert check(one, status=0)["n1"]["probes"][0]["received"] == 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from ipaddress import ip_address
 
 from balanced import reached, serving, settles, status, virtual
 from conftest import Node, wait_until
@@ -125,3 +126,37 @@ def test_health_and_published_ports(node: Node) -> None:
     settles(node, "b1", four, {""})
     node.cli("service", "rm", "web")
     nothing_left(node, four)
+
+
+def test_flows_end_with_what_leads_to_them(node: Node) -> None:
+    """Of a service that is removed, of an endpoint that leaves it, of a port that it has no more; others' go on."""
+
+    def flows(text: str) -> int:
+        return node.host.sh("cat /proc/net/nf_conntrack").count(text)
+
+    node.cli("network", "create", "--ipv6", "--subnet", "10.77.0.0/24", "--subnet", "fd00:77::/64", "app")
+    for name in ("b1", "b2", "client"):
+        attach(node, name, *(("--label", "tier=web") if name != "client" else ()))
+    node.cli("service", "create", "web", "--network", "app", "-l", "tier=web", "-p", "5353:80/udp")
+    found = json.loads(node.out("service", "inspect", "web"))[0]["status"]["addresses"]
+    four, six = sorted(found, key=lambda each: ":" in each)
+    first = next(
+        each for each in node.out("endpoint", "ls", "-q").split() if "b1" in node.out("endpoint", "inspect", each)
+    )
+    long = str(ip_address(six).exploded)
+    with serving(node, "b1", "b2"):
+        for address in (four, six):
+            assert reached(node, "client", address, kind="udp", times=30).keys() == {"b1", "b2"}
+        assert reached(node, "neighbour", "203.0.113.1", port=5353, kind="udp").keys() == {"b1", "b2"}
+        assert reached(node, "", "10.77.0.2", kind="udp", times=1) == {"b1": 1}
+        assert flows("src=10.77.0.2 ") > 1
+        node.cli("endpoint", "update", first, "--label-rm", "tier")
+        wait_until(lambda: flows("src=10.77.0.2 ") == 1, what="the end of its flows; the one to itself stays")
+        assert flows("src=10.77.0.3 ") > 2
+        node.cli("service", "update", "web", "--publish-rm", "5353/udp")
+        assert flows("dport=5353 ") == 0
+        assert flows(f"dst={four} ") > 0
+        assert flows(f"dst={long} ") > 0
+        node.cli("service", "rm", "web")
+        assert flows(f"dst={four} ") == flows(f"dst={long} ") == 0
+        assert flows("src=10.77.0.2 ") == 1

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from netstore.errors import NetstoreError
-from netstore.model import Address, Kind, Network, Node, RemoteEndpoint
+from netstore.model import Address, Kind, Network, Node, PolicyAction, RemoteEndpoint, host_id
 from netstore.networks import ipam, ports, service_rows
 from netstore.networks.balance import decode_service
 from netstore.networks.cluster.records import (
@@ -158,6 +158,8 @@ class Picture:
             return
         try:
             import_network(tx, network, self.localise)
+            if PolicyAction.DENY in (network.spec.policy_ingress, network.spec.policy_egress):
+                effect.policed.add(network_id)
         except (NetstoreError, sqlite3.IntegrityError) as error:
             effect.refused[network_id] = str(error)
 
@@ -204,7 +206,7 @@ class Picture:
         _, network_id, last = item.key.rsplit("/", 2)
         effect.touched.add(network_id)
         if not put:
-            endpoint_id = _host_id(network_id, last) if item.key.startswith(HOSTS) else last
+            endpoint_id = host_id(network_id, last) if item.key.startswith(HOSTS) else last
             _touch(tx, before, [endpoint_id])
             _drop(tx, endpoint_id)
             return
@@ -218,10 +220,6 @@ class Picture:
         _touch(tx, before, [record.id])
         _drop(tx, record.id)
         _insert(tx, record)
-
-
-def _host_id(network_id: str, node_id: str) -> str:
-    return network_id[:32] + node_id[:32]
 
 
 def _of_node(tx: Transaction, node_id: str) -> list[str]:
@@ -351,7 +349,7 @@ def differences(tx: Transaction, items: Sequence[KeyValue]) -> list[Seen]:
         seen += [(False, KeyValue(f"{NETWORKS}{found}", b"", 0))] if f"{NETWORKS}{found}" not in there else []
     known: dict[str, str] = {}
     for endpoint_id, network_id, owner, body in tx.rows("SELECT * FROM remote_endpoints"):
-        host = endpoint_id == _host_id(network_id, owner)
+        host = endpoint_id == host_id(network_id, owner)
         key = f"{HOSTS}{network_id}/{owner}" if host else f"{ENDPOINTS}{network_id}/{endpoint_id}"
         known[key] = body
         if key not in there:
@@ -382,14 +380,14 @@ def remotes(tx: Transaction, network_id: str) -> list[RemoteEndpoint]:
 
 def hosts(tx: Transaction, network_id: str) -> list[RemoteEndpoint]:
     """Return the addresses of the other nodes that use a network and are up."""
-    return [each for each in remotes(tx, network_id) if each.endpoint_id == _host_id(network_id, each.node_id)]
+    return [each for each in remotes(tx, network_id) if each.is_node]
 
 
 def users(tx: Transaction, network_id: str) -> list[str]:
     """Return the names, or ids, of all endpoints of other nodes on a network: reserved ones and lost nodes', too."""
     rows = tx.rows("SELECT body FROM remote_endpoints WHERE network_id = ?", network_id)
     found = [decode_endpoint(body) for (body,) in rows]
-    return [each.name or each.id[:12] for each in found if each.id != _host_id(network_id, each.node_id)]
+    return [each.name or each.id[:12] for each in found if each.id != host_id(network_id, each.node_id)]
 
 
 def peers(tx: Transaction, node_id: str) -> dict[str, Node]:
@@ -400,7 +398,7 @@ def peers(tx: Transaction, node_id: str) -> dict[str, Node]:
 def host_record(network: Network, node: Node, addresses: Sequence[Address], mac: str) -> EndpointRecord:
     """Return the record of a node's own addresses on a network."""
     return EndpointRecord(
-        id=_host_id(network.id, node.id), network_id=network.id, node_id=node.id, vtep=node.address, mac=mac,
+        id=host_id(network.id, node.id), network_id=network.id, node_id=node.id, vtep=node.address, mac=mac,
         addresses=tuple(each.address for each in addresses),
     )  # fmt: skip
 

@@ -49,7 +49,7 @@ class DataPlane:
     async def follow(self, effect: Effect) -> None:
         """Do what an effect asks for."""
         for network in effect.gone:
-            await self.remove(network)
+            await self.remove(network, effect.remove.get(network.id, ()))
         if effect.peers:
             await self.follow_peers()
         for changed in effect.changed:
@@ -144,11 +144,12 @@ class DataPlane:
             return str(error)
         return ""
 
-    async def remove(self, network: Network) -> None:
-        """Take a network of the cluster that is gone out of the kernel."""
+    async def remove(self, network: Network, remotes: Sequence[RemoteEndpoint]) -> None:
+        """Take a network of the cluster that is gone out of the kernel, with what leads to these."""
         async with self._context.locks.hold(network.id):
             try:
                 if self._driver(network).is_here(network):
+                    await self._apply(network, (), remotes)
                     await self._context.remove(self._driver(network).remove_network, network)
                 await self._policies.forget(network)
             except NetstoreError as error:

@@ -184,8 +184,9 @@ class Spanning:
         try:
             await self._cluster.ready()
         except Unavailable:
+            remotes = await self._store.read(lambda tx: cache.remotes(tx, network.id))
             await self._store.write(lambda tx: _remove_later(tx, network))
-            await self._data_plane.remove(network)
+            await self._data_plane.remove(network, remotes)
             return
         revision = await self._remove(network)
         await self._cluster.caught_up(revision)
