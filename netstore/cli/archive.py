@@ -16,6 +16,7 @@ import grpc
 
 from netstore.api.v1 import archive_pb2, volume_pb2
 from netstore.cli.client import Client, Problem, pass_client
+from netstore.cli.commands import Command
 from netstore.cli.completion import names
 from netstore.cli.format import size
 from netstore.cli.grammar import key_values, parse_bytes
@@ -29,7 +30,7 @@ _PATIENCE_SECONDS = 60.0
 _COMPRESSIONS = {"zstd": archive_pb2.COMPRESSION_ZSTD, "none": archive_pb2.COMPRESSION_NONE}
 
 
-@click.command("export")
+@click.command("export", cls=Command)
 @click.argument("volume", shell_complete=_VOLUME)
 @click.option("-o", "--output", type=click.Path(), help="File, complete or not there [default: standard output].")
 @click.option("--compression", type=click.Choice(list(_COMPRESSIONS)), default="zstd", show_default=True)
@@ -123,7 +124,7 @@ def _bar(what: str, total: int) -> Iterator[Callable[[int], object]]:
         yield lambda count: progress.advance(task, count)
 
 
-@click.command("import")
+@click.command("import", cls=Command)
 @click.argument("volume")
 @click.argument("file", type=click.Path(), default="-")
 @click.option("-d", "--driver", default="", help="Driver of the volume.")

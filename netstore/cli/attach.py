@@ -8,6 +8,7 @@ import click
 
 from netstore.api.v1 import mount_pb2
 from netstore.cli.client import Client, pages, pass_client
+from netstore.cli.commands import Command
 from netstore.cli.completion import names
 from netstore.cli.format import listing, name_of, shapes
 from netstore.cli.mounts import set_options
@@ -21,7 +22,7 @@ def _elsewhere(command: Any) -> Any:
     return click.option("--pid", type=int, help="The mount namespace of a process instead of a container.")(command)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("volume", shell_complete=names("volume"))
 @click.argument("target", metavar="CONTAINER:/PATH[:OPTIONS]")
 @_elsewhere
@@ -42,7 +43,7 @@ def attach(client: Client, volume: str, target: str, pid: int | None, mntns: str
     click.echo(f"{_name(made.namespace)}:{made.status.target}")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("target", metavar="CONTAINER:/PATH")
 @_elsewhere
 @click.option("-f", "--force", is_flag=True, help="Also when it is in use: it ends with its last user.")
@@ -59,7 +60,7 @@ def detach(client: Client, target: str, pid: int | None, mntns: str | None, forc
     click.echo(target)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("container", required=False, shell_complete=names("container"))
 @_elsewhere
 @shapes

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import re
+
 import click
 
 from netstore.cli.grammar import truth
 
 __all__ = ["Command", "Group"]
 
+_CLAUSES = (re.compile(r"[;:] | \("), re.compile(r", "))
 _SECOND_NAMES = {"list": "ls", "remove": "rm"}
 
 
 class Command(click.Command):
     """Takes `--flag=true` and `--flag=false` for every flag without a value, as Docker (Go's pflag) does."""
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """Return as much of the first sentence as a list of commands has room for, cut where a clause ends."""
+        text = " ".join((self.help or "").split("\n\n")[0].split())
+        sentence = text.partition(". ")[0].removesuffix(".")
+        if len(sentence) <= limit:
+            return sentence
+        ends = ([each.start() for each in clause.finditer(sentence[:limit])] for clause in _CLAUSES)
+        found = next(filter(None, ends), None)
+        return sentence[: found[-1]] if found else super().get_short_help_str(limit)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse; what a flag was given as its value wins over the flag's presence."""

@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from netstore.cli.commands import Command
+
 __all__ = ["command", "names"]
 
 
@@ -48,7 +50,7 @@ def _ask(client: Any, kind: str) -> list[str]:
             return [c.name for c in client.containers.ListContainers(everything, timeout=1).containers]
 
 
-@click.command("completion")
+@click.command("completion", cls=Command)
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def command(shell: str) -> None:
     """Print a completion script: `source <(netstore completion bash)`."""

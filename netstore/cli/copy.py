@@ -19,19 +19,20 @@ import grpc
 
 from netstore.api.v1 import archive_pb2
 from netstore.cli.client import Client, pass_client
+from netstore.cli.commands import Command
 
 __all__ = ["cp"]
 
 _CHUNK = 1 << 20
 
 
-@click.command("cp")
+@click.command("cp", cls=Command)
 @click.argument("source")
 @click.argument("target")
 @click.option("-a", "--archive", "keep", is_flag=True, help="Keep owners, setuid and the like.")
 @pass_client
 def cp(client: Client, source: str, target: str, keep: bool) -> None:
-    """Copy VOLUME:PATH to a local path, or a local path to VOLUME:PATH; - is a tar on standard input or output.
+    """Copy between a volume and a local path: VOLUME:PATH and PATH, either way; - is a tar on standard input or output.
 
     As with docker cp: a directory goes into one that exists, and becomes one that does not; DIR/. is what is in it.
     """

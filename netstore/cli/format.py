@@ -35,7 +35,17 @@ def to_dict(message: Any) -> dict[str, Any]:
     """Return the JSON mapping of a message."""
     from google.protobuf.json_format import MessageToDict
 
-    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    found = MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    return {key: _ordered(getattr(message, key, None), value) for key, value in found.items()}
+
+
+def _ordered(field: Any, value: Any) -> Any:
+    """Give maps, such as labels, one order: protobuf's differs from run to run."""
+    if not isinstance(value, dict):
+        return value
+    if not hasattr(field, "DESCRIPTOR"):
+        return dict(sorted(value.items()))
+    return {key: _ordered(getattr(field, key, None), each) for key, each in value.items()}
 
 
 def shapes(command: Any) -> Any:
@@ -80,6 +90,9 @@ def _pick(document: dict[str, Any], match: re.Match[str]) -> str:
             continue
         name = _CAMEL.sub("_", part).lower()
         name = "id" if part == "ID" else name
+        if value is document:  # Docker's templates know no spec and no status: {{.Driver}}, {{.Mountpoint}}
+            inner = (document, document.get("spec") or {}, document.get("status") or {})
+            value = next((each for each in inner if name in each or part in each), document)
         if not isinstance(value, dict) or (name not in value and part not in value):
             known = ", ".join(value) if isinstance(value, dict) else "none"
             raise click.UsageError(f"--format: no field {part!r}; there are: {known}")

@@ -6,12 +6,13 @@ import sys
 
 import click
 
+from netstore.cli.commands import Command
 from netstore.cli.hook import SOCKET, run
 
 __all__ = ["command"]
 
 
-@click.command("hook")
+@click.command("hook", cls=Command)
 @click.argument("stage", type=click.Choice(["createRuntime", "prestart", "poststop"]))
 @click.option("--socket", default=SOCKET, show_default=True, help="Where netstored listens for hooks.")
 def command(stage: str, socket: str) -> None:

@@ -9,6 +9,7 @@ import grpc
 
 from netstore.api.v1 import container_pb2, image_pb2, network_pb2, policy_pb2, service_pb2, volume_pb2
 from netstore.cli.client import Client, fail, pass_client
+from netstore.cli.commands import Command
 from netstore.cli.completion import names
 from netstore.cli.format import show_objects
 
@@ -17,7 +18,7 @@ __all__ = ["command"]
 _KINDS = ("container", "image", "network", "volume", "policy", "service")
 
 
-@click.command("inspect")
+@click.command("inspect", cls=Command)
 @click.argument("resources", nargs=-1, required=True, shell_complete=names("container"))
 @click.option("--type", "kind", type=click.Choice(_KINDS), help="Only this kind.")
 @click.option("-f", "--format", "template", default="json", help="'json' (default), or a template.")

@@ -9,6 +9,7 @@ import click
 
 from netstore.api.v1 import archive_pb2, volume_pb2
 from netstore.cli.client import Client, pages, pass_client
+from netstore.cli.commands import Command
 from netstore.cli.completion import names
 from netstore.cli.format import listing, size
 from netstore.cli.snapshot import split
@@ -20,7 +21,7 @@ _HEADERS = ("VOLUME NAME", "USED", "SIZE", "USED %", "INODES", "CHANGE")
 _SECONDS = 2.0
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("volumes", nargs=-1, shell_complete=_VOLUME)
 @click.option("--no-stream", is_flag=True, help="Once, not until it is interrupted.")
 @pass_client
@@ -65,7 +66,7 @@ def _row(volume: volume_pb2.Volume, before: dict[str, tuple[float, int]]) -> tup
     )
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("volume", shell_complete=_VOLUME)
 @pass_client
 def verify(client: Client, volume: str) -> None:

@@ -6,6 +6,7 @@ import click
 
 from netstore.api.v1 import node_pb2
 from netstore.cli.client import Client, pages, pass_client, tolerant
+from netstore.cli.commands import Group
 from netstore.cli.completion import names
 from netstore.cli.format import listing, name_of, shapes, short_id, show_objects
 
@@ -14,7 +15,7 @@ __all__ = ["group"]
 _NODE = names("node")
 
 
-@click.group("node")
+@click.group("node", cls=Group)
 def group() -> None:
     """The machines of the cluster."""
 

@@ -12,6 +12,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from netstore.api.v1 import network_pb2, policy_pb2
 from netstore.cli.client import Client, pages, pass_client, tolerant
+from netstore.cli.commands import Group
 from netstore.cli.completion import names
 from netstore.cli.format import listing, name_of, shapes, short_id, show_objects, size, to_dict
 from netstore.cli.grammar import key_values
@@ -24,7 +25,7 @@ _ACTIONS = {"allow": network_pb2.POLICY_ACTION_ALLOW, "deny": network_pb2.POLICY
 _SELECTOR = "label=KEY[=VALUE][,label=…] (all of them), or cidr=CIDR; repeated: any of them."
 
 
-@click.group("policy")
+@click.group("policy", cls=Group)
 def group() -> None:
     """What endpoints of a network may say to whom."""
 

@@ -8,7 +8,7 @@ import click
 
 from netstore.api.v1 import common_pb2, endpoint_pb2
 from netstore.cli.client import Client, pages, pass_client
-from netstore.cli.commands import Group
+from netstore.cli.commands import Command, Group
 from netstore.cli.completion import names
 from netstore.cli.format import listing, shapes
 from netstore.cli.grammar import parse_port
@@ -76,7 +76,7 @@ def _one(client: Client, container: str, network: str) -> endpoint_pb2.Endpoint:
     raise click.UsageError(f"container {container} has no interface{where} to publish on")
 
 
-@click.command("port")
+@click.command("port", cls=Command)
 @click.argument("container", shell_complete=_CONTAINER)
 @click.argument("private", required=False, default="")
 @pass_client

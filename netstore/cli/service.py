@@ -13,6 +13,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from netstore.api.v1 import common_pb2, service_pb2
 from netstore.cli.client import Client, pages, pass_client, tolerant
+from netstore.cli.commands import Group
 from netstore.cli.completion import names
 from netstore.cli.format import listing, name_of, shapes, short_id, show_objects
 from netstore.cli.grammar import Period, parse_port
@@ -24,7 +25,7 @@ _MODES = {"vip": service_pb2.ENDPOINT_MODE_VIP, "dnsrr": service_pb2.ENDPOINT_MO
 _HEALTH = re.compile(r"tcp:(\d{1,5})|http:(\d{1,5})(/\S*)?")
 
 
-@click.group("service")
+@click.group("service", cls=Group)
 def group() -> None:
     """One name and address for several endpoints of a network."""
 

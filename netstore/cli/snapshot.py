@@ -9,7 +9,7 @@ import click
 
 from netstore.api.v1 import snapshot_pb2, volume_pb2
 from netstore.cli.client import Client, pages, pass_client, tolerant
-from netstore.cli.commands import Group
+from netstore.cli.commands import Command, Group
 from netstore.cli.completion import names
 from netstore.cli.format import age, listing, shapes, show_objects, size
 from netstore.cli.grammar import key_values, parse_bytes
@@ -33,6 +33,14 @@ def group() -> None:
 def split(reference: str) -> tuple[str, str]:
     """Return the parts of VOLUME@SNAPSHOT; the second is "" when there is none."""
     volume, _, snapshot = reference.partition("@")
+    return volume, snapshot
+
+
+def split_whole(reference: str) -> tuple[str, str]:
+    """Return the parts of VOLUME@SNAPSHOT, both."""
+    volume, snapshot = split(reference)
+    if not (volume and snapshot):
+        raise click.UsageError(f"{reference!r}: write VOLUME@SNAPSHOT")
     return volume, snapshot
 
 
@@ -88,7 +96,7 @@ def inspect(client: Client, snapshots: tuple[str, ...], template: str) -> None:
     with tolerant(client) as attempt:
         found: list[snapshot_pb2.Snapshot] = []
         for reference in snapshots:
-            volume, snapshot = split(reference)
+            volume, snapshot = split_whole(reference)
             request = snapshot_pb2.GetSnapshotRequest(volume=volume, snapshot=snapshot)
             attempt(lambda r=request: found.append(client.snapshots.GetSnapshot(r).snapshot))  # type: ignore[misc]
         show_objects(found, template)
@@ -102,7 +110,7 @@ def rm(client: Client, snapshots: tuple[str, ...], force: bool) -> None:
     """Remove snapshots, VOLUME@SNAPSHOT."""
     with tolerant(client) as attempt:
         for reference in snapshots:
-            volume, snapshot = split(reference)
+            volume, snapshot = split_whole(reference)
             request = snapshot_pb2.DeleteSnapshotRequest(volume=volume, snapshot=snapshot, allow_missing=force)
             if attempt(lambda r=request: client.snapshots.DeleteSnapshot(r)):  # type: ignore[misc]
                 click.echo(reference)
@@ -113,12 +121,12 @@ def rm(client: Client, snapshots: tuple[str, ...], force: bool) -> None:
 @pass_client
 def restore(client: Client, snapshot: str) -> None:
     """Make a volume's data that of its snapshot, VOLUME@SNAPSHOT; nobody may use the volume."""
-    volume, name = split(snapshot)
+    volume, name = split_whole(snapshot)
     request = snapshot_pb2.RestoreSnapshotRequest(volume=volume, snapshot=name)
     click.echo(client.snapshots.RestoreSnapshot(request).volume.name)
 
 
-@click.command("clone")
+@click.command("clone", cls=Command)
 @click.argument("source", shell_complete=_VOLUME)
 @click.argument("name")
 @click.option("-d", "--driver", help="Driver of the new volume [default: the source's].")

@@ -8,6 +8,7 @@ import click
 
 from netstore.api.v1 import volume_pb2
 from netstore.cli.client import Client, pages, pass_client
+from netstore.cli.commands import Group
 from netstore.cli.format import age, duration, listing, shapes, short_id
 from netstore.cli.grammar import Period
 
@@ -20,7 +21,7 @@ def period(command: Any) -> Any:
     return click.option("--trash", "period", type=Period(), help=text)(command)
 
 
-@click.group("trash")
+@click.group("trash", cls=Group)
 def group() -> None:
     """Volumes that were removed and can come back."""
 

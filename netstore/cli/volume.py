@@ -117,7 +117,7 @@ def inspect(client: Client, volumes: tuple[str, ...], template: str) -> None:
 @pass_client
 def update(client: Client, volume: str, label_add: tuple[str, ...], label_rm: tuple[str, ...], limit: str | None,
            opt: tuple[str, ...], snapshot_schedule: str | None, keep: int | None) -> None:  # fmt: skip
-    """Change a volume's labels, size, options of mounting, or snapshot schedule."""
+    """Change labels, size, options or schedule of a volume."""
     found = client.volumes.GetVolume(volume_pb2.GetVolumeRequest(volume=volume)).volume
     changed, paths = volume_pb2.Volume(id=found.id, etag=found.etag, spec=found.spec), []
     if label_add or label_rm:
@@ -235,6 +235,8 @@ def prune(client: Client, all_: bool, force: bool, filters: tuple[str, ...], dry
     rows = [(each.name, size(each.size_bytes)) for each in preview.pruned]
     if rows:
         listing(preview.pruned, ("VOLUME NAME", "SIZE"), rows, None, quiet=False, ids=())
+    if not rows:
+        click.echo("Nothing to remove" if all_ else "Nothing to remove: no anonymous volume (--all: named ones too)")
     if dry_run or not rows:
         return
     if not force and not sys.stdin.isatty():

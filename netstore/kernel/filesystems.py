@@ -18,6 +18,7 @@ from netstore.kernel.paths import closing
 from netstore.kernel.tools import run_tool
 
 __all__ = [
+    "CHECK_SECONDS",
     "MAKERS",
     "MOUNT_FLAGS",
     "Space",
@@ -48,6 +49,9 @@ MAKERS: Mapping[str, tuple[str, Sequence[str], int]] = {
     "btrfs": ("btrfs-progs", ("mkfs.btrfs", "-q", "-f", "-K", "-m", "single"), 128 << 20),
 }
 """Filesystem: its package, the command that makes it without discarding what is allocated, its least size in bytes."""
+
+CHECK_SECONDS = 24 * 3600.0
+"""What reads all of a filesystem's metadata may take so long: a large one must not be given up half done."""
 
 FITRIM = 0xC0185879
 _RANGE = struct.Struct("=QQQ")  # struct fstrim_range: start, length, least extent
@@ -221,4 +225,5 @@ def renew_uuid(kind: str, image: Path, target: Path) -> None:
         target.rmdir()
     for command in commands[kind]:
         accepted = (0, 1) if command[0] == "e2fsck" else (0,)
-        run_tool(command, f"giving a UUID to {image}", package=MAKERS[kind][0], accepted=accepted)
+        doing = f"giving a UUID to {image}"
+        run_tool(command, doing, package=MAKERS[kind][0], accepted=accepted, timeout=CHECK_SECONDS)

@@ -93,7 +93,7 @@ def _open(backing: Path, *, read_only: bool) -> int:
 
 def _take(file: int, backing: str) -> tuple[int, str]:
     """Return the open device that has the file; else -1, and the path of a free one."""
-    wanted = os.fstat(file)
+    wanted, tail = os.fstat(file), "/".join(Path(backing).parts[-2:])
     for name in os.listdir("/sys/block"):
         if not name.startswith("loop"):
             continue
@@ -101,7 +101,7 @@ def _take(file: int, backing: str) -> tuple[int, str]:
             named = Path(f"/sys/block/{name}/loop/backing_file").read_text()
         except OSError:
             continue
-        if os.path.basename(backing) not in named:
+        if tail not in named:  # to open another's, for a moment, would keep it from ending with its last user
             continue
         descriptor = _has(f"/dev/{name}", wanted)
         if descriptor >= 0:

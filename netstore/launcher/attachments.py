@@ -285,7 +285,8 @@ class Attachments:
         if error.errno == errno.EBUSY and place.open is not None:
             holders = ", ".join(await in_thread(_holders, place.open, target)) or "a process"
             return InUse(
-                f"{target} in {place.name} is in use by {holders}", hint="end what uses it, or unmount it with force",
+                f"{target} in {place.name} is in use by {holders}",
+                hint="end what uses it, or unmount it with force (--force)",
                 holders=holders, target=target,
             )  # fmt: skip
         if error.errno == errno.EINVAL and place.at(target):

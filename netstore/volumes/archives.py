@@ -21,6 +21,7 @@ from netstore.errors import (
     NetstoreError,
     NotFound,
 )
+from netstore.kernel.files import spare_bytes
 from netstore.kernel.mounts import sync_file_system
 from netstore.kernel.paths import closing
 from netstore.kernel.tar import TRAILER_SIZE, Packer, digest_in
@@ -273,6 +274,8 @@ def _wrong(found: str, wanted: str) -> InvalidArgument:
 def _write(descriptor: int, chunk: bytes) -> None:
     view = memoryview(chunk)
     try:
+        if spare_bytes(descriptor) < len(chunk):  # who fills the disk stops everybody on it
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         while view:
             view = view[os.write(descriptor, view) :]
     except OSError as error:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from netstore.errors import KernelError
@@ -27,8 +29,7 @@ def give(descriptor: int, uid: int, gid: int) -> None:
     status = os.fstat(descriptor)
     try:
         if stat.S_ISDIR(status.st_mode):
-            with closing(os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_DIRECTORY)) as directory:
-                _give_members(directory, uid, gid, status.st_dev)
+            _give_members(os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_DIRECTORY), uid, gid, status.st_dev)
         if (status.st_uid, status.st_gid) != (uid, gid):
             os.chown(f"/proc/self/fd/{descriptor}", uid, gid)
     except OSError as error:
@@ -36,15 +37,33 @@ def give(descriptor: int, uid: int, gid: int) -> None:
 
 
 def _give_members(directory: int, uid: int, gid: int, device: int) -> None:
-    for name in os.listdir(directory):
-        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-        if status.st_dev != device:
-            continue
-        if stat.S_ISDIR(status.st_mode):
-            with closing(os.open(name, _DIRECTORY, dir_fd=directory)) as inner:
-                _give_members(inner, uid, gid, device)
-        if (status.st_uid, status.st_gid) != (uid, gid):
-            os.chown(name, uid, gid, dir_fd=directory, follow_symlinks=False)
+    """Go through what is in an open directory, which is closed; not by recursion, which has an end. What vanishes
+    meanwhile needs no owner.
+    """
+    levels = [(directory, _names(directory))]
+    try:
+        while levels:
+            place, names = levels[-1]
+            name = next(names, None)
+            if name is None:
+                os.close(levels.pop()[0])
+                continue
+            with suppress(FileNotFoundError, NotADirectoryError):
+                status = os.stat(name, dir_fd=place, follow_symlinks=False)
+                if status.st_dev != device:
+                    continue
+                if (status.st_uid, status.st_gid) != (uid, gid):
+                    os.chown(name, uid, gid, dir_fd=place, follow_symlinks=False)
+                if stat.S_ISDIR(status.st_mode):
+                    inner = os.open(name, _DIRECTORY, dir_fd=place)
+                    levels.append((inner, _names(inner)))
+    finally:
+        for place, _ in levels:
+            os.close(place)
+
+
+def _names(directory: int) -> Iterator[str]:
+    yield from os.listdir(directory)
 
 
 def has_owner(spec: VolumeSpec) -> bool:

@@ -139,7 +139,7 @@ def _check_resize(driver: VolumeDriver, spec: VolumeSpec, size: int) -> None:
     """
     if Capability.GROW not in driver.capabilities or driver.cannot_hold_size():
         raise Unsupported(
-            f"spec.size_bytes: {driver.cannot_hold_size() or f'the driver {driver.name} changes no size'}",
+            f"spec.size_bytes: the driver {driver.name}: {driver.cannot_hold_size() or 'it changes no size'}",
             hint="`netstore volume drivers` shows which does",
         )
     if not size:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from netstore.errors import KernelError, NetstoreError
 from netstore.kernel.files import files_below
+from netstore.kernel.filesystems import CHECK_SECONDS
 from netstore.kernel.paths import closing
 from netstore.kernel.tools import run_tool
 from netstore.model import new_id
@@ -25,7 +26,6 @@ _CHECKS: dict[str, Sequence[str]] = {
     "ext4": ("e2fsck", "-f", "-n"), "xfs": ("xfs_repair", "-n"), "btrfs": ("btrfs", "check", "--readonly"),
 }  # fmt: skip
 _PACKAGES = {"ext4": "e2fsprogs", "xfs": "xfsprogs", "btrfs": "btrfs-progs"}
-_HOURS = 4 * 3600.0
 _CHUNK = 1 << 20
 
 
@@ -76,7 +76,7 @@ def _kind(driver: VolumeDriver, options: object) -> str:
 
 def _check_image(kind: str, file: Path) -> list[str]:
     try:
-        run_tool([*_CHECKS[kind], str(file)], "checking the filesystem", timeout=_HOURS, package=_PACKAGES[kind])
+        run_tool([*_CHECKS[kind], str(file)], "checking the filesystem", timeout=CHECK_SECONDS, package=_PACKAGES[kind])
     except NetstoreError as error:
         if error.reason != "TOOL_FAILED":
             raise
@@ -87,7 +87,10 @@ def _check_image(kind: str, file: Path) -> list[str]:
 def _scrub(place: Path) -> list[str]:
     try:
         run_tool(
-            ["btrfs", "scrub", "start", "-B", "-r", str(place)], "scrubbing", timeout=_HOURS, package="btrfs-progs"
+            ["btrfs", "scrub", "start", "-B", "-r", str(place)],
+            "scrubbing",
+            timeout=CHECK_SECONDS,
+            package="btrfs-progs",
         )
     except NetstoreError as error:
         if error.reason != "TOOL_FAILED":

@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.metadata import entry_points
@@ -539,6 +540,55 @@ def test_a_growth_that_was_cut_short_is_seen_and_done_again(drivers: dict[str, V
     driver.stage(grown)
     assert driver.usage(grown).size_bytes > 24 * MIB
     driver.remove(grown)
+
+
+def test_a_growth_that_fails_takes_nothing_back_from_the_filesystem(
+    drivers: dict[str, VolumeDriver], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = drivers["image"]
+    volume = Volume(id=new_id(), name="v", spec=VolumeSpec(driver="image", size_bytes=16 * MIB))
+    driver.create(volume)
+    tool = place / "bin/resize2fs"
+    tool.parent.mkdir()
+    tool.write_text('#!/bin/sh\n/sbin/resize2fs "$@"\nexit 1\n')
+    tool.chmod(0o755)
+    with monkeypatch.context() as patched:
+        patched.setattr(tools, "_PATH", f"{tool.parent}:/sbin:/usr/sbin:/usr/bin:/bin")
+        with pytest.raises(NetstoreError, match="growing v"):
+            driver.resize(volume, 64 * MIB)
+    driver.stage(volume)  # a shorter image would not do for it
+    driver.unstage(volume)
+    assert not driver.fits(volume)
+    driver.resize(volume, 64 * MIB)
+    driver.remove(volume)
+
+
+def test_a_look_for_a_loop_device_keeps_no_other(drivers: dict[str, VolumeDriver]) -> None:
+    driver = drivers["image"]
+    spec = VolumeSpec(driver="image", size_bytes=16 * MIB, options={"sparse": "true"})
+    one, other = (Volume(id=new_id(), name="v", spec=spec) for _ in range(2))
+    for volume in (one, other):
+        driver.create(volume)
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.is_set():
+            loop.find(driver.directory(one) / "image")
+
+    looking = [threading.Thread(target=look) for _ in range(3)]
+    for thread in looking:
+        thread.start()
+    try:
+        for _ in range(60):
+            driver.stage(other)
+            driver.unstage(other)
+            assert not loop.find(driver.directory(other) / "image")
+    finally:
+        ended.set()
+        for thread in looking:
+            thread.join()
+    for volume in (one, other):
+        driver.remove(volume)
 
 
 def test_a_pool_is_a_device_of_one_netstored(place: Path, disk: str) -> None:

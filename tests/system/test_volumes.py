@@ -51,13 +51,13 @@ def test_prune_shows_first_and_spares_what_is_named_or_used(node: Node, image: s
     for name, label in (("named", "a=b"), ("used", "a=b"), ("other", "c=d")):
         node.cli("volume", "create", "--label", label, name)
     anonymous = node.out("volume", "create")
-    (data_of(node, anonymous) / "file").write_bytes(bytes(2_000_000))
+    (data_of(node, anonymous) / "file").write_bytes(bytes(2_048_000))
     node.cli("run", "-d", "--name", "c", "-v", "used:/u", image)
     shown = node.cli("volume", "prune")
-    assert table(shown.stdout) == [["VOLUME", "NAME", "SIZE"], [anonymous, "2MB"]]
-    assert "Nothing is removed yet: --force does it (2MB)" in shown.stderr
+    assert table(shown.stdout) == [["VOLUME", "NAME", "SIZE"], [anonymous, "2.048MB"]]
+    assert "Nothing is removed yet: --force does it (2.048MB)" in shown.stderr
     assert anonymous in node.out("volume", "ls", "-q")
-    assert "Total reclaimed space: 2MB" in node.out("volume", "prune", "--force")
+    assert "Total reclaimed space: 2.048MB" in node.out("volume", "prune", "--force")
     node.cli("volume", "prune", "-a", "--force", "--filter", "label=c=d")
     assert node.out("volume", "ls", "-q").split() == ["named", "used"]
     node.cli("volume", "prune", "-a", "--force")

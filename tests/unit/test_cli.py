@@ -6,7 +6,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from netstore.api.v1 import mount_pb2, network_pb2
+from netstore.api.v1 import mount_pb2, network_pb2, volume_pb2
 from netstore.cli import grammar, mounts
 from netstore.cli.commands import Command
 from netstore.cli.format import duration, show_objects, size
@@ -92,8 +92,21 @@ def test_templates(capsys: pytest.CaptureFixture[str]) -> None:
     network = network_pb2.Network(name="app", labels={"a": "b"}, status=network_pb2.NetworkStatus(mtu=1450))
     show_objects([network], "{{.Name}} {{.Status.Mtu}} {{json .Labels}} {{.status.predefined}}")
     assert capsys.readouterr().out == 'app 1450 {"a": "b"} false\n'
+    spec, status = volume_pb2.VolumeSpec(driver="image"), volume_pb2.VolumeStatus(mountpoint="/there")
+    volume = volume_pb2.Volume(name="v", spec=spec, status=status, labels=dict.fromkeys("cab", ""))
+    show_objects([volume], "{{.Name}} {{.Driver}} {{.Mountpoint}} {{json .Labels}}")  # as Docker's, which knows no spec
+    assert capsys.readouterr().out == 'v image /there {"a": "", "b": "", "c": ""}\n'
     with pytest.raises(click.UsageError, match="no field 'Nome'"):
         show_objects([network], "{{.Nome}}")
+
+
+def test_lists_of_commands_end_where_a_clause_does() -> None:
+    from netstore.cli import container, network, volume
+
+    for group in (container.group, network.group, volume.group):
+        with click.Context(group) as context:
+            shown = group.get_help(context)
+        assert "..." not in shown.partition("Commands:")[2].replace("PRIVATE...", "")
 
 
 def test_durations_and_sizes() -> None:

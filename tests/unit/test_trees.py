@@ -11,6 +11,7 @@ import pytest
 
 from netstore.kernel.files import files_below, remove_tree, tree_bytes
 from netstore.kernel.paths import closing
+from netstore.volumes.ownership import give
 from netstore.volumes.trees import copy_tree
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
@@ -40,6 +41,9 @@ def deep(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 def test_a_deep_tree_is_measured_and_removed(deep: Path) -> None:
     os.link(deep / "file", deep / "twin")
     assert tree_bytes(deep) == 4096
+    with closing(os.open(deep, os.O_PATH)) as top:
+        give(top, 1000, 1000)
+    assert {file.stat().st_uid for file in files_below(deep)} == {1000}
     with pytest.raises((RecursionError, OSError)):
         shutil.rmtree(deep)  # else this test is not needed any more
     remove_tree(deep)

@@ -104,7 +104,10 @@ class VolumeDriver(ABC):
         if spec.block and Capability.BLOCK not in self.capabilities:
             raise InvalidArgument("spec.mode", "BLOCK", f"a filesystem: the driver {self.name} has no devices")
         if spec.size_bytes and Capability.SIZE not in self.capabilities:
-            raise Unsupported(f"spec.size_bytes: {self.cannot_hold_size()}", hint="leave out the driver, or the size")
+            raise Unsupported(
+                f"spec.size_bytes: the driver {self.name}: {self.cannot_hold_size()}",
+                hint="leave out the driver, or the size",
+            )
 
     def directory(self, volume: Volume) -> Path:
         """Return where the volume's traces are. Pure."""
@@ -137,7 +140,7 @@ class VolumeDriver(ABC):
 
     def cannot_hold_size(self) -> str:
         """Return why the driver holds no size on this node, "" when it does. Does not block."""
-        return "" if Capability.SIZE in self.capabilities else f"the driver {self.name} holds no size"
+        return "" if Capability.SIZE in self.capabilities else "it holds no size"
 
     def enforcement(self, volume: Volume) -> str:
         """Say in a few words what holds the volume's size, "" when nothing does. Pure."""

@@ -88,7 +88,7 @@ class BtrfsDriver(VolumeDriver):
             return
         if not self._quota:
             raise FailedPrecondition(
-                f"spec.size_bytes: {self.cannot_hold_size()}", hint="take another driver, or no size",
+                f"spec.size_bytes: the driver btrfs: {self.cannot_hold_size()}", hint="take another driver, or no size",
                 reason="NO_QUOTA",
             )  # fmt: skip
         btrfs.limit(subvolume, spec.size_bytes)

@@ -16,7 +16,17 @@ from netstore.drivers.options import Option, boolean, choice
 from netstore.errors import Exhausted, InUse, InvalidArgument, KernelError, NetstoreError, Unsupported
 from netstore.kernel import loop
 from netstore.kernel.files import allocate, remove_tree, spare_bytes, sync_directory
-from netstore.kernel.filesystems import MAKERS, MOUNT_FLAGS, grow, make_filesystem, mount, space, trim, unmount_all
+from netstore.kernel.filesystems import (
+    CHECK_SECONDS,
+    MAKERS,
+    MOUNT_FLAGS,
+    grow,
+    make_filesystem,
+    mount,
+    space,
+    trim,
+    unmount_all,
+)
 from netstore.kernel.mounts import is_mount_point
 from netstore.kernel.paths import closing
 from netstore.kernel.tools import run_tool
@@ -176,13 +186,14 @@ class ImageDriver(VolumeDriver):
         values, image = self.parsed(volume.spec), self.image(volume)
         if not self.staged(volume) and loop.find(image):
             raise InUse(f"volume {volume.name}: a process still uses its filesystem", hint="end it, then try again")
-        before, growing = image.stat().st_size, self.directory(volume) / "growing"
+        before, growing, grown = image.stat().st_size, self.directory(volume) / "growing", False
         try:
             # The file stays when we are killed: `fits` then says that it is not done. Its lock is the tools' too: who
             # still works on the image after that is waited for.
             with closing(os.open(growing, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)) as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 _allocate(image, size_bytes, sparse=values["sparse"])
+                grown = not volume.spec.block
                 if volume.spec.block:
                     if device := loop.find(image):
                         loop.refresh_size(device)
@@ -192,7 +203,7 @@ class ImageDriver(VolumeDriver):
                     self._grow_unmounted(volume, values["fs"], lock)
             growing.unlink()
         except BaseException as error:
-            if not loop.find(image):
+            if not grown and not loop.find(image):  # else the filesystem may be as long as the image, or half of it
                 os.truncate(image, before)
                 growing.unlink(missing_ok=True)
             if isinstance(error, OSError):
@@ -208,8 +219,8 @@ class ImageDriver(VolumeDriver):
         if kind == "ext4":
             image, doing = str(self.image(volume)), f"growing {volume.name}"
             check = ["e2fsck", "-f", "-y", image]
-            run_tool(check, doing, accepted=(0, 1), package="e2fsprogs", keep=[lock])
-            run_tool(["resize2fs", image], doing, package="e2fsprogs", keep=[lock])
+            run_tool(check, doing, accepted=(0, 1), package="e2fsprogs", keep=[lock], timeout=CHECK_SECONDS)
+            run_tool(["resize2fs", image], doing, package="e2fsprogs", keep=[lock], timeout=CHECK_SECONDS)
             return
         self.stage(volume)
         try:

@@ -62,7 +62,7 @@ class LocalDriver(VolumeDriver):
     def __init__(self, node: Node) -> None:
         super().__init__(node)
         self._trash = self.root / ".removed"
-        self._no_quota = "the driver local has not looked at the state directory yet"
+        self._no_quota = "it has not looked at the state directory yet"
 
     def start(self) -> None:
         """Finish removals that a crash cut short, and see whether the filesystem holds project quotas."""
@@ -73,7 +73,7 @@ class LocalDriver(VolumeDriver):
 
     def cannot_hold_size(self) -> str:
         """Say why there are no project quotas."""
-        return self._no_quota and f"local: {self._no_quota}"
+        return self._no_quota
 
     def enforcement(self, volume: Volume) -> str:
         """Name it."""
