@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from netstore.drivers.options import INTERFACE, MAC_ADDRESS
 from netstore.errors import AddressTaken, AlreadyExists, FailedPrecondition, InvalidArgument, NetstoreError, NotFound
-from netstore.kernel.sandboxes import interface_names
+from netstore.kernel.sandboxes import interface_names, leads_out
 from netstore.model import (
     Endpoint,
     EndpointSpec,
@@ -88,11 +88,14 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where an endpoint goes: its sandbox, the endpoints that are there, and names that interfaces have inside."""
+    """Where an endpoint goes: its sandbox, the endpoints that are there, names that interfaces have inside, and whether
+    one that is not ours leads out.
+    """
 
     sandbox: Sandbox
     others: Sequence[Endpoint] = ()
     interfaces: frozenset[str] = frozenset()
+    leads_out: bool = False
 
 
 def attach(tx: Transaction, pairs: Sequence[tuple[AttachRequest, OpenSandbox]], request_id: str) -> list[Plan]:
@@ -138,7 +141,10 @@ def _attach_one(tx: Transaction, request: AttachRequest, opened: OpenSandbox) ->
     if sandbox.container_id:
         container = tx.containers.require(sandbox.container_id)
         name, live, labels = container.name, _is_live(tx, sandbox), {**container.labels, **labels}
-    place = Place(sandbox=sandbox, others=others, interfaces=_interfaces(opened))
+    interfaces = _interfaces(opened)
+    theirs = interfaces - {"lo"} - {each.interface_name for each in others}
+    out = bool(theirs) and opened.namespace is not None and leads_out(opened.namespace)
+    place = Place(sandbox=sandbox, others=others, interfaces=interfaces, leads_out=out)
     endpoint = reserve(
         tx, network, place, request.spec, name=name, labels=labels, attached=live, port_keeper=request.port_keeper
     )
@@ -215,7 +221,7 @@ def reserve(
         if attached and spec.ports:
             claimed = ports.claim(tx, endpoint_id, _publishable(network, endpoint, spec.ports), keeper=port_keeper)
             endpoint = replace(endpoint, ports=claimed)
-        endpoint = take_default_route(tx, network, endpoint, place.others)
+        endpoint = take_default_route(tx, network, endpoint, place.others, taken=place.leads_out)
     try:
         tx.endpoints.insert(endpoint)
     except sqlite3.IntegrityError:
@@ -261,13 +267,17 @@ def _name_twin(tx: Transaction, endpoint: Endpoint, network: Network) -> None:
         )  # fmt: skip
 
 
-def take_default_route(tx: Transaction, network: Network, endpoint: Endpoint, others: Sequence[Endpoint]) -> Endpoint:
-    """Give the endpoint the default route, if its priority is above the present holder's, or there is none.
+def take_default_route(
+    tx: Transaction, network: Network, endpoint: Endpoint, others: Sequence[Endpoint], *, taken: bool = False
+) -> Endpoint:
+    """Give the endpoint the default route, if its priority is above the present holder's, or there is none. `taken`: an
+    interface that is not ours has it, whose priority is 0.
 
     Ties stay with who came first: connecting a network never changes the way out (complaint 13).
     """
     holder = next((other for other in others if other.default_route), None)
-    if not _leads_out(network, endpoint) or (holder and holder.spec.gateway_priority >= endpoint.spec.gateway_priority):
+    present = holder.spec.gateway_priority if holder else 0 if taken else None
+    if not _leads_out(network, endpoint) or (present is not None and present >= endpoint.spec.gateway_priority):
         return endpoint
     if holder:
         tx.endpoints.update(replace(holder, default_route=False))

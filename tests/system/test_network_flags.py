@@ -135,3 +135,30 @@ def test_connect_flags_and_verbose(node: Node, image: str) -> None:
     node.cli("network", "disconnect", "--netns", "/run/netns/a", "app")
     assert node.cli("network", "disconnect", "--netns", "/run/netns/a", "app", check=False).returncode == 1
     node.cli("network", "disconnect", "-f", "--netns", "/run/netns/a", "app")
+
+
+def test_the_way_out_of_others(node: Node) -> None:
+    """A default route that is not ours stays, of either family, unless the priority says otherwise; ours comes back."""
+    host = node.host
+    node.cli("network", "create", "--subnet", "10.8.0.0/24", "--ipv6", "--subnet", "fd08::/64", "app")
+    theirs = {
+        "a": "default via 10.99.0.1 dev lan",
+        "b": "default via fd99::1 dev lan",
+        "c": "10.55.0.0/16 via 10.99.0.1 dev lan",
+    }
+    for name, route in theirs.items():
+        host.netns(name)
+        host.sh(f"ip -n {name} link set lo up; ip -n {name} link add lan type veth peer name other; ip -n {name} link set lan up;"
+                f"ip -n {name} link set other up; ip -n {name} addr add 10.99.0.2/24 dev lan; ip -n {name} addr add fd99::2/64 dev lan nodad;"
+                f"ip -n {name} {'-6' if 'fd99' in route else ''} route add {route}")  # fmt: skip
+    for name, flags, ours in (("a", (), False), ("b", (), False), ("c", (), True), ("a", ("--gw-priority", "1"), True)):
+        node.cli("network", "connect", *flags, "--netns", f"/run/netns/{name}", "app")
+        routes = host.sh(f"ip -n {name} route; ip -n {name} -6 route")
+        assert ("default via 10.8.0.1 dev eth0" in routes) == ("default via fd08::1 dev eth0" in routes) == ours, (
+            name,
+            routes,
+        )
+        assert (theirs[name] in routes) or flags, (name, routes)
+        assert host.run("ip", "netns", "exec", name, "ping", "-c1", "-W2", "10.8.0.1").returncode == 0
+        node.cli("network", "disconnect", "--netns", f"/run/netns/{name}", "app")
+    assert node.out("system", "check") == "kernel and store agree"

@@ -136,7 +136,9 @@ class EndpointSpec(_message.Message):
     interface_name: _builtins.str
     """OPTIONAL. The interface's name inside, at most 15 bytes; empty takes the first free ethN."""
     gateway_priority: _builtins.int
-    """OPTIONAL. The endpoint with the highest one gives the sandbox its default route; ties: see the bridge reference."""
+    """OPTIONAL. The endpoint with the highest one gives the sandbox its default route, of equal ones who came first; a
+    default route that is not ours counts as 0.
+    """
     @_builtins.property
     def sandbox(self) -> Global___SandboxRef:
         """REQUIRED. Where the interface goes."""
