@@ -40,7 +40,7 @@ class MacvlanDriver(ParentDriver):
         Option(HOST_ACCESS, boolean, False, "the host reaches the endpoints, and they it, at the auxiliary address"
                " `host` (--aux-address host=ADDRESS; by default the last one of the range)"),
         Option(BROADCAST, number(-1, 0x7FFFFFFF), 1, "broadcasts go at once to at most so many endpoints, and through a"
-               " queue to more; -1 never queues"),
+               " queue to more; -1 never queues (Linux 6.3)"),
         *BANDWIDTHS,
     )  # fmt: skip
 

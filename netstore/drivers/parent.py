@@ -186,14 +186,19 @@ class ParentDriver(Driver):
         """Make the interface in the namespace; False when it is there already."""
         if self.is_inside(network, endpoint, namespace):
             return False
-        parent = _parent(network)
+        parent = host_socket().link(network.interface)
         if not parent:
             raise FailedPrecondition(
                 f"parent {network.interface} of network {network.name} is not there",
                 hint="bring it back, then try again",
             )
+        if network.mtu > parent.mtu:
+            raise FailedPrecondition(
+                f"network {network.name}: MTU {network.mtu} is larger than that of its parent {network.interface},"
+                f" {parent.mtu}", hint=f"`netstore network update -o {MTU}=…`, or raise the parent's",
+            )  # fmt: skip
         try:
-            host_socket().run([self.interface(network, endpoint, parent, namespace)])
+            host_socket().run([self.interface(network, endpoint, parent.index, namespace)])
         except KernelError as error:
             raise self.refusal(error, network) from error
         with socket_in(namespace) as route:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
-from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg, macvx_data
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from netstore.kernel.attributes import attribute, nested
@@ -102,6 +102,13 @@ def bridge_add(name: str, *, mac: str) -> Request:
 _NAME, _MAC, _ALIAS = b"\1" * 15, b"\2\3\4\5\6\7", b"\x08" * 120
 _NAMESPACE, _INDEX = struct.pack("I", 0x7A7A7A7A), struct.pack("I", 0x7B7B7B7B)
 _ADDRESS = {socket.AF_INET: bytes(range(0xE0, 0xE4)), socket.AF_INET6: bytes(range(0xE0, 0xF0))}
+# if_link.h has more than pyroute2's map, which leaves out what it does not know without a word.
+_MORE = (
+    ("IFLA_MACVLAN_BC_QUEUE_LEN", "uint32"), ("IFLA_MACVLAN_BC_QUEUE_LEN_USED", "uint32"),
+    ("IFLA_MACVLAN_BC_CUTOFF", "int32"),
+)  # fmt: skip
+if _MORE[0] not in macvx_data.nla_map:
+    macvx_data.nla_map = (*macvx_data.nla_map, *_MORE)
 _BROADCAST = bytes(range(0xD0, 0xD4))
 
 

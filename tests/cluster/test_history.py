@@ -19,7 +19,7 @@ import grpc
 from conftest import Node, wait_until
 
 from cluster.lab import Etcd3, known, states
-from netstore.api.v1 import endpoint_pb2, network_pb2
+from netstore.api.v1 import endpoint_pb2, network_pb2, service_pb2
 from netstore.client import BlockingClient as Client
 
 SECONDS = 15
@@ -82,7 +82,7 @@ class User(threading.Thread):
 
     def run(self) -> None:
         while not self.stop.is_set():
-            (self.attach if self.random.random() < 0.85 else self.make_network)()
+            self.random.choices((self.attach, self.make_network, self.make_service), (70, 15, 15))[0]()
         self.client.channel.close()
 
     def attach(self) -> None:
@@ -120,6 +120,25 @@ class User(threading.Thread):
             self.history.held(what, since, until, made.id)
         gone = network_pb2.DeleteNetworkRequest(network=made.id, allow_missing=True)
         self.history.call(lambda: self.client.networks.DeleteNetwork(gone, timeout=30))
+
+    def make_service(self) -> None:
+        name, port = self.random.choice(NAMES), self.random.randint(8080, 8082)
+        spec = service_pb2.ServiceSpec(
+            network="shared", selector=["tier"], ports=[{"published_port": port, "target_port": 80}]
+        )
+        request = service_pb2.CreateServiceRequest(service={"name": name, "spec": spec, "labels": {"by": self.name}})
+        answer = self.history.call(lambda: self.client.services.CreateService(request, timeout=30))
+        since = time.monotonic()
+        if answer is None:
+            return
+        made = answer.service
+        time.sleep(self.random.random() * 0.1)
+        until = time.monotonic()
+        for what in (f"service {name}", f"port {port}", *(f"address {each}" for each in made.status.addresses)):
+            self.history.held(what, since, until, made.id)
+        gone = service_pb2.DeleteServiceRequest(service=made.id, allow_missing=True)
+        while self.history.call(lambda: self.client.services.DeleteService(gone, timeout=30)) is None:
+            time.sleep(0.1)
 
 
 def disturb(etcd: Etcd3) -> None:
@@ -180,8 +199,11 @@ def test_never_two_holders(etcd3: Etcd3, nodes3: list[Node]) -> None:
     assert history.problems == []
     assert history.check() == []
     assert history.results["ok"] > 200
-    assert len(history.holds["name blue"]) > 1
+    for what in ("name blue", "service blue", "port 8080"):
+        assert len(history.holds[what]) > 1
     wait_until(lambda: set(states(nodes3[0]).values()) == {"up"}, seconds=15, what="all nodes again")
+    for each in nodes3[0].out("service", "ls", "-q").split():  # made by a call whose answer was lost
+        nodes3[0].cli("service", "rm", each)
     wait_until(lambda: claims_of(etcd3, network_id) == endpoints_of(nodes3), seconds=15, what="etcd to be what is")
     for node in nodes3:
         assert "evict" not in node.out("system", "events", "--since", "0", "--until-now")

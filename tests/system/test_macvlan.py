@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 from conftest import Node, wait_until
@@ -97,6 +98,30 @@ def test_who_hears_whom(node: Node, mode: str, hairpin: str, among: bool) -> Non
         wait_until(lambda name=name: pings(node, name, "192.0.2.254"), what="the switch")
     assert pings(node, "a", "192.0.2.65") is among
     assert pings(node, "b", "192.0.2.64") is among
+
+
+CUTOFF = """
+from pyroute2 import IPRoute
+import netstore.kernel.netlink  # pyroute2 does not know the attribute's name by itself
+print(IPRoute().get_links(ifname="eth0")[0].get_nested("IFLA_LINKINFO", "IFLA_INFO_DATA", "IFLA_MACVLAN_BC_CUTOFF"))
+"""
+
+
+def test_mtu_broadcasts_and_ipv6(node: Node) -> None:
+    mtu, cutoff = "com.docker.network.driver.mtu", "netstore.macvlan.broadcast_cutoff"
+    node.cli("network", "create", "-d", "macvlan", "-o", "parent=uplink", "-o", f"{mtu}=1400", "-o", f"{cutoff}=7",
+             "--ipv6", "--subnet", "203.0.113.0/24", "--subnet", "fd00:2::/64", "--ip-range", "203.0.113.64/26", "lan")  # fmt: skip
+    node.host.sh("ip -n neighbour addr add fd00:2::ffff/64 dev eth0 nodad")
+    attach(node, "lan", "a")
+    assert "mtu 1400 " in node.host.sh("ip -n a -o link show eth0")
+    assert node.host.run("ip", "netns", "exec", "a", sys.executable, "-c", CUTOFF).stdout == "7\n"
+    assert pings(node, "a", "fd00:2::ffff")
+    assert pings(node, "neighbour", next(each for each in addresses(node, "a")["eth0"] if each.startswith("fd00:2:")))
+    node.cli("network", "create", "-d", "macvlan", "-o", "parent=uplink", "-o", f"{mtu}=9000", "--subnet",
+             "192.0.2.0/24", "large")  # fmt: skip
+    larger = node.cli("network", "connect", "large", "--netns", node.host.netns("b"), check=False)
+    assert "MTU 9000 is larger than that of its parent uplink, 1500" in larger.stderr
+    assert "eth0" not in addresses(node, "b")
 
 
 def test_internal_without_a_parent(node: Node) -> None:
