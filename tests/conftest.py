@@ -17,8 +17,12 @@ from pathlib import Path
 
 import grpc
 import pytest
+from hypothesis import settings
 
 from netstore.client import BlockingClient as Client
+
+settings.register_profile("suite", deadline=None)  # how long a test takes says what else the machine does
+settings.load_profile("suite")
 
 BIN = Path(sys.executable).parent
 SLOWER = 6 if "NETSTORE_TEST_LAB" in os.environ else 1  # an emulated machine, beside others
