@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 from netstore.kernel.policing import BRIDGED, ROUTED
 from netstore.kernel.wireguard import DEVICE as WIREGUARD
-from netstore.model import PAIR_PREFIX
+from netstore.model import PAIR_PREFIX, TUNNEL_PREFIX
 
 __all__ = ["EXPIRING", "FIRST_SLOT", "GUARD_SETS", "SLOTS", "TABLES", "Chains", "Sets"]
 
@@ -100,22 +100,38 @@ _LINK_CONTROL = (
 )
 _SLOT = f"meta mark set numgen random mod {SLOTS} offset {FIRST_SLOT} dnat IP to"
 _CHAINS: Chains = {
+    # Ordered by cost: what passes within one network, which br_netfilter shows to us, is decided after few looks.
     "forward": (
         "type filter hook forward priority filter; policy accept;",
         (
             "iifname != @bridges oifname != @bridges accept",
             "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu",
-            "iifname . oifname != @own iifname @strict oifname @bridges drop",
-            "iifname . oifname != @own iifname @bridges oifname @strict drop",
+            "iifname . oifname @own goto within",
+            "iifname @strict oifname @bridges drop",
+            "iifname @bridges oifname @strict drop",
             *_both("iifname @strict IP daddr @near_sourcesSIX iifname . IP daddr != @nearSIX drop"),
             "iifname vmap @policed",
-            "iifname . oifname != @own oifname vmap @policed",
+            "oifname vmap @policed",
             "ct state established,related accept",
-            "iifname . oifname @same accept",
             *_both(
                 "oifname != @bridges iifname . IP daddr @nearSIX accept",
                 "iifname != @bridges oifname . IP saddr @nearSIX accept",
             ),
+            "goto between",
+        ),
+    ),
+    "within": (
+        "",
+        (
+            "iifname vmap @policed",
+            "ct state established,related accept",
+            "iifname . oifname @same accept",
+            "goto between",
+        ),
+    ),
+    "between": (
+        "",
+        (
             "iifname @internal drop",
             "oifname @internal drop",
             *_both(
@@ -135,11 +151,7 @@ _CHAINS: Chains = {
     "input": (
         "type filter hook input priority filter; policy accept;",
         (
-            # Services without an endpoint that works refuse: what listens on the host is not theirs.
-            *_both(
-                "IP daddr @servicesSIX ct state new meta l4proto tcp reject with tcp reset",
-                "IP daddr @servicesSIX ct state new meta l4proto { udp, sctp } reject",
-            ),
+            *_both("IP daddr @servicesSIX jump unserved"),
             "iifname != @bridges accept",
             "ct direction reply accept",
             f"icmpv6 type {{ {_LINK_CONTROL}, nd-router-solicit }} accept",
@@ -149,23 +161,44 @@ _CHAINS: Chains = {
             "iifname vmap @policed",
         ),
     ),
+    # Services without an endpoint that works refuse: what listens on the host is not theirs.
+    "unserved": (
+        "",
+        (
+            "ct state new meta l4proto tcp reject with tcp reset",
+            "ct state new meta l4proto { udp, sctp } reject",
+        ),
+    ),
     # Containers must not reach what listens on the host's loopback, which route_localnet would let them.
     "raw": (
         "type filter hook prerouting priority raw; policy accept;",
         (
-            "iifname @bridges ip daddr 127.0.0.0/8 drop",
-            "iifname @bridges udp dport @tunnels drop",
-            f'udp dport @sealed iifname != "{WIREGUARD}" drop',
-            "udp dport @tunnels fib daddr type local ip saddr != @vteps drop",
-            "udp dport @tunnels fib daddr type local ip6 saddr != @vteps6 drop",
+            "ip daddr 127.0.0.0/8 iifname @bridges drop",
+            "udp dport @tunnels jump tunnelled",
             # Nobody but near nodes speaks as an endpoint of a network that has plain routes.
             *_both('IP saddr @near_sourcesSIX iifname != @bridges iifname != "lo" goto arrival'),
+        ),
+    ),
+    # A tunnel's packets go one way, from a port of their own for each flow inside: tracked, they would be an entry for each
+    # of those, never established.
+    "tunnelled": (
+        "",
+        (
+            "iifname @bridges drop",
+            f'udp dport @sealed iifname != "{WIREGUARD}" drop',
+            "ip saddr @vteps notrack accept",
+            "ip6 saddr @vteps6 notrack accept",
+            "fib daddr type local drop",
         ),
     ),
     "arrival": ("", ("iifname . ether saddr @near_nodes accept", "drop")),
     "sealing": (
         "type filter hook output priority raw; policy accept;",
-        (f'udp dport @sealed oifname != "{WIREGUARD}" drop',),
+        (
+            f'udp dport @sealed oifname != "{WIREGUARD}" drop',
+            "udp dport @tunnels ip daddr @vteps notrack",
+            "udp dport @tunnels ip6 daddr @vteps6 notrack",
+        ),
     ),
     "publish": (
         "",
@@ -252,7 +285,7 @@ _GUARD_CHAINS: Chains = {
     "arrive": (
         "type filter hook prerouting priority -301; policy accept;",
         (
-            "iifname . ether daddr @ours meta pkttype set host",
+            f'iifname "{TUNNEL_PREFIX}*" iifname . ether daddr @ours meta pkttype set host',
             *_both("IP daddr @near_endsSIX ether daddr set iifname map @detours meta pkttype set host"),
         ),
     ),
@@ -260,9 +293,9 @@ _GUARD_CHAINS: Chains = {
         "type filter hook prerouting priority -300; policy accept;",
         (
             f'iifname != "{PAIR_PREFIX}*" accept',
+            "iifname . ether saddr . ip saddr @senders accept",  # nearly all
             "iifname @unguarded accept",
             "icmpv6 type nd-router-advert drop",
-            "iifname . ether saddr . ip saddr @senders accept",
             "iifname . ether saddr . arp saddr ip @senders accept",
             "iifname . ether saddr . ip6 saddr @senders6 accept",
             "ether type ip ip saddr 0.0.0.0 udp dport 67 accept",
