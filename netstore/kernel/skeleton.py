@@ -179,8 +179,8 @@ _CHAINS: Chains = {
             *_both('IP saddr @near_sourcesSIX iifname != @bridges iifname != "lo" goto arrival'),
         ),
     ),
-    # A tunnel's packets go one way, from a port of their own for each flow inside: tracked, they would be an entry for each
-    # of those, never established.
+    # A tunnel's packets go one way, from a port of their own for each flow inside: tracked, they would be an entry for
+    # each of those, never established.
     "tunnelled": (
         "",
         (

@@ -56,8 +56,9 @@ _PROBE_SECONDS = 3.0
 _AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED,
           grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL)  # fmt: skip
 _NOT_CONNECTED = ("failed to connect", "connections to all backends", "Endpoint closing")
+# What gRPC calls the least backoff is how long a connection, with TLS, may take to come about: 200 nodes ask at once.
 _OPTIONS = (
-    ("grpc.enable_http_proxy", 0), ("grpc.initial_reconnect_backoff_ms", 100), ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.enable_http_proxy", 0), ("grpc.initial_reconnect_backoff_ms", 100), ("grpc.min_reconnect_backoff_ms", 1500),
     ("grpc.max_reconnect_backoff_ms", 1000), ("grpc.max_receive_message_length", 64 << 20),
 )  # fmt: skip
 _WITH_LEADER = (("hasleader", "true"),)

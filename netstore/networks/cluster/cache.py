@@ -70,34 +70,61 @@ class Effect:
     """Somebody removed this node from the cluster."""
 
 
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """Whose picture it is, and how a network of the cluster becomes this node's."""
+@dataclass(slots=True)
+class _Batch:
+    """What one `apply` has found out. Endpoints are remembered as they were before their first change."""
 
-    node_id: str
-    localise: Callable[[Network], Network]
+    tx: Transaction
+    effect: Effect = field(default_factory=Effect)
+    before: dict[str, RemoteEndpoint | None] = field(default_factory=dict)
+    inserted: dict[str, EndpointRecord] = field(default_factory=dict)
+    held: set[str] = field(default_factory=set)
+    """Endpoints that have rows, of those that were touched."""
+    _up: dict[str, bool] = field(default_factory=dict)
+    _here: dict[str, bool] = field(default_factory=dict)
 
-    def apply(self, tx: Transaction, seen: Sequence[Seen]) -> Effect:
-        """Take up what was seen, in order."""
-        effect = Effect()
-        before: dict[str, RemoteEndpoint | None] = {}
-        for put, item in seen:
-            if item.key.startswith((ENDPOINTS, HOSTS)):
-                self._endpoint(tx, effect, before, item, put=put)
-            elif item.key.startswith(ALIVE):
-                self._alive(tx, effect, before, item.key.removeprefix(ALIVE), up=put)
-            elif item.key.startswith(NODES):
-                self._node(tx, effect, before, item, put=put)
-            elif item.key.startswith(SERVICES):
-                self._service(tx, effect, item, put=put)
-            elif item.key.startswith(NETWORKS):
-                self._network(tx, effect, item, put=put)
-            elif item.key.startswith(POLICIES) and put:
-                self._policies(tx, effect, item)
-            elif item.key.startswith(CHECKS) and put:
-                effect.checks.append(decode_request(item.value))
-        for endpoint_id, old in before.items():
-            new = _visible(tx, endpoint_id)
+    def touch(self, endpoint_ids: Iterable[str]) -> None:
+        """Remember how endpoints are, before they change."""
+        for endpoint_id in endpoint_ids:
+            if endpoint_id not in self.before:
+                row = self.tx.row("SELECT body FROM remote_endpoints WHERE id = ?", endpoint_id)
+                self.before[endpoint_id] = self._visible(decode_endpoint(row[0])) if row else None
+                if row:
+                    self.held.add(endpoint_id)
+
+    def drop(self, endpoint_id: str) -> None:
+        """Take an endpoint's rows away, where there are some."""
+        self.touch([endpoint_id])
+        if endpoint_id in self.held:
+            _drop(self.tx, endpoint_id)
+            self.held.discard(endpoint_id)
+            self.inserted.pop(endpoint_id, None)
+
+    def insert(self, record: EndpointRecord, body: str) -> None:
+        """Put an endpoint's rows in place of what there is of it."""
+        self.drop(record.id)
+        _insert(self.tx, record, body)
+        self.held.add(record.id)
+        self.inserted[record.id] = record
+
+    def is_here(self, network_id: str) -> bool:
+        """Say whether this node has a row for a network of the cluster."""
+        if network_id not in self._here:
+            found = self.tx.row("SELECT 1 FROM global_networks WHERE network_id = ?", network_id)
+            self._here[network_id] = found is not None
+        return self._here[network_id]
+
+    def forget(self) -> None:
+        """Look again at what may have changed: nodes that are up, networks that are here, and what went with one."""
+        self._up.clear()
+        self._here.clear()
+        self.inserted.clear()
+
+    def finish(self) -> Effect:
+        """Compare what packets can go to now with what they could."""
+        effect = self.effect
+        for endpoint_id, old in self.before.items():
+            new = self._now(endpoint_id)
             if old == new:
                 continue
             effect.touched.update(each.network_id for each in (old, new) if each)
@@ -107,15 +134,60 @@ class Picture:
                 effect.add.setdefault(new.network_id, []).append(new)
         return effect
 
-    def _node(
-        self, tx: Transaction, effect: Effect, before: dict[str, RemoteEndpoint | None], item: KeyValue, *, put: bool
-    ) -> None:
-        node_id = item.key.removeprefix(NODES)
+    def _now(self, endpoint_id: str) -> RemoteEndpoint | None:
+        record = self.inserted.get(endpoint_id)
+        if record is None and endpoint_id in self.held:
+            row = self.tx.row("SELECT body FROM remote_endpoints WHERE id = ?", endpoint_id)
+            record = decode_endpoint(row[0]) if row else None  # it may have gone with its network
+        return self._visible(record) if record else None
+
+    def _visible(self, record: EndpointRecord) -> RemoteEndpoint | None:
+        """Return an endpoint that packets can go to."""
+        return _remote(self.tx, record) if record.attached and self._is_up(record.node_id) else None
+
+    def _is_up(self, node_id: str) -> bool:
+        if node_id not in self._up:
+            row = self.tx.row("SELECT up FROM nodes WHERE id = ?", node_id)
+            self._up[node_id] = bool(row and row[0])
+        return self._up[node_id]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """Whose picture it is, and how a network of the cluster becomes this node's."""
+
+    node_id: str
+    localise: Callable[[Network], Network]
+
+    def apply(self, tx: Transaction, seen: Sequence[Seen]) -> Effect:
+        """Take up what was seen, in order."""
+        batch = _Batch(tx)
+        for put, item in seen:
+            if item.key.startswith((ENDPOINTS, HOSTS)):
+                self._endpoint(batch, item, put=put)
+            elif item.key.startswith(ALIVE):
+                self._alive(batch, item.key.removeprefix(ALIVE), up=put)
+            elif item.key.startswith(NODES):
+                self._node(batch, item, put=put)
+            elif item.key.startswith(SERVICES):
+                self._service(tx, batch.effect, item, put=put)
+            elif item.key.startswith(NETWORKS):
+                self._network(tx, batch.effect, item, put=put)
+                batch.forget()
+            elif item.key.startswith(POLICIES) and put:
+                self._policies(tx, batch.effect, item)
+            elif item.key.startswith(CHECKS) and put:
+                batch.effect.checks.append(decode_request(item.value))
+        return batch.finish()
+
+    def _node(self, batch: _Batch, item: KeyValue, *, put: bool) -> None:
+        tx, effect, node_id = batch.tx, batch.effect, item.key.removeprefix(NODES)
         present = tx.nodes.get(node_id)
         effect.peers = True
         if not put:
             effect.removed_here |= node_id == self.node_id
-            _touch(tx, before, _of_node(tx, node_id))
+            batch.touch(_of_node(tx, node_id))
+            batch.forget()
             if present:
                 tx.nodes.delete(node_id)
                 tx.event(Kind.NODE, "remove", node_id, present.name)
@@ -129,17 +201,17 @@ class Picture:
             if present.drained != node.drained:
                 tx.event(Kind.NODE, "drain" if node.drained else "undrain", node_id, node.name)
 
-    def _alive(
-        self, tx: Transaction, effect: Effect, before: dict[str, RemoteEndpoint | None], node_id: str, *, up: bool
-    ) -> None:
+    def _alive(self, batch: _Batch, node_id: str, *, up: bool) -> None:
+        tx = batch.tx
         node = tx.nodes.get(node_id)
         if node is None or node.up == up:
             return
-        _touch(tx, before, _of_node(tx, node_id))
+        batch.touch(_of_node(tx, node_id))
+        batch.forget()
         tx.nodes.update(replace(node, up=up))
         _follow_mesh(tx, node_id, up=up)
         tx.event(Kind.NODE, "up" if up else "down", node_id, node.name, address=node.address)
-        effect.peers = True
+        batch.effect.peers = True
 
     def _network(self, tx: Transaction, effect: Effect, item: KeyValue, *, put: bool) -> None:
         network_id = item.key.removeprefix(NETWORKS)
@@ -200,37 +272,22 @@ class Picture:
                 continue
             effect.policed.add(network.id)
 
-    def _endpoint(
-        self, tx: Transaction, effect: Effect, before: dict[str, RemoteEndpoint | None], item: KeyValue, *, put: bool
-    ) -> None:
+    def _endpoint(self, batch: _Batch, item: KeyValue, *, put: bool) -> None:
         _, network_id, last = item.key.rsplit("/", 2)
-        effect.touched.add(network_id)
+        batch.effect.touched.add(network_id)
         if not put:
-            endpoint_id = host_id(network_id, last) if item.key.startswith(HOSTS) else last
-            _touch(tx, before, [endpoint_id])
-            _drop(tx, endpoint_id)
+            batch.drop(host_id(network_id, last) if item.key.startswith(HOSTS) else last)
             return
         record = decode_endpoint(item.value)
         if record.node_id == self.node_id:
-            if item.key.startswith(ENDPOINTS) and tx.endpoints.get(record.id) is None:
-                effect.strays.append(record)
-            return
-        if not tx.row("SELECT 1 FROM global_networks WHERE network_id = ?", network_id):
-            return  # it cannot be here; listed anew when it can
-        _touch(tx, before, [record.id])
-        _drop(tx, record.id)
-        _insert(tx, record)
+            if item.key.startswith(ENDPOINTS) and batch.tx.endpoints.get(record.id) is None:
+                batch.effect.strays.append(record)
+        elif batch.is_here(network_id):  # else it cannot be here; listed anew when it can
+            batch.insert(record, item.value.decode())
 
 
 def _of_node(tx: Transaction, node_id: str) -> list[str]:
     return [row[0] for row in tx.rows("SELECT id FROM remote_endpoints WHERE node_id = ?", node_id)]
-
-
-def _touch(tx: Transaction, before: dict[str, RemoteEndpoint | None], endpoint_ids: Iterable[str]) -> None:
-    """Remember how endpoints were before the first change."""
-    for endpoint_id in endpoint_ids:
-        if endpoint_id not in before:
-            before[endpoint_id] = _visible(tx, endpoint_id)
 
 
 def _visible(tx: Transaction, endpoint_id: str) -> RemoteEndpoint | None:
@@ -278,8 +335,8 @@ def retry_mesh(tx: Transaction) -> list[RemoteEndpoint]:
     return found
 
 
-def _insert(tx: Transaction, record: EndpointRecord) -> None:
-    values = record.id, record.network_id, record.node_id, encode(record).decode()
+def _insert(tx: Transaction, record: EndpointRecord, body: str) -> None:
+    values = record.id, record.network_id, record.node_id, body
     tx.execute("INSERT INTO remote_endpoints VALUES (?, ?, ?, ?)", *values)
     for name in record.names if record.attached else ():
         tx.execute("INSERT OR IGNORE INTO remote_names VALUES (?, ?, ?)", record.network_id, name, record.id)

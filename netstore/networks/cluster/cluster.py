@@ -37,7 +37,8 @@ _KEEP_SECONDS = 3.0
 _PAUSES = (0.2, 0.5, 1.0, 2.0)
 _REFUSED_PAUSE = 5.0
 _RELIST_SECONDS = 5.0
-_AT_ONCE = 500  # changes in one commit: others wait for its end
+_AT_ONCE = 1000  # changes in one commit: others wait for its end
+_AHEAD = 1000  # answers of the watch that wait for the one before
 _HISTORY = "etcd"
 
 log = structlog.get_logger(__name__)
@@ -91,6 +92,7 @@ class Cluster:
         self._first_try = asyncio.Event()
         self._revision = 0
         self._history: History | None = None  # of all sessions, and of the runs before
+        self._loaded = False
         self._moved = asyncio.Condition()
         self._relist = asyncio.Event()
         self._taking_up = asyncio.Lock()
@@ -258,23 +260,31 @@ class Cluster:
             await self._recover(known, now)
         changes = self.etcd.follow(STATE)
         first = await anext(changes)
-        self.refused = {}
-        self._revision = 0
-        self._history = replace(now, revision=first.revision)
-        await self._take_up(first)
-        await self._work.resync()
-        log.info("joined the cluster", node=self.node.name, revision=self._revision)
-        await self._set(State.JOINED, "")
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._keep(lease), name="cluster lease")
-                group.create_task(self._follow(changes), name="cluster watch")
+                group.create_task(self._keep(lease), name="cluster lease")  # a large picture takes longer than it lives
+                await self._load(first, now)
+                waiting: asyncio.Queue[Snapshot | Changes] = asyncio.Queue(_AHEAD)
+                group.create_task(self._watch(changes, waiting), name="cluster watch")
+                group.create_task(self._follow(waiting), name="cluster following")
                 group.create_task(self._list_anew(), name="cluster listing")
                 group.create_task(self._work.publish(), name="cluster publication")
                 group.create_task(self._work.rotate(), name="cluster keys")
                 group.create_task(self._answer(), name="cluster checks")
         except BaseExceptionGroup as group:
             raise _first_of(group) from group
+
+    async def _load(self, first: Snapshot | Changes, now: History) -> None:
+        """Let the picture, and the kernel, be as a snapshot; the node has joined then."""
+        self.refused = {}
+        self._revision = 0
+        self._loaded = False
+        self._history = replace(now, revision=first.revision)
+        await self._take_up(first)
+        await self._work.resync()
+        self._loaded = True
+        log.info("joined the cluster", node=self.node.name, revision=self._revision)
+        await self._set(State.JOINED, "")
 
     async def _recover(self, known: History, now: History) -> None:
         """Let nobody claim anything new until every node has put back what it holds."""
@@ -287,7 +297,7 @@ class Cluster:
             await asyncio.sleep(_KEEP_SECONDS)
             if not await self.etcd.keep_alive(lease):
                 raise Unavailable("the node's lease ended: etcd was out of reach for too long")
-            if self.state is State.AWAY:  # a call failed meanwhile, but etcd is back
+            if self.state is State.AWAY and self._loaded:  # a call failed meanwhile, but etcd is back
                 await self._set(State.JOINED, "")
 
     async def _answer(self) -> None:
@@ -309,12 +319,23 @@ class Cluster:
                 await self._take_up(found)
                 await self._work.resync()
 
-    async def _follow(self, changes: AsyncIterator[Snapshot | Changes]) -> None:
+    async def _watch(
+        self, changes: AsyncIterator[Snapshot | Changes], waiting: asyncio.Queue[Snapshot | Changes]
+    ) -> None:
         async for each in changes:
-            if isinstance(each, Snapshot):  # its history is gone, or was replaced: so may what it knows of us
+            await waiting.put(each)
+
+    async def _follow(self, waiting: asyncio.Queue[Snapshot | Changes]) -> None:
+        """Take up what comes; what came meanwhile in one go: who is behind catches up in larger steps."""
+        while True:
+            found = [await waiting.get()]
+            found += [waiting.get_nowait() for _ in range(waiting.qsize())]
+            changes = [each for each in found if isinstance(each, Changes)]
+            if len(changes) < len(found):  # a snapshot: history is gone, or was replaced: so may what it knows of us
                 raise _Anew
+            events = [event for each in changes for event in each.events]
             async with self._taking_up:
-                await self._take_up(each)
+                await self._take_up(Changes(changes[-1].revision, events))
 
     async def _take_up(self, found: Snapshot | Changes) -> None:
         if isinstance(found, Snapshot):
