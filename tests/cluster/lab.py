@@ -99,7 +99,7 @@ class Underlay:
 
 @dataclass
 class Etcd3:
-    """Three members of etcd, on machines 21 to 23 of the underlay."""
+    """Members of etcd, three by default, on machines 21 to 23 of the underlay."""
 
     underlay: Underlay
     certificates: Path
@@ -110,7 +110,7 @@ class Etcd3:
 
     @property
     def endpoints(self) -> list[str]:
-        return [f"https://{UNDERLAY}.{21 + index}:2379" for index in range(3)]
+        return [f"https://{UNDERLAY}.{21 + index}:2379" for index in range(len(self.processes))]
 
     def start(self, *indexes: int) -> None:
         """Start members."""
@@ -121,7 +121,7 @@ class Etcd3:
                 "name": f"e{index}", "data-dir": _DATA.format(index), "listen-client-urls": f"{url}:2379",
                 "advertise-client-urls": f"{url}:2379", "listen-peer-urls": f"{url}:2380",
                 "initial-advertise-peer-urls": f"{url}:2380", "initial-cluster-state": "new",
-                "initial-cluster": _MEMBERS,
+                "initial-cluster": ",".join(_MEMBERS.split(",")[: len(self.processes)]),
                 "heartbeat-interval": "100", "election-timeout": "700", "logger": "zap",
                 **{key: str(self.certificates / name) for key, name in tls.items()},
                 **{f"peer-{key}": str(self.certificates / name) for key, name in tls.items()},
@@ -206,7 +206,7 @@ class Etcd3:
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 
     def close(self) -> None:
-        self.kill(*(index for index in range(3) if self.processes[index]))
+        self.kill(*(index for index, process in enumerate(self.processes) if process))
 
 
 def _etcd_pid(process: subprocess.Popen[bytes] | None) -> int:
