@@ -299,10 +299,11 @@ class Etcd:
 
         async def once(channel: grpc.aio.Channel, seconds: float) -> int:
             call = services.LeaseStub(channel).LeaseKeepAlive(timeout=seconds, metadata=_WITH_LEADER)
-            await call.write(pb.LeaseKeepAliveRequest(ID=lease))
-            answer = await _read(call)
-            await call.done_writing()
-            return int(answer.TTL)
+            try:
+                await call.write(pb.LeaseKeepAliveRequest(ID=lease))
+                return int((await _read(call)).TTL)
+            finally:
+                call.cancel()
 
         return await self._call(once, "keeping the node's lease") > 0
 
