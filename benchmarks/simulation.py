@@ -67,6 +67,11 @@ class Workers:
             sys.exit("".join(log.read_text()[-1500:] for log in self.logs if log.stat().st_size))
         return [json.loads(line) for line in lines]
 
+    def tell(self) -> None:
+        """Print what the nodes complained of."""
+        for line in {line for log in self.logs for line in log.read_text().splitlines()[:2]}:
+            print(f"said by a node: {line[:200]}")
+
     def close(self) -> None:
         for process in self.processes:
             process.kill()
@@ -263,6 +268,7 @@ def main() -> None:
         simulation.load()
         simulation.churn()
         simulation.sizes()
+        workers.tell()
     finally:
         workers.close()
         stop_nodes(nodes)

@@ -207,7 +207,9 @@ def _puts(record: EndpointRecord, *, host: bool = False) -> list[Op]:
 
 
 async def main() -> None:
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(30), logger_factory=structlog.PrintLoggerFactory(sys.stderr)
+    )
     sys.setswitchinterval(0.0002)  # as netstored has it
     process: Process | None = None
     while line := await asyncio.to_thread(sys.stdin.readline):
