@@ -174,7 +174,7 @@ def test_questions(data: bytes, tcp: bool, sandbox: str) -> None:
     except Forward as forward:
         assert sandbox == "s" or forward.servers
         answer = refusal(data, 2)
-    assert time.thread_time() - started < 0.5
+    assert time.thread_time() - started < 2.0
     if answer is None:
         assert len(data) < 12 or data[2] & 0x80
         return
