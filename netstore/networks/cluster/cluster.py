@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -77,7 +78,8 @@ class Cluster:
     def __init__(
         self, config: ClusterConfig, store: Store, node_id: str, localise: Callable[[Network], Network]
     ) -> None:
-        self.etcd = Etcd(config.endpoints, ca=config.ca, cert=config.cert, key=config.key)
+        first = zlib.crc32(node_id.encode())
+        self.etcd = Etcd(config.endpoints, ca=config.ca, cert=config.cert, key=config.key, first=first)
         self.node = Node(
             id=node_id, name=config.name or socket.gethostname(), address=config.advertise, version=__version__
         )
