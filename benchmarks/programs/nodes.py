@@ -21,7 +21,7 @@ import structlog
 from netstore.config import ClusterConfig
 from netstore.errors import NetstoreError
 from netstore.model import BRIDGE_PREFIX, Network, kernel_name, new_id, stable_mac
-from netstore.networks.cluster import claims
+from netstore.networks.cluster import claims, cluster
 from netstore.networks.cluster.cache import Effect
 from netstore.networks.cluster.cluster import Cluster, State, Work
 from netstore.networks.cluster.records import ENDPOINTS, HOSTS, EndpointRecord, encode
@@ -29,6 +29,7 @@ from netstore.store import Store
 from netstore.store.etcd import Etcd, Op, put
 
 AT_ONCE = 40  # records in a transaction, each with its claims: etcd's limit is 128 operations
+LEASE_SECONDS = 30  # not 9: so many nodes share one process, and what keeps it from running
 LOADING = 3  # nodes of a process that load at the same time
 LOSSES = "SELECT count(*) FROM events WHERE kind = 'node' AND action = 'down'"
 SENT = "sent"  # label with CLOCK_MONOTONIC of when its claim began
@@ -207,6 +208,7 @@ def _puts(record: EndpointRecord, *, host: bool = False) -> list[Op]:
 
 
 async def main() -> None:
+    cluster.LEASE_SECONDS = LEASE_SECONDS
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(30), logger_factory=structlog.PrintLoggerFactory(sys.stderr)
     )
