@@ -1,0 +1,1 @@
+"""What the kernel does, asked without a daemon."""
