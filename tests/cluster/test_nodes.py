@@ -20,7 +20,6 @@ from cluster.lab import (
     reaches,
     resolves,
     restart,
-    start_node,
     states,
     stop_nodes,
 )
@@ -91,17 +90,30 @@ def test_a_live_node_that_is_removed_is_told(nodes3: list[Node]) -> None:
 
 
 def test_duplicates_are_refused(etcd3: Etcd3, nodes3: list[Node]) -> None:
-    twin = start_node(etcd3, 4, "n1")
+    """A second node of a name, or an address, waits until the first is removed."""
+    one, _, three = nodes3
+    twins = [new_node(etcd3, 4, "n3"), new_node(etcd3, 9, "n9", advertise=3)]
+    for twin in twins:
+        twin.start_resolver()
+        restart(twin)
     try:
-        wait_until(lambda: info(twin)["state"] == "refused", what="the refusal")
-        assert "the node name n1 is taken by node" in str(info(twin)["message"])
-        refused = twin.cli("node", "drain", "n1", check=False)
-        assert refused.returncode == 1
-        assert "node name n1 is taken" in refused.stderr
-        assert "WARNING: cluster:" in twin.cli("system", "info").stderr
-        twin.cli("network", "create", "local")
+        for twin, taken in zip(twins, ("the node name n3", f"the address {UNDERLAY}.3 (advertise)"), strict=True):
+            wait_until(lambda twin=twin: info(twin)["state"] == "refused", what="the refusal")
+            assert f"{taken} is taken by node" in str(info(twin)["message"])
+            refused = twin.cli("node", "drain", "n1", check=False)
+            assert refused.returncode == 1
+            assert f"{taken} is taken" in refused.stderr
+            assert "WARNING: cluster:" in twin.cli("system", "info").stderr
+            twin.cli("network", "create", "local")
+        assert states(one) == {"n1": "up", "n2": "up", "n3": "up"}
+        three.kill()
+        one.cli("node", "rm", "-f", "n3")
+        everybody = {"n1": "up", "n2": "up", "n3": "up", "n9": "up"}
+        wait_until(lambda: states(one) == everybody, what="both, once what they wait for is free")
     finally:
-        stop_nodes([twin])
+        stop_nodes(twins)
+    for name in ("n3", "n9"):
+        one.cli("node", "rm", "-f", name)
 
 
 def test_a_copied_state_directory_is_refused(etcd3: Etcd3, nodes3: list[Node]) -> None:
