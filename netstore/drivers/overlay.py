@@ -72,10 +72,11 @@ class OverlayDriver(BridgedDriver):
                 hint="give [cluster] in the configuration",
             )
         _refuse_direct(values)
-        inner = network.mtu - OVERHEAD[6 if ":" in self.host.vtep else 4]
+        version = 6 if ":" in self.host.vtep else 4
+        inner = network.mtu - OVERHEAD[version]
         if values[ENCRYPTED]:
             self._require_encryption()
-            inner -= wireguard.OVERHEAD + (network.mtu - wireguard.OVERHEAD) % 16
+            inner -= wireguard.OVERHEAD[version] + (network.mtu - wireguard.OVERHEAD[version]) % 16
         network = super().validate(replace(network, mtu=max(inner, 0)))
         return replace(network, vni=values[VNIS][0] if values[VNIS] else network.vni)
 
@@ -226,7 +227,7 @@ class OverlayDriver(BridgedDriver):
 
     def apply_key(self, private_key: str) -> str:
         """Give WireGuard's interface a key, and make it where it is missing; "" where the kernel has no WireGuard."""
-        if not self.host.vtep or ":" in self.host.vtep:
+        if not self.host.vtep:
             return ""
         self._key = private_key
         try:
@@ -245,11 +246,8 @@ class OverlayDriver(BridgedDriver):
 
     def _require_encryption(self) -> None:
         if not self._public:
-            why = (
-                "an underlay of IPv6 is not encrypted yet" if ":" in self.host.vtep else "this kernel has no WireGuard"
-            )
             raise FailedPrecondition(
-                f"spec.options[{ENCRYPTED}]: {why}",
+                f"spec.options[{ENCRYPTED}]: this kernel has no WireGuard",
                 hint="leave it out where the underlay is trusted, or `modprobe wireguard` and restart netstored",
             )
 

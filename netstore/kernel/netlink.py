@@ -43,6 +43,7 @@ __all__ = [
     "rate_limit",
     "route_delete",
     "route_replace",
+    "routes_by_name",
     "tunnel_port_set",
     "veth_add",
     "veth_pair",
@@ -58,6 +59,9 @@ NDA_DST, NDA_LLADDR, NDA_IFINDEX = 1, 2, 8
 NUD_REACHABLE, NUD_NOARP = 0x02, 0x40
 NUD_PERMANENT = 0x80
 RTM_NEWROUTE, RTM_DELROUTE = 24, 25
+RTM_NEWRULE, FR_ACT_TO_TBL = 32, 1
+FRA_PRIORITY, FRA_TABLE, FRA_OIFNAME, FRA_PROTOCOL = 6, 15, 17, 21
+_TABLE, _RULE_PRIORITY = 28275, 28275  # "ns"
 RTM_NEWQDISC, RTM_DELQDISC = 36, 37
 TC_H_ROOT, TC_LINKLAYER_ETHERNET = 0xFFFFFFFF, 1
 TCA_KIND, TCA_OPTIONS = 1, 2
@@ -74,7 +78,7 @@ RT_SCOPE_LINK, RT_SCOPE_NOWHERE = 253, 255
 RTPROT_NETSTORE = 110
 """Whose the routes to single endpoints are ("n")."""
 _METRIC = 28275  # "ns": a route of somebody else's to the same destination wins
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_VIA = 1, 4, 5, 6, 7, 18
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_TABLE, RTA_VIA = 1, 4, 5, 6, 7, 15, 18
 
 _HEADER = struct.Struct("IHHII")
 
@@ -404,6 +408,24 @@ def _host_route(kind: int, flags: int, address: str, body: bytes) -> Request:
     body = header + attribute(RTA_DST, packed) + attribute(RTA_PRIORITY, struct.pack("I", _METRIC)) + body
     data = _HEADER.pack(16 + len(body), kind, NLM_F_REQUEST | NLM_F_ACK | flags, 0, 0) + body
     return Request(data, "changing the route to", address)
+
+
+def routes_by_name(name: str, index: int) -> list[Request]:
+    """Let IPv6 that names an interface to go by go there, wherever else the destination is: a rule, and a table."""
+    rule = struct.pack("=8BI", socket.AF_INET6, 0, 0, 0, 0, 0, 0, FR_ACT_TO_TBL, 0)
+    rule += attribute(FRA_OIFNAME, name.encode() + b"\0") + attribute(FRA_TABLE, struct.pack("I", _TABLE))
+    rule += attribute(FRA_PRIORITY, struct.pack("I", _RULE_PRIORITY)) + attribute(
+        FRA_PROTOCOL, bytes([RTPROT_NETSTORE])
+    )
+    header = struct.pack(
+        "=8BI", socket.AF_INET6, 0, 0, 0, 0, RTPROT_NETSTORE, RT_SCOPE_UNIVERSE, RTN_UNICAST, 0
+    )  # fmt: skip
+    body = header + attribute(RTA_OIF, struct.pack("I", index)) + attribute(RTA_TABLE, struct.pack("I", _TABLE))
+    found = []
+    for kind, flags, data in ((RTM_NEWRULE, NLM_F_EXCL, rule), (RTM_NEWROUTE, NLM_F_REPLACE, body)):
+        message = _HEADER.pack(16 + len(data), kind, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | flags, 0, 0) + data
+        found.append(Request(message, "routing what names interface", name, frozenset({errno.EEXIST})))
+    return found
 
 
 def neighbour_set(index: int, address: str, mac: str) -> Request:

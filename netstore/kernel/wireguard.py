@@ -1,6 +1,8 @@
 """WireGuard: one interface of the node, through which the tunnels of encrypted networks go to the other nodes.
 
-It carries packets between the nodes' own underlay addresses. No route leads to it: who sends by it names it.
+It carries packets between the nodes' own underlay addresses. No route leads to it: who sends by it names it. IPv4 needs
+no more; IPv6 sends by an interface only what a route by it is there for, so that there is a table with one route, and a
+rule that it is for those who name the interface.
 """
 
 from __future__ import annotations
@@ -14,13 +16,13 @@ from typing import Any
 from netstore.errors import KernelError
 from netstore.kernel import netlink
 from netstore.kernel.links import host_socket
-from netstore.kernel.sysctls import sysctl
+from netstore.kernel.sysctls import accept_ipv6, sysctl
 
 __all__ = ["DEVICE", "OVERHEAD", "make", "new_key", "set_peers"]
 
 DEVICE = "nswg"
-OVERHEAD = 60
-"""Bytes that it adds: IPv4, UDP, its header and tag; then it fills up to a multiple of 16."""
+OVERHEAD = {4: 60, 6: 80}
+"""Bytes that it adds: IP, UDP, its header and tag; before that it fills up to a multiple of 16."""
 
 _MTU = 65000  # the tunnels in it keep to the underlay's
 _KEEP_ALIVE_SECONDS = 25
@@ -34,7 +36,7 @@ def new_key() -> str:
 def make(address: str, port: int, key: str) -> str:
     """Make the interface where it is missing, or give it another private key; returns the public one.
 
-    `address` is the node's own on the underlay: without any, rp_filter would drop whatever comes in.
+    `address` is the node's own on the underlay: without any, rp_filter would drop whatever comes in (of IPv4).
 
     Raises:
         KernelError: EOPNOTSUPP: the kernel has no WireGuard.
@@ -46,14 +48,15 @@ def make(address: str, port: int, key: str) -> str:
     assert index is not None
     with _client() as client:
         _ask(lambda: client.set(DEVICE, private_key=key, listen_port=port))
-        sysctl(f"net/ipv4/conf/{DEVICE}/rp_filter", "2")
-        route.run(
-            [
-                netlink.link_set(DEVICE, alias="netstore node", mtu=_MTU),
-                netlink.address_add(index, address, 32, tolerate={errno.EEXIST}),
-                netlink.link_set(index, up=True),
-            ]
-        )
+        route.run([netlink.link_set(DEVICE, alias="netstore node", mtu=_MTU)])
+        if ":" in address:
+            accept_ipv6(DEVICE)
+            route.run([netlink.link_set(index, up=True), *netlink.routes_by_name(DEVICE, index)])
+        else:
+            sysctl(f"net/ipv4/conf/{DEVICE}/rp_filter", "2")
+            route.run(
+                [netlink.address_add(index, address, 32, tolerate={errno.EEXIST}), netlink.link_set(index, up=True)]
+            )
         return str(_text(_ask(lambda: list(client.info(DEVICE)))[0].get_attr("WGDEVICE_A_PUBLIC_KEY")))
 
 
@@ -72,8 +75,11 @@ def set_peers(peers: Mapping[str, tuple[str, int]]) -> None:
         }
         for address, (key, port) in peers.items():
             if key not in present:
-                peer = {"public_key": key, "endpoint_addr": address, "endpoint_port": port,
-                        "allowed_ips": [f"{address}/32"], "persistent_keepalive": _KEEP_ALIVE_SECONDS}  # fmt: skip
+                peer = {
+                    "public_key": key, "endpoint_addr": address, "endpoint_port": port,
+                    "allowed_ips": [f"{address}/{128 if ':' in address else 32}"],
+                    "persistent_keepalive": _KEEP_ALIVE_SECONDS,
+                }  # fmt: skip
                 _ask(lambda peer=peer: client.set(DEVICE, peer=peer))
         for key in present - {key for key, _ in peers.values()}:
             _ask(lambda key=key: client.set(DEVICE, peer={"public_key": key, "remove": True}))

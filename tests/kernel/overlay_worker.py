@@ -10,7 +10,7 @@ from netstore.drivers.base import Host
 from netstore.drivers.overlay import OverlayDriver
 from netstore.kernel.firewall import Firewall
 from netstore.kernel.links import Deletions
-from netstore.model import Address, Endpoint, EndpointSpec, Network, NetworkSpec, Node, Pool, RemoteEndpoint
+from netstore.model import Address, Endpoint, EndpointSpec, Network, NetworkSpec, Node, NodeLink, Pool, RemoteEndpoint
 
 NETWORK = "5e" * 32
 
@@ -19,10 +19,17 @@ def main(wanted: dict[str, str]) -> None:
     firewall = Firewall()
     firewall.ensure()
     driver = OverlayDriver(Host(firewall, Deletions(), vtep=wanted["vtep"]))
-    driver.apply_peers({wanted["peer"]: Node(id="peer", name="peer", address=wanted["peer"])})
+    link = NodeLink(**json.loads(wanted.get("peer_link", "{}")))
+    peer = Node(id="peer", name="peer", address=wanted["peer"], link=link, public_key=wanted.get("peer_key", ""))
+    driver.apply_peers({wanted["peer"]: peer})
+    if "key" in wanted:
+        public = driver.apply_key(wanted["key"])
+        if "peer_key" not in wanted:
+            print(json.dumps(public))
+            return
     network = driver.validate(
         Network(
-            id=NETWORK, name="o", spec=NetworkSpec(driver="overlay", enable_ipv6=True), mtu=1500, vni=4097,
+            id=NETWORK, name="o", spec=NetworkSpec(driver="overlay", enable_ipv6=True, options={key: wanted.get(key, "false") for key in ("direct", "encrypted")}), mtu=1500, vni=4097,
             pools=(Pool(subnet="10.77.0.0/16", gateway="10.77.0.1"), Pool(subnet="fd00:77::/64", gateway="fd00:77::1")),
             host_addresses=(Address(address=wanted["host"], prefix=16), Address(address=wanted["host6"], prefix=64)),
             host_mac_address=wanted["host_mac"],

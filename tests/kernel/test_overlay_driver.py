@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import Host
+
+from netstore.kernel.wireguard import new_key
 
 WORKER = Path(__file__).with_name("overlay_worker.py")
 _NODES = {
@@ -95,3 +99,61 @@ def test_only_peers_are_heard(host: Host) -> None:
     host.sh("nft delete element inet netstore tunnels '{ 4789 }'")
     host.run("ip", "netns", "exec", "ca", sys.executable, "-c", send)
     assert "packets 1 " in host.sh("nft list table inet w")  # so it was ours that stopped it
+
+
+def test_plain_routes_over_ipv6(host: Host) -> None:
+    """Routes of both families lead by the other node's IPv6 address."""
+    for name in ("ca", "cb"):
+        host.netns(name)
+    host.sh("ip addr add fd00:203::1/64 dev uplink nodad; ip -n neighbour addr add fd00:203::2/64 dev eth0 nodad")
+    links = {
+        name: {"mac": re.findall("link/ether ([0-9a-f:]+)", host.sh(shown))[0], "subnet": "fd00:203::/64"}
+        for name, shown in (("a", "ip link show uplink"), ("b", "ip -n neighbour link show eth0"))
+    }
+    vteps, given = {"a": "fd00:203::1", "b": "fd00:203::2"}, dict[str, dict[str, str]]()
+    for name, other in (("a", "b"), ("b", "a")):
+        told = {"vtep": vteps[name], "peer": vteps[other], "peer_link": json.dumps(links[other]), "direct": "true"}
+        seen = node(host, name, **told)
+        assert seen["elements"] == []
+        assert [entry[2] for entry in seen["remotes"]] == [vteps[other]] * 4
+        given[name] = told
+    host.sh("nft 'add table netdev w; add chain netdev w c { type filter hook egress device uplink priority 0; };"
+            " add rule netdev w c udp dport 4789 counter'")  # fmt: skip
+    assert "via inet6 fd00:203::2" in host.sh("ip route show proto 110")
+    for target in ("10.77.0.11", "fd00:77::11"):
+        assert pings(host, "ca", target)
+        assert pings(host, "", target)
+    assert pings(host, "ca", "10.77.255.2"), "the other node itself"
+    assert "packets 0 " in host.sh("nft list table netdev w")
+    for name in ("a", "b"):
+        node(host, name, remove="yes", **given[name])
+    assert host.sh("ip route show proto 110; ip -6 route show proto 110") == ""
+
+
+def test_encrypted_over_ipv6(host: Host) -> None:
+    """Tunnels go through WireGuard to the other node's IPv6 address, and nothing beside it."""
+    vteps = {"a": "fd00:203::1", "b": "fd00:203::2"}
+    host.sh("ip addr add fd00:203::1/64 dev uplink nodad; ip -n neighbour addr add fd00:203::2/64 dev eth0 nodad")
+    told = {
+        name: {"vtep": vteps[name], "peer": vteps[other], "key": new_key()} for name, other in (("a", "b"), ("b", "a"))
+    }
+    keys = {name: node(host, name, **told[name]) for name in ("a", "b")}
+    if not keys["a"]:
+        pytest.skip("this kernel has no WireGuard: proven in the lab (scripts/lab)")
+    for name, other in (("a", "b"), ("b", "a")):
+        host.netns(f"c{name}")
+        told[name] |= {"peer_key": keys[other], "encrypted": "true"}
+        seen = node(host, name, **told[name])
+        assert seen["elements"] == []
+        assert seen["mtu"] == 1338
+    host.sh("nft 'add table netdev w; add chain netdev w c { type filter hook egress device uplink priority 0; };"
+            " add rule netdev w c udp dport { 4789, 4790 } counter; add rule netdev w c udp dport 51820 counter'")  # fmt: skip
+    for target in ("10.77.0.11", "fd00:77::11"):
+        assert pings(host, "ca", "-c3", target)
+    assert pings(host, "ca", "-M", "do", "-s", "1310", "10.77.0.11")
+    assert not pings(host, "ca", "-M", "do", "-s", "1311", "10.77.0.11")
+    assert pings(host, "", "fd00:203::2"), "the way between the nodes themselves stays"
+    plain, sealed = re.findall(r"packets (\d+)", host.sh("nft list table netdev w"))
+    assert (int(plain), int(sealed) >= 7) == (0, True)
+    for name in ("a", "b"):
+        node(host, name, remove="yes", **told[name])
