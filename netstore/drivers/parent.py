@@ -197,12 +197,22 @@ class ParentDriver(Driver):
                 f"network {network.name}: MTU {network.mtu} is larger than that of its parent {network.interface},"
                 f" {parent.mtu}", hint=f"`netstore network update -o {MTU}=…`, or raise the parent's",
             )  # fmt: skip
-        try:
-            host_socket().run([self.interface(network, endpoint, parent.index, namespace)])
-        except KernelError as error:
-            raise self.refusal(error, network) from error
+        # Linux before 6.14 looks for the new name in the host's namespace, too, where eth0 is another's.
+        name = kernel_name("nsme-", endpoint.id)
         with socket_in(namespace) as route:
-            route.run([netlink.link_set(endpoint.interface_name, alias=alias("endpoint", endpoint.id))])
+            if route.index_of(name) is None:
+                try:
+                    host_socket().run(
+                        [self.interface(network, replace(endpoint, interface_name=name), parent.index, namespace)]
+                    )
+                except KernelError as error:
+                    raise self.refusal(error, network) from error
+            mark, index = alias("endpoint", endpoint.id), route.index_of(name) or 0
+            try:
+                route.run([netlink.link_set(index, name=endpoint.interface_name, alias=mark)])
+            except BaseException:
+                route.run([netlink.link_delete(name)])
+                raise
         return True
 
 

@@ -228,19 +228,22 @@ def link_set(
     to: str | int,
     *,
     up: bool = False,
+    name: str = "",
     alias: str = "",
     ipv6_addresses: bool = True,
     mtu: int = 0,
     group: int | None = None,
     tolerate: frozenset[int] = frozenset(),
 ) -> Request:
-    """Change an interface, given by name or index, only in what is named.
+    """Change an interface, given by name or index, only in what is named; one given by index may get another name.
 
     The alias is set here and not where an interface is made: the kernel ignores it there (rtnl_create_link).
     """
     attrs: Attributes = []
     if isinstance(to, str):
         attrs.append(("IFLA_IFNAME", to))
+    elif name:
+        attrs.append(("IFLA_IFNAME", name))
     if alias:
         attrs.append(("IFLA_IFALIAS", alias))
     if mtu:
@@ -253,7 +256,7 @@ def link_set(
     if up:
         fields |= {"flags": IFF_UP, "change": IFF_UP}
     data = encode(ifinfmsg, RTM_NEWLINK, 0, fields, attrs)
-    return Request(data, "changing interface", str(to), tolerate)
+    return Request(data, "changing interface", name or str(to), tolerate)
 
 
 def port_set(name: str, *, alias: str, hairpin: bool, isolated: bool, ipv6_addresses: bool = False) -> Request:

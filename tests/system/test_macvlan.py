@@ -55,6 +55,16 @@ def test_on_the_wire(node: Node, lan: str) -> None:
     assert json.loads(node.out("system", "check", "--format", "json")) == []
 
 
+def test_beside_an_eth0_of_the_host(node: Node, lan: str) -> None:
+    """Linux before 6.14 looked for the name of an interface that is made inside in the host's namespace, too."""
+    node.host.sh("ip link add eth0 type veth peer name eth0-peer")
+    attach(node, lan, "a")
+    assert pings(node, "a", "203.0.113.2")
+    node.host.sh("ip netns add full; ip -n full link add eth0 type veth peer name other")
+    node.cli("network", "connect", lan, "--netns", "/run/netns/full")
+    assert sorted(addresses(node, "full")) == ["eth0", "eth1", "lo", "other"]
+
+
 def test_no_gateway_leaves_the_way_out(node: Node) -> None:
     node.cli("network", "create", "-d", "macvlan", "-o", "parent=uplink", "--subnet", "192.0.2.0/24", "plain")
     attach(node, "plain", "a")
