@@ -214,8 +214,9 @@ class Services:
     async def _network(self, service: Service) -> Network:
         return await self._store.read(lambda tx: tx.networks.require(service.spec.network_id))
 
-    async def _commit(self, network: Network, plan: Callable[[Transaction], Change]) -> Service:
-        """Make a change in the store, or in the cluster's, and then in the kernel; returns the service.
+    async def _commit(self, network: Network, plan: Callable[[Transaction], Change]) -> Service | None:
+        """Make a change in the store, or in the cluster's, and then in the kernel; returns the service, None
+        where it was to go and others were faster.
 
         Raises:
             KernelError: the kernel refused; all is as it was, but for a network that spans nodes: there the service is
@@ -233,9 +234,7 @@ class Services:
                 await self._store.write(lambda tx: _undo(tx, old, new))
             self.touch(network.id)
             raise
-        service = new or old
-        assert service
-        return service
+        return new or old
 
     def _shared_or_refuse(self) -> Balanced:
         if self._span is None:
@@ -330,7 +329,8 @@ class Services:
             await self._expect(network)
             await self._context.apply(self._context.driver(network.spec.driver).apply_services, network)
 
-    async def _view(self, service: Service) -> ServiceView:
+    async def _view(self, service: Service | None) -> ServiceView:
+        assert service
         return await self._store.read(lambda tx: self._look(tx, tx.services.get(service.id) or service))
 
     def _look(self, tx: Transaction, service: Service) -> ServiceView:
