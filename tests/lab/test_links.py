@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import Node
+from conftest import Node, wait_until
+from dhcp import ROUTER, Dnsmasq, inside, pass_time
 
 SERVER = """
 import socket
@@ -90,6 +91,32 @@ def test_ipvlan_modes(node: Node, mode: str) -> None:
     node.kill()
     node.start()
     assert pings(node, "a", second)
+
+
+def test_leases_on_ipvlan(node: Node) -> None:
+    """Endpoints that share a MAC have a lease each, renewed after a restart, and given back; their names are answered."""
+    server = Dnsmasq(node)
+    server.start()
+    try:
+        node.cli("network", "create", "-d", "ipvlan", "--ipam-driver", "dhcp", "-o", "parent=uplink", "lan")
+        first, second = (attach(node, "lan", name, "--name", name) for name in ("a", "b"))
+        assert {first, second} == {lease[2] for lease in server.leases()}
+        assert {lease[3] for lease in server.leases()} == {"a", "b"}
+        assert pings(node, "a", second)
+        assert pings(node, "b", ROUTER)
+        assert pings(node, "neighbour", first)
+        asked = ("ip", "netns", "exec", "a", "dig", "+short", "+time=2", "@127.0.0.11", "-q", "b")
+        assert node.host.run(*asked).stdout.strip() == second
+        acknowledged, discovered = server.heard("DHCPACK"), server.heard("DHCPDISCOVER")
+        pass_time(node, 61)
+        wait_until(lambda: server.heard("DHCPACK") >= acknowledged + 2, what="both to be renewed")
+        assert (inside(node, "a"), inside(node, "b")) == (first, second)
+        assert server.heard("DHCPDISCOVER") == discovered
+        node.cli("network", "disconnect", "lan", "--netns", "/run/netns/a")
+        wait_until(lambda: [lease[2] for lease in server.leases()] == [second], what="the first to be given back")
+        assert json.loads(node.out("system", "check", "--format", "json")) == []
+    finally:
+        server.stop()
 
 
 def test_sctp(node: Node) -> None:

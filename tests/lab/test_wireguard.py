@@ -114,3 +114,26 @@ def test_nothing_is_read_on_the_wire_and_keys_change_without_loss(etcd: Etcd3) -
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     assert key.read_text().strip() not in etcd.ctl("get", "--prefix", "/")
     stop_nodes(list(nodes))
+
+
+def test_killed_in_the_middle_of_a_rotation(etcd: Etcd3) -> None:
+    """kill -9 when the new key is on the disk, and nobody, or somebody, was told: the next start is heard by its key."""
+    nodes = one, two = [start_node(etcd, number) for number in (1, 2)]
+    joined(nodes)
+    one.cli("network", "create", "-d", "overlay", "-o", "encrypted=true", "sealed")
+    known(nodes, "sealed")
+    first, second = connect(one, "a", "sealed"), connect(two, "b", "sealed")
+    wait_until(lambda: pings(one, "a", second), what="the network", seconds=30)
+    file = one.place / "state" / "wireguard.key"
+    for cut in (True, False):
+        before = file.read_text()
+        if cut:  # what it says is not heard: the kernel has a key of which nobody knows
+            etcd.underlay.cut_between([1], [21, 22, 23])
+        wait_until(lambda before=before: file.read_text() != before, seconds=15, what="a rotation")
+        one.kill()
+        assert file.read_text() != before
+        etcd.underlay.heal()
+        restart(one)
+        wait_until(lambda: pings(one, "a", second) and pings(two, "b", first), what="both ways", seconds=30)
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    stop_nodes(list(nodes))
