@@ -154,7 +154,7 @@ def server(request: pytest.FixtureRequest, node: Node, tmp_path: Path) -> Iterat
 
 
 def test_a_server_that_is_gone_holds_nothing_up(server: Server, node: Node, image: str) -> None:
-    node.cli("volume", "create", *server.flags, "-o", "timeout=10", "nas")
+    node.cli("volume", "create", *server.flags, "-o", "timeout=30", "nas")
     node.cli("volume", "create", "plain")
     assert not status(node, "nas").get("staged")  # mounted at first use
     node.cli("run", "-d", "--name", "c", "-v", "nas:/data", "-v", "plain:/plain", image, "sleep", "1000")
@@ -175,13 +175,13 @@ def test_a_server_that_is_gone_holds_nothing_up(server: Server, node: Node, imag
     assert time.monotonic() - begun < 30
     begun = time.monotonic()
     node.cli("rm", "-f", "c")
-    assert time.monotonic() - begun < 40
+    assert time.monotonic() - begun < 60
     assert mountpoint not in node.host.sh("awk '{print $5}' /proc/self/mountinfo")
     begun = time.monotonic()
     failed = node.cli("run", "--rm", "-v", "nas:/data", image, "true", check=False)
     assert failed.returncode
     assert "was killed" in failed.stderr
-    assert time.monotonic() - begun < 40
+    assert time.monotonic() - begun < 60
 
     server.cable("up")
     wait_until(lambda: "there" in node.cli("run", "--rm", "-v", "nas:/data", image, "cat", "/data/file", check=False).stdout,
