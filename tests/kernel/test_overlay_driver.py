@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Host
+from conftest import Host, wait_until
 
 from netstore.kernel.wireguard import new_key
 
@@ -120,6 +120,7 @@ def test_plain_routes_over_ipv6(host: Host) -> None:
     host.sh("nft 'add table netdev w; add chain netdev w c { type filter hook egress device uplink priority 0; };"
             " add rule netdev w c udp dport 4789 counter'")  # fmt: skip
     assert "via inet6 fd00:203::2" in host.sh("ip route show proto 110")
+    wait_until(lambda: pings(host, "ca", "10.77.0.11"), what="link-local addresses that are no longer tentative")
     for target in ("10.77.0.11", "fd00:77::11"):
         assert pings(host, "ca", target)
         assert pings(host, "", target)
