@@ -180,7 +180,7 @@ def test_a_server_that_is_gone_holds_nothing_up(server: Server, node: Node, imag
     begun = time.monotonic()
     failed = node.cli("run", "--rm", "-v", "nas:/data", image, "true", check=False)
     assert failed.returncode
-    assert "was killed" in failed.stderr
+    assert "reachable?" in failed.stderr  # whoever gives up first: mount, or we
     assert time.monotonic() - begun < 60
 
     server.cable("up")
