@@ -135,7 +135,11 @@ class Attached:
         finally:
             feeding.cancel()
             await asyncio.wait([feeding])
-            self._connection.close()
+            self.close()
+
+    def close(self) -> None:
+        """Leave; the container goes on."""
+        self._connection.close()
 
     async def _feed(self, given: AsyncIterator[Input], *, leaves: bool) -> None:
         loop = asyncio.get_running_loop()
@@ -167,20 +171,30 @@ class Attaching:
         self._waiting: dict[str, set[asyncio.Future[Attached]]] = {}
 
     def expect(self, container_id: str) -> asyncio.Future[Attached]:
-        """Return what is connected when the container is started; its canceller is forgotten."""
+        """Return what is connected when the container is started; one that is cancelled is forgotten."""
         future: asyncio.Future[Attached] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(container_id, set()).add(future)
+        waiting = self._waiting.setdefault(container_id, set())
+        waiting.add(future)
+        future.add_done_callback(waiting.discard)
         return future
 
     async def connect(self, container_id: str, directory: Path) -> None:
-        """Connect those who wait for a container, which is created and not started."""
-        for future in self._waiting.pop(container_id, ()):
-            if not future.done():
-                future.set_result(await Attached.open(directory))
+        """Connect those who wait for a container, which is created and not started. Who cannot be connected is told."""
+        for future in list(self._waiting.pop(container_id, ())):
+            try:
+                attached = await Attached.open(directory)
+            except FailedPrecondition as error:
+                if not future.done():
+                    future.set_exception(error)
+                continue
+            if future.done():  # its client left meanwhile
+                attached.close()
+            else:
+                future.set_result(attached)
 
     def refuse(self, container_id: str, why: str) -> None:
         """Tell those who wait for a container that it will not run."""
-        for future in self._waiting.pop(container_id, ()):
+        for future in list(self._waiting.pop(container_id, ())):
             if not future.done():
                 future.set_exception(FailedPrecondition(why, reason="NOT_RUNNING"))
 
