@@ -21,7 +21,7 @@ import structlog
 
 from netstore.errors import FailedPrecondition, NetstoreError, Unavailable
 
-__all__ = ["Process", "Runtime", "is_alive", "start_time", "wait_for_exit"]
+__all__ = ["Process", "Runtime", "is_alive", "open_reader", "start_time", "wait_for_exit"]
 
 log = structlog.get_logger(__name__)
 
@@ -199,13 +199,19 @@ async def _output(command: list[str]) -> str:
     return output.decode() or "?"
 
 
-async def _sync(read_end: int) -> dict[str, Any]:
-    """Read conmon's one line about the container's process, without blocking the loop."""
+async def open_reader(descriptor: int) -> tuple[asyncio.StreamReader, asyncio.ReadTransport]:
+    """Return a reader of a pipe or terminal, and what closes it; the descriptor is theirs from now on."""
     reader = asyncio.StreamReader()
-    file = os.fdopen(read_end, "rb", buffering=0)
+    file = os.fdopen(descriptor, "rb", buffering=0)
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), file
     )
+    return reader, transport
+
+
+async def _sync(read_end: int) -> dict[str, Any]:
+    """Read conmon's one line about the container's process, without blocking the loop."""
+    reader, transport = await open_reader(read_end)
     try:
         async with asyncio.timeout(_CREATE_SECONDS):
             line = await reader.readline()

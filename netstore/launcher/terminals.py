@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from netstore.errors import FailedPrecondition, NetstoreError
 from netstore.kernel.paths import closing, syscall
+from netstore.launcher.runtime import open_reader
 from netstore.model import Container, ContainerSpec
 
 __all__ = [
@@ -201,11 +202,7 @@ class Attaching:
 
 async def read_terminal(master: int) -> AsyncGenerator[bytes, None]:
     """Yield what is written to a terminal until nobody has it open; `master` is closed."""
-    reader = asyncio.StreamReader()
-    file = os.fdopen(master, "rb", buffering=0)
-    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), file
-    )
+    reader, transport = await open_reader(master)
     try:
         while data := await reader.read(1 << 15):
             yield data
