@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import click
 
 __all__ = [
     "age",
+    "by_name",
     "duration",
     "listing",
     "name_of",
@@ -27,7 +28,9 @@ __all__ = [
     "to_dict",
 ]
 
+T = TypeVar("T", bound=Any)
 _FIELD = re.compile(r"\{\{\s*(json\s+)?\.([A-Za-z_][\w.]*)?\s*\}\}")
+_DIGITS = re.compile(r"(\d+)")
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
@@ -46,6 +49,13 @@ def _ordered(field: Any, value: Any) -> Any:
     if not hasattr(field, "DESCRIPTOR"):
         return dict(sorted(value.items()))
     return {key: _ordered(getattr(field, key, None), each) for key, each in value.items()}
+
+
+def by_name(found: Iterable[T]) -> list[T]:
+    """Return resources in the order of their names, as Docker does: net2 before net10."""
+    return sorted(
+        found, key=lambda each: [part.zfill(20) if part.isdigit() else part for part in _DIGITS.split(each.name)]
+    )
 
 
 def shapes(command: Any) -> Any:

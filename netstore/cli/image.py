@@ -160,8 +160,8 @@ def _words(text: str | None) -> list[str]:
 @shapes
 @pass_client
 def ls(client: Client, filters: tuple[str, ...], template: str | None, quiet: bool, no_trunc: bool) -> None:
-    """List images."""
-    found = pages(client.images.ListImages, image_pb2.ListImagesRequest(filter=filters), "images")
+    """List images, the newest first."""
+    found = pages(client.images.ListImages, image_pb2.ListImagesRequest(filter=filters), "images")[::-1]
     ids = [short_id(image.id, full=no_trunc) for image in found]
     rows = []
     for shown, image in zip(ids, found, strict=True):

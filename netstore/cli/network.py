@@ -16,7 +16,7 @@ from netstore.api.v1 import endpoint_pb2, network_pb2
 from netstore.cli.client import FAILED, Client, pages, pass_client, tolerant
 from netstore.cli.commands import Group
 from netstore.cli.completion import names
-from netstore.cli.format import listing, name_of, shapes, short_id, show_objects, to_dict
+from netstore.cli.format import by_name, listing, name_of, shapes, short_id, show_objects, to_dict
 from netstore.cli.grammar import bandwidth, key_values, parse_port
 
 __all__ = ["group"]
@@ -133,7 +133,7 @@ def _holder(pools: list[network_pb2.IpamConfig], value: str, flag: str) -> netwo
 def ls(client: Client, filters: tuple[str, ...], template: str | None, quiet: bool, no_trunc: bool) -> None:
     """List networks."""
     request = network_pb2.ListNetworksRequest(filter=filters)
-    found = pages(client.networks.ListNetworks, request, "networks")
+    found = by_name(pages(client.networks.ListNetworks, request, "networks"))
     ids = [short_id(network.id, full=no_trunc) for network in found]
     rows = [
         (shown, n.name, n.spec.driver, name_of(network_pb2.NetworkScope, n.status.scope, "NETWORK_SCOPE"))

@@ -8,7 +8,7 @@ from netstore.api.v1 import node_pb2
 from netstore.cli.client import Client, pages, pass_client, tolerant
 from netstore.cli.commands import Group
 from netstore.cli.completion import names
-from netstore.cli.format import listing, name_of, shapes, short_id, show_objects
+from netstore.cli.format import by_name, listing, name_of, shapes, short_id, show_objects
 
 __all__ = ["group"]
 
@@ -26,7 +26,7 @@ def group() -> None:
 @pass_client
 def ls(client: Client, filters: tuple[str, ...], template: str | None, quiet: bool, no_trunc: bool) -> None:
     """List nodes; the one that answers has a star."""
-    found = pages(client.nodes.ListNodes, node_pb2.ListNodesRequest(filter=filters), "nodes")
+    found = by_name(pages(client.nodes.ListNodes, node_pb2.ListNodesRequest(filter=filters), "nodes"))
     ids = [short_id(node.id, full=no_trunc) for node in found]
     rows = [
         (f"{shown} *" if node.status.self else shown, node.name,

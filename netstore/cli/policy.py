@@ -14,7 +14,7 @@ from netstore.api.v1 import network_pb2, policy_pb2
 from netstore.cli.client import Client, pages, pass_client, tolerant
 from netstore.cli.commands import Group
 from netstore.cli.completion import names
-from netstore.cli.format import listing, name_of, shapes, short_id, show_objects, size, to_dict
+from netstore.cli.format import by_name, listing, name_of, shapes, short_id, show_objects, size, to_dict
 from netstore.cli.grammar import key_values
 
 __all__ = ["group"]
@@ -137,7 +137,7 @@ def _what(ports: Sequence[policy_pb2.PolicyPort]) -> str:
 @pass_client
 def ls(client: Client, filters: tuple[str, ...], template: str | None, quiet: bool, no_trunc: bool) -> None:
     """List policies, with what each has counted."""
-    found = pages(client.policies.ListPolicies, policy_pb2.ListPoliciesRequest(filter=filters), "policies")
+    found = by_name(pages(client.policies.ListPolicies, policy_pb2.ListPoliciesRequest(filter=filters), "policies"))
     ids = [short_id(policy.id, full=no_trunc) for policy in found]
     rows = [
         (shown, p.name, p.spec.network, name_of(network_pb2.PolicyAction, p.spec.action, "POLICY_ACTION"),

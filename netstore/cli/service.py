@@ -15,7 +15,7 @@ from netstore.api.v1 import common_pb2, service_pb2
 from netstore.cli.client import Client, pages, pass_client, tolerant
 from netstore.cli.commands import Group
 from netstore.cli.completion import names
-from netstore.cli.format import listing, name_of, shapes, short_id, show_objects
+from netstore.cli.format import by_name, listing, name_of, shapes, short_id, show_objects
 from netstore.cli.grammar import Period, parse_port
 
 __all__ = ["group"]
@@ -168,7 +168,7 @@ def _shown(port: service_pb2.ServicePort) -> str:
 @pass_client
 def ls(client: Client, filters: tuple[str, ...], template: str | None, quiet: bool, no_trunc: bool) -> None:
     """List services, with how many of their endpoints get connections."""
-    found = pages(client.services.ListServices, service_pb2.ListServicesRequest(filter=filters), "services")
+    found = by_name(pages(client.services.ListServices, service_pb2.ListServicesRequest(filter=filters), "services"))
     ids = [short_id(service.id, full=no_trunc) for service in found]
     rows = [
         (shown, s.name, s.spec.network, name_of(service_pb2.EndpointMode, s.spec.mode, "ENDPOINT_MODE"),

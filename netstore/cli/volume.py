@@ -15,7 +15,7 @@ from netstore.cli.attach import attach, detach, mounts
 from netstore.cli.client import Client, pages, pass_client, tolerant
 from netstore.cli.commands import Group
 from netstore.cli.completion import names
-from netstore.cli.format import listing, shapes, show_objects, size
+from netstore.cli.format import by_name, listing, shapes, show_objects, size
 from netstore.cli.grammar import key_values, parse_bytes
 
 __all__ = ["group"]
@@ -73,7 +73,7 @@ def create(client: Client, name: str, driver: str, opt: tuple[str, ...], label: 
 @pass_client
 def ls(client: Client, filters: tuple[str, ...], template: str | None, quiet: bool, no_trunc: bool) -> None:
     """List volumes: sizes and inodes as far as they are known without a walk through directories."""
-    found = pages(client.volumes.ListVolumes, volume_pb2.ListVolumesRequest(filter=filters), "volumes")
+    found = by_name(pages(client.volumes.ListVolumes, volume_pb2.ListVolumesRequest(filter=filters), "volumes"))
     rows = [] if quiet or template else [_row(volume) for volume in found]
     headers = ("DRIVER", "VOLUME NAME", "SIZE", "USED", "INODES", "CONTAINERS")
     listing(found, headers, rows, template, quiet=quiet, ids=[volume.name for volume in found])
