@@ -16,24 +16,24 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import msgspec
 import structlog
 
-from netstore.errors import FailedPrecondition, InUse, NetstoreError, NotFound, Unavailable
+from netstore.errors import FailedPrecondition, InUse, NetstoreError, NotFound
 from netstore.kernel.paths import closing
 from netstore.launcher import rows, terminals
-from netstore.launcher.bundle import Bundle, process, root_propagation, specification
-from netstore.launcher.creation import Draft, Reserved, divided, draft, reserve_container, wanted_ports
-from netstore.launcher.etc import Etc, host_changes, read_etc, refresh, write
+from netstore.launcher.bundle import process
+from netstore.launcher.creation import Draft, Reserved, draft, reserve_container
+from netstore.launcher.etc import Etc, host_changes, read_etc, refresh
 from netstore.launcher.execution import Execution
-from netstore.launcher.filesystem import Directories, make_directory
+from netstore.launcher.filesystem import Directories
 from netstore.launcher.images.catalogue import Images
 from netstore.launcher.links import environment
 from netstore.launcher.logs import Line, follow
 from netstore.launcher.mounting import Mounting
 from netstore.launcher.places import Places
 from netstore.launcher.restarts import Restarts
-from netstore.launcher.runtime import Runtime, is_alive, wait_for_exit
+from netstore.launcher.running import Running
+from netstore.launcher.runtime import is_alive, wait_for_exit
 from netstore.launcher.signals import parse_signal
 from netstore.launcher.terminals import Attached, Attaching, Size
 from netstore.launcher.usage import Use, usage
@@ -42,12 +42,8 @@ from netstore.model import (
     Container,
     ContainerSpec,
     ContainerState,
-    Endpoint,
     Finding,
-    Image,
     Kind,
-    Mount,
-    Network,
     Restart,
     Sandbox,
 )
@@ -82,23 +78,23 @@ class ContainerManager:
         self.images = Images(store, state_dir / "images")
         self._directories = Directories(state_dir / "containers", self.images.layers)
         self._mounting = Mounting(store, volumes, self.images, self._directories)
-        self._runtime: Runtime | None = None
         self._locks = KeyedLocks()
         self.places = Places(store, volumes, self._mounting, self._locks)
         self._watchers: dict[str, asyncio.Task[None]] = {}
         self._follower: asyncio.Task[None] | None = None
         self._restarts = Restarts(self._start_again)
         self._attaching = Attaching()
+        self._running = Running(store, networks, volumes, self._mounting, self._directories, self._attaching)
         networks.endpoints.changed = self._refresh
 
     @property
     def runtime_version(self) -> str:
         """The OCI runtime and its version, "" when there is none."""
-        return self._runtime.version if self._runtime else ""
+        return self._running.version
 
     async def start_up(self) -> None:
         """Take up what runs, finish what ended while nobody looked, remove what a crash left."""
-        self._runtime = await Runtime.detect(self._run_dir)
+        await self._running.detect(self._run_dir)
         await self.images.start()
         containers = await self._store.read(lambda tx: tx.containers.all())
         await asyncio.to_thread(self._directories.clean, [container.id for container in containers])
@@ -107,7 +103,7 @@ class ContainerManager:
             if container.state is ContainerState.EXITED and container.spec.auto_remove:
                 await self._remove_ended(container.id)
             elif container.state is not ContainerState.RUNNING:
-                await self._clear(container)
+                await self._running.clear(container)
             elif is_alive(container.supervisor_pid, container.supervisor_start):
                 await self._take_up_volumes(container)
                 await self.places.take_up(container, repair=True)
@@ -217,92 +213,23 @@ class ContainerManager:
 
     async def _start(self, container_id: str, *, restart_count: int) -> None:
         async with self._locks.hold(container_id):
-            container, image, sandbox, endpoints = await self.get(container_id)
-            if container.state is not ContainerState.RUNNING:
-                await self._run(container, image, sandbox, endpoints, restart_count=restart_count)
+            joined = await self.get(container_id)
+            if joined[0].state is ContainerState.RUNNING:
+                return
+            started = await self._running.start(joined)
 
-    async def _run(
-        self, container: Container, image: Image, sandbox: Sandbox, endpoints: list[tuple[Endpoint, Network, Sandbox]],
-        *, restart_count: int,
-    ) -> None:  # fmt: skip
-        runtime = self._required_runtime()
-        try:
-            await self._volumes.hold((mount.volume_id for mount in container.mounts), container.id)
-            staged = await self._mounting.stage(container)
-            etc = await self._store.read(lambda tx: read_etc(tx, sandbox))
-            await asyncio.to_thread(self._write_bundle, container, image, sandbox, etc, staged)
-            if sandbox.container_id == container.id:
-                await self._connect(container, image, sandbox, endpoints)
-            directory = self._directories.path(container.id)
-            started = await runtime.create(
-                container.id, directory, self._directories.log(container.id),
-                streams=terminals.conmon_arguments(container.spec), propagates=bool(root_propagation(container.mounts)),
-            )  # fmt: skip
-            await asyncio.to_thread(self._directories.unstage, container.id)
-            await self._attaching.connect(container.id, directory)
-            await runtime.start(container.id)
-        except BaseException as error:
-            self._attaching.refuse(container.id, f"container {container.name} could not be started")
-            await self._clear(container)
-            if isinstance(error, NetstoreError):
-                await self._store.write(partial(rows.record_failure, container_id=container.id, error=error))
-            raise
+            def record(tx: Transaction) -> Container:
+                present = tx.containers.require(container_id)
+                revision = tx.event(Kind.CONTAINER, "start", container_id, present.name)
+                running = replace(
+                    present, state=ContainerState.RUNNING, pid=started.pid, supervisor_pid=started.supervisor_pid,
+                    supervisor_start=started.supervisor_start, exit_code=0, message="", start_time=time.time(),
+                    revision=revision, stopped=False, restart_count=restart_count,
+                )  # fmt: skip
+                tx.containers.update(running)
+                return running
 
-        def record(tx: Transaction) -> Container:
-            present = tx.containers.require(container.id)
-            revision = tx.event(Kind.CONTAINER, "start", container.id, container.name)
-            running = replace(
-                present, state=ContainerState.RUNNING, pid=started.pid, supervisor_pid=started.supervisor_pid,
-                supervisor_start=started.supervisor_start, exit_code=0, message="", start_time=time.time(),
-                revision=revision, stopped=False, restart_count=restart_count,
-            )  # fmt: skip
-            tx.containers.update(running)
-            return running
-
-        self._watch(await self._store.write(record))
-
-    async def _connect(
-        self, container: Container, image: Image, sandbox: Sandbox, endpoints: list[tuple[Endpoint, Network, Sandbox]]
-    ) -> None:
-        if not any(network.interface for _, network, _ in endpoints):
-            await self._networks.sandboxes.raise_loopback(sandbox)
-        ports = divided(wanted_ports(container.spec, image), [(each, network) for each, network, _ in endpoints])
-        await self._networks.endpoints.activate(sandbox, ports)
-
-    def _write_bundle(
-        self, container: Container, image: Image, sandbox: Sandbox, etc: Etc, staged: list[tuple[Mount, Path | None]]
-    ) -> None:
-        """Mount the root filesystem and write the bundle. Blocking."""
-        spec, config = container.spec, image.config
-        rootfs = self._directories.mount(container.id, image.layers)
-        with closing(os.open(rootfs, os.O_RDONLY | os.O_DIRECTORY)) as root:
-            identity = resolve(root, spec.user or config.user)
-            working_dir = spec.working_dir or config.working_dir or "/"
-            for target in ("/dev", "/proc", "/sys", "/etc"):  # where the runtime mounts, whatever the image has
-                make_directory(root, target, 0, 0)
-            make_directory(root, working_dir, identity.uid, identity.gid)
-        files = self._directories.path(sandbox.container_id)
-        if sandbox.container_id == container.id or not (files / "hosts").exists():
-            write(files, etc)
-        document = specification(
-            Bundle(
-                container_id=container.id,
-                rootfs=rootfs,
-                directory=self._directories.path(container.id),
-                args=container.args,
-                files=files,
-                env=(*environment(container.name, etc.links), *config.env, *spec.env),
-                working_dir=working_dir,
-                identity=identity,
-                hostname=etc.hostname,
-                domainname=spec.domainname,
-                namespace=sandbox.path,
-                mounts=staged,
-                read_only=spec.read_only,
-                terminal=spec.tty,
-            )
-        )
-        (self._directories.path(container.id) / "config.json").write_bytes(msgspec.json.encode(document))
+            self._watch(await self._store.write(record))
 
     async def _refresh(self, sandbox: Sandbox) -> None:
         """Make /etc of the containers that run in a sandbox follow its endpoints and the host's resolv.conf."""
@@ -338,8 +265,8 @@ class ContainerManager:
             container = await self._store.read(lambda tx: tx.containers.get(container_id))
             if container is None or container.state is not ContainerState.RUNNING:
                 return
-            code = self._runtime.exit_code(container_id) if self._runtime else None
-            await self._clear(container)
+            code = self._running.exit_code(container_id)
+            await self._running.clear(container)
 
             def record(tx: Transaction) -> Container:
                 present = tx.containers.require(container_id)
@@ -363,16 +290,6 @@ class ContainerManager:
         """Remove a container with auto_remove, unless who started it did."""
         with contextlib.suppress(NotFound):
             await self.delete(container_id, force=False, volumes=True)
-
-    async def _clear(self, container: Container) -> None:
-        """Give back what only a running container holds: runtime state, root filesystem, interfaces, ports."""
-        if self._runtime:
-            await self._runtime.delete(container.id)
-        await asyncio.to_thread(self._directories.unmount, container.id)
-        await self._volumes.staging.release_all(container.id)
-        sandbox, others = await self._store.read(lambda tx: rows.sharing(tx, container))
-        if not others:
-            await self._networks.endpoints.deactivate(sandbox)
 
     async def stop(self, reference: str, *, timeout: float | None, signal_: signal.Signals | None) -> Joined:
         """Ask a container to stop, and kill it when it does not in `timeout` seconds. One that does not run is left."""
@@ -512,7 +429,7 @@ class ContainerManager:
             working_dir or container.spec.working_dir or image.config.working_dir,
             await asyncio.to_thread(identity), hostname=etc.hostname, terminal=terminal is not None,
         )  # fmt: skip
-        return Execution(self._required_runtime(), container.id, directory, document, terminal)
+        return Execution(self._running.runtime, container.id, directory, document, terminal)
 
     async def usage(self) -> list[Use]:
         """Return what images, containers and volumes take of the node. May be slow."""
@@ -523,10 +440,3 @@ class ContainerManager:
     def log_path(self, container: Container) -> str:
         """Return where a container's log is."""
         return str(self._directories.log(container.id))
-
-    def _required_runtime(self) -> Runtime:
-        if self._runtime is None:
-            raise Unavailable(
-                "no OCI runtime on this node", hint="install conmon and crun (or runc), restart netstored"
-            )
-        return self._runtime
