@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from ipaddress import ip_address, ip_network
+from dataclasses import replace
 
 import structlog
 
 from netstore.drivers.base import Driver
-from netstore.drivers.options import refuse_changes
 from netstore.errors import (
-    AlreadyExists,
     Conflict,
     FailedPrecondition,
-    Immutable,
     InUse,
     InvalidArgument,
     NetstoreError,
 )
 from netstore.kernel.namespaces import open_pinned
 from netstore.kernel.paths import closing
-from netstore.model import Endpoint, Kind, Network, NetworkSpec, PolicyAction, Pool, Route, Sandbox, Scope, new_id
-from netstore.networks import ipam
+from netstore.model import Endpoint, Kind, Network, NetworkSpec, PolicyAction, Sandbox, Scope, new_id
+from netstore.networks import ipam, network_rows
 from netstore.networks.cluster.members import no_cluster
 from netstore.networks.cluster.span import Span
 from netstore.networks.context import Context
-from netstore.networks.planning import changes, changes_of_labels
+from netstore.networks.network_rows import NetworkChange
 from netstore.networks.policies import Policies, refuse_unpoliced
 from netstore.networks.uplink import DEFAULT_MTU, Uplink, overlaps, read_uplink, warnings
 from netstore.store import Transaction
@@ -37,21 +33,7 @@ __all__ = ["DEFAULT_NETWORK", "NetworkChange", "Networks"]
 DEFAULT_NETWORK = "bridge"
 _PREDEFINED = {DEFAULT_NETWORK: "bridge", "host": "host", "none": "null"}
 
-
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NetworkChange:
-    """What is to change of a network; None keeps a field. Pools may be added, options changed where live."""
-
-    labels: Mapping[str, str] | None = None
-    options: Mapping[str, str] | None = None
-    pools: Sequence[Pool] | None = None
-    dns_servers: Sequence[str] | None = None
-    routes: Sequence[Route] | None = None
-    policy_ingress: PolicyAction | None = None
-    policy_egress: PolicyAction | None = None
 
 
 class Networks:
@@ -92,15 +74,15 @@ class Networks:
         """
         labels = dict(labels or {})
         if spec.config_from:
-            config = await self._store.read(lambda tx: _configuration(tx, spec.config_from))
-            spec, labels = _configured(spec, config), {**config.labels, **labels}
+            config = await self._store.read(lambda tx: network_rows.configuration(tx, spec.config_from))
+            spec, labels = network_rows.configured(spec, config), {**config.labels, **labels}
         driver = self._context.driver(spec.driver)
         if not predefined and spec.driver in self._context.options:
             spec = replace(spec, options={**self._context.options[spec.driver], **spec.options})
         if driver.predefined_only and not predefined and not spec.config_only:
             raise InvalidArgument("spec.driver", spec.driver, "bridge: host and none exist once, ready-made")
-        _check_families(spec)
-        _check_leases(spec, driver)
+        network_rows.check_families(spec)
+        network_rows.check_leases(spec, driver)
         pools = tuple(
             ipam.validate_pool(pool, index, gateway=driver.chooses_gateway) for index, pool in enumerate(spec.pools)
         )
@@ -114,7 +96,7 @@ class Networks:
         )  # fmt: skip
         if not spec.config_only:
             network = driver.validate(network if driver.has_interfaces else replace(network, mtu=0))
-        if _denies(spec) and not spec.config_only:
+        if network_rows.denies(spec) and not spec.config_only:
             refuse_unpoliced(network, driver)
         if driver.scope is Scope.GLOBAL and not spec.config_only:
             network, made = await self._create_spanning(network, uplink, request_id)
@@ -139,7 +121,7 @@ class Networks:
             return tx.networks.require(made), False
         row = tx.row("SELECT id FROM networks WHERE name = ?", network.name)
         if row:
-            return _same(tx.networks.require(row[0]), network), False
+            return network_rows.same(tx.networks.require(row[0]), network), False
         spec, driver = network.spec, self._context.driver(network.spec.driver)
         if driver.has_interfaces and spec.ipam_driver == "default":
             pools = self._context.global_pools if driver.scope is Scope.GLOBAL else self._context.pools
@@ -147,7 +129,7 @@ class Networks:
             network = driver.validate(replace(network, pools=resolved, mtu=uplink.mtu or DEFAULT_MTU))
         driver.check_beside(network, tx.networks.all())
         if not spec.config_only:
-            _check_routes(network)
+            network_rows.check_routes(network)
         revision = tx.event(Kind.NETWORK, "create", network.id, network.name, driver=spec.driver)
         network = replace(network, revision=revision)
         tx.networks.insert(network)
@@ -160,19 +142,19 @@ class Networks:
         try:
             await self._context.apply(driver.apply_network, network)
         except BaseException:
-            await self._store.write(lambda tx: _delete(tx, network))
+            await self._store.write(lambda tx: network_rows.delete(tx, network))
             raise
-        if _denies(network.spec):
+        if network_rows.denies(network.spec):
             try:
                 await self._policies.follow(network)
             except BaseException:
-                await self._store.write(lambda tx: _delete(tx, network))
+                await self._store.write(lambda tx: network_rows.delete(tx, network))
                 await self._context.remove(driver.remove_network, network)
                 raise
 
     async def get(self, reference: str) -> tuple[Network, int]:
         """Return a network by name, id or id prefix, and how many endpoints it has."""
-        return await self._store.read(lambda tx: _counted(tx, tx.networks.find(reference)))
+        return await self._store.read(lambda tx: network_rows.counted(tx, tx.networks.find(reference)))
 
     async def all(self, where: str = "1", *values: object) -> list[tuple[Network, int]]:
         """Return the networks that an SQL condition selects, oldest first, and how many endpoints each has."""
@@ -196,7 +178,7 @@ class Networks:
         def edit(tx: Transaction, network: Network) -> Network:
             if etag and etag != str(network.revision):
                 raise Conflict(f"network {network.name} has changed", hint="read it again, then change it again")
-            return _changed(tx, self._context.driver(network.spec.driver), network, change)
+            return network_rows.changed(tx, self._context.driver(network.spec.driver), network, change)
 
         if self._context.driver(found.spec.driver).scope is Scope.GLOBAL:
             if self._span is None:
@@ -245,7 +227,7 @@ class Networks:
                 if _defaults(old) != _defaults(new):
                     await self._policies.follow(new)
             except BaseException:
-                await self._store.write(lambda tx: _restore(tx, old))
+                await self._store.write(lambda tx: network_rows.restore(tx, old))
                 await self._context.apply(_follow, driver, new, old, attached)
                 raise
             return new, len(endpoints)
@@ -291,15 +273,15 @@ class Networks:
                 raise FailedPrecondition(
                     f"network {network.name} is predefined and stays", hint="remove only networks that you created"
                 )
-            _refuse_in_use(tx, network)
-            _refuse_referred(tx, network)
-            _delete(tx, network)
+            network_rows.refuse_in_use(tx, network)
+            network_rows.refuse_referred(tx, network)
+            network_rows.delete(tx, network)
             return network, [each for each in tx.networks.all() if network.interface == each.interface != ""]
 
         if self._span:
             spanning, _ = await self.get(reference)
             if self._context.driver(spanning.spec.driver).scope is Scope.GLOBAL:
-                await self._store.read(lambda tx: _refuse_in_use(tx, spanning))
+                await self._store.read(lambda tx: network_rows.refuse_in_use(tx, spanning))
                 await self._span.networks.remove(spanning)
                 return
         network, sharing = await self._store.write(remove)
@@ -333,10 +315,6 @@ def _report(tx: Transaction, found: Sequence[tuple[Network, str]]) -> None:
         tx.event(Kind.NETWORK, "overlap", network.id, network.name, detail=text)
 
 
-def _denies(spec: NetworkSpec) -> bool:
-    return PolicyAction.DENY in (spec.policy_ingress, spec.policy_egress)
-
-
 def _defaults(network: Network) -> tuple[PolicyAction, PolicyAction]:
     return network.spec.policy_ingress, network.spec.policy_egress
 
@@ -353,161 +331,3 @@ def _follow(driver: Driver, old: Network, new: Network, attached: Sequence[tuple
         if namespace is not None:  # one that ended is the reconciler's
             with closing(namespace):
                 driver.update_endpoint(new, endpoint, namespace, before=old)
-
-
-def _changed(tx: Transaction, driver: Driver, network: Network, change: NetworkChange) -> Network:
-    """Return a network with what is to change; pools that come are reserved."""
-    spec = network.spec
-    if change.dns_servers is not None:
-        spec = replace(spec, dns_servers=tuple(change.dns_servers))
-    if change.options is not None:
-        refuse_changes(driver.options, spec.options, change.options)
-        spec = replace(spec, options=dict(change.options))
-    if change.routes is not None:
-        spec = replace(spec, routes=tuple(change.routes))
-    spec = replace(
-        spec,
-        policy_ingress=change.policy_ingress or spec.policy_ingress,
-        policy_egress=change.policy_egress or spec.policy_egress,
-    )
-    if _denies(spec):
-        refuse_unpoliced(network, driver)
-    labels = network.labels if change.labels is None else dict(change.labels)
-    changed = replace(network, spec=spec, labels=labels)
-    if change.pools is not None:
-        changed = _add_pools(tx, driver, changed, change.pools)
-    if change.routes is not None:
-        _check_routes(changed)
-    return changed
-
-
-def _add_pools(tx: Transaction, driver: Driver, network: Network, asked: Sequence[Pool]) -> Network:
-    """Add the pools that a network does not have yet.
-
-    Raises:
-        Immutable: one that it has is missing, or differs.
-    """
-    wanted = [ipam.validate_pool(pool, i, gateway=driver.chooses_gateway) for i, pool in enumerate(asked)]
-    for index, pool in enumerate(wanted):
-        if not ipam.is_chosen(pool):
-            raise InvalidArgument(f"spec.ipam[{index}].subnet", pool.subnet, "a subnet that is named in full")
-    for pool in network.pools:
-        if pool not in wanted:
-            raise Immutable(f"spec.ipam: subnet {pool.subnet}", "further subnets")
-    added = [pool for pool in wanted if pool not in network.pools]
-    spec = replace(network.spec, pools=(*network.spec.pools, *added))
-    _check_families(spec)
-    for pool in added:
-        ipam.reserve_pool(tx, network, pool)
-    pools = sorted([*network.pools, *added], key=lambda pool: ":" in pool.subnet)
-    return replace(network, spec=spec, pools=tuple(pools))
-
-
-def _restore(tx: Transaction, network: Network) -> None:
-    """Undo an update: the row as it was, and no pool besides its own."""
-    kept = {pool.subnet for pool in network.pools}
-    present = tx.networks.require(network.id)
-    for pool in present.pools:
-        if pool.subnet not in kept:
-            ipam.release_pool(tx, network, pool)
-    tx.networks.update(network)
-
-
-def _configuration(tx: Transaction, name: str) -> Network:
-    """Return the network of a configuration that another is to be made from."""
-    row = tx.row("SELECT id FROM networks WHERE name = ?", name)
-    found = tx.networks.require(row[0]) if row else None
-    if found is None or not found.spec.config_only:
-        raise InvalidArgument("spec.config_from", name, "the name of a network that was made with config_only")
-    return found
-
-
-def _configured(asked: NetworkSpec, config: Network) -> NetworkSpec:
-    """Return a spec that has everything but the driver of a configuration."""
-    merged = replace(config.spec, driver=asked.driver, config_only=False, config_from=asked.config_from)
-    for name in asked.__dataclass_fields__:
-        given, default = getattr(asked, name), getattr(NetworkSpec(), name)
-        if name not in ("driver", "config_from") and given != default:
-            raise InvalidArgument(f"spec.{name}", given, f"nothing beside config_from: it is that of {config.name}")
-    return merged
-
-
-def _refuse_referred(tx: Transaction, network: Network) -> None:
-    """Refuse to remove a configuration that networks were made from."""
-    found = tx.networks.all("json_extract(body, '$.spec.config_from') = ?", network.name)
-    if network.spec.config_only and found:
-        names = ", ".join(each.name for each in found[:10])
-        raise InUse(
-            f"network {network.name} is the configuration of {names}", hint="remove those first", networks=names
-        )
-
-
-def _check_families(spec: NetworkSpec) -> None:
-    """Check that the subnets are of families that the network has."""
-    if not spec.enable_ipv4 and not spec.enable_ipv6:
-        raise InvalidArgument("spec.enable_ipv4", False, "true, or enable_ipv6 true: a network has one of them")
-    for index, pool in enumerate(spec.pools):
-        if spec.ipam_driver != "default" and pool.subnet:
-            accepted = f"nothing with the IPAM driver {spec.ipam_driver}"
-            raise InvalidArgument(f"spec.ipam[{index}].subnet", pool.subnet, accepted)
-        enabled = spec.enable_ipv6 if ":" in pool.subnet else spec.enable_ipv4
-        if pool.subnet and not enabled:
-            name = "enable_ipv6" if ":" in pool.subnet else "enable_ipv4"
-            raise InvalidArgument(f"spec.ipam[{index}].subnet", pool.subnet, f"a network with {name} for it")
-
-
-def _check_leases(spec: NetworkSpec, driver: Driver) -> None:
-    """Check that a network whose addresses a DHCP server lends can have them."""
-    if spec.ipam_driver != "dhcp" or spec.config_only:
-        return
-    if not driver.takes_leases:
-        raise InvalidArgument("spec.ipam_driver", "dhcp", "default or null; dhcp with the drivers macvlan and ipvlan")
-    if spec.enable_ipv6 or not spec.enable_ipv4:
-        raise InvalidArgument("spec.enable_ipv6", spec.enable_ipv6, "false with the IPAM driver dhcp, which is IPv4's")
-    if spec.routes:
-        raise InvalidArgument("spec.routes", spec.routes[0].destination, "none with the IPAM driver dhcp")
-
-
-def _check_routes(network: Network) -> None:
-    """Check that the gateways of the routes are the network's own neighbours."""
-    subnets = [ip_network(pool.subnet) for pool in network.pools]
-    for index, route in enumerate(network.spec.routes):
-        if not any(ip_address(route.gateway) in subnet for subnet in subnets):
-            accepted = f"an address inside {', '.join(map(str, subnets))}"
-            raise InvalidArgument(f"spec.routes[{index}].gateway", route.gateway, accepted)
-
-
-def _same(present: Network, asked: Network) -> Network:
-    difference = changes(asked.spec, present.spec) or changes_of_labels(asked.labels, present.labels)
-    if difference:
-        raise AlreadyExists(
-            f"network {asked.name} exists and differs: {difference}",
-            hint="choose another name, or remove the network first", difference=difference,
-        )  # fmt: skip
-    return present
-
-
-def _delete(tx: Transaction, network: Network) -> None:
-    for policy in tx.policies.all("network_id = ?", network.id):
-        tx.event(Kind.POLICY, "remove", policy.id, policy.name, network=network.name)
-    tx.event(Kind.NETWORK, "remove", network.id, network.name)
-    tx.networks.delete(network.id)
-
-
-def _refuse_in_use(tx: Transaction, network: Network) -> None:
-    endpoints = tx.endpoints.all("network_id = ?", network.id)
-    if endpoints:
-        names = ", ".join(endpoint.name or endpoint.id[:12] for endpoint in endpoints[:10])
-        raise InUse(
-            f"network {network.name} has {len(endpoints)} endpoint(s): {names}",
-            hint="disconnect them, or remove their containers, first", endpoints=names,
-        )  # fmt: skip
-    if services := [service.name for service in tx.services.all("network_id = ?", network.id)]:
-        raise InUse(
-            f"network {network.name} has {len(services)} service(s): {', '.join(services[:10])}",
-            hint="remove them first (`netstore service rm`)", services=", ".join(services[:10]),
-        )  # fmt: skip
-
-
-def _counted(tx: Transaction, network: Network) -> tuple[Network, int]:
-    return network, tx.endpoints.count("network_id = ?", network.id)
