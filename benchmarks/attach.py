@@ -17,7 +17,7 @@ from common import BIN, dockerd, measure, sh, show, start_netstore
 
 from netstore.api.v1 import common_pb2, container_pb2, endpoint_pb2, image_pb2, network_pb2, volume_pb2
 from netstore.client import BlockingClient as Client
-from netstore.kernel import netlink
+from netstore.kernel import addressing, netlink
 from netstore.kernel.namespaces import socket_inside
 from netstore.kernel.route import RouteSocket
 
@@ -41,7 +41,7 @@ def floor(count: int) -> list[float]:
         outer.append([pair, netlink.link_set(f"f{index}", up=True)])
         inner.append(
             [netlink.link_set(1, up=True), netlink.link_set(2, up=True),
-             netlink.address_add(2, f"10.250.{index // 250}.{index % 250 + 2}", 16), netlink.route_replace("10.250.0.1", 2)]
+             addressing.address_add(2, f"10.250.{index // 250}.{index % 250 + 2}", 16), addressing.route_replace("10.250.0.1", 2)]
         )  # fmt: skip
     sh("ip addr add 10.250.0.1/16 dev floor")
 

@@ -37,7 +37,7 @@ from netstore.drivers.options import (
     parse,
 )
 from netstore.errors import Exhausted, FailedPrecondition, InvalidArgument, KernelError
-from netstore.kernel import netlink
+from netstore.kernel import addressing, netlink
 from netstore.kernel.conntrack import forget_address, forget_published, forget_strays
 from netstore.kernel.firewall import Element, direct_elements, guard_elements, port_elements, source_elements
 from netstore.kernel.links import host_socket
@@ -133,7 +133,7 @@ class BridgedDriver(Driver):
                     netlink.link_set(index, alias=alias("network", network.id), mtu=network.mtu),
                     netlink.link_set(index, ipv6_addresses=False, tolerate=NO_IPV6),
                     *(
-                        netlink.address_add(index, gateway, prefix, tolerate={errno.EEXIST}, speaks=prefix != 128)
+                        addressing.address_add(index, gateway, prefix, tolerate={errno.EEXIST}, speaks=prefix != 128)
                         for gateway, prefix in self.bridge_addresses(network)
                     ),
                     netlink.link_set(index, up=True),
@@ -214,7 +214,7 @@ class BridgedDriver(Driver):
         """Take the MACs of endpoints' addresses from the bridge."""
         index = host_socket().index_of(network.interface)
         if index is not None:
-            host_socket().run([netlink.neighbour_delete(index, address) for address in addresses])
+            host_socket().run([addressing.neighbour_delete(index, address) for address in addresses])
 
     def observe(self, network: Network) -> Observed:
         """Look for the bridge and its ports."""
@@ -245,9 +245,9 @@ class BridgedDriver(Driver):
             return
         wanted = self.single(network)
         there = _single(route, index, network)
-        requests = [netlink.address_delete(index, each, _whole(each)) for each in there - wanted]
+        requests = [addressing.address_delete(index, each, _whole(each)) for each in there - wanted]
         requests += [
-            netlink.address_add(index, each, _whole(each), tolerate={errno.EEXIST}, speaks=":" not in each)
+            addressing.address_add(index, each, _whole(each), tolerate={errno.EEXIST}, speaks=":" not in each)
             for each in wanted - there
         ]
         route.run(requests)
@@ -367,7 +367,7 @@ class BridgedDriver(Driver):
             ),
             _port(network, endpoint, isolated=not parse(self.options, network.spec.options)[ICC]),
             netlink.link_up(endpoint.host_interface),
-            *(netlink.neighbour_set(master, each.address, endpoint.mac_address) for each in endpoint.every_address),
+            *(addressing.neighbour_set(master, each.address, endpoint.mac_address) for each in endpoint.every_address),
         ]
         try:
             route.run(requests)

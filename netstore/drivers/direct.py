@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import ip_address, ip_network
 
-from netstore.kernel import netlink
+from netstore.kernel import addressing
 from netstore.kernel.firewall import Element
 from netstore.kernel.links import host_socket, node_link
 from netstore.kernel.route import Request
@@ -43,7 +43,7 @@ class Direct:
         }
         if before != (self._near, self._own, self._name, self._index):
             return True
-        return bool(self._led) and not self._led <= host_socket().routes(netlink.RTPROT_NETSTORE).keys()
+        return bool(self._led) and not self._led <= host_socket().routes(addressing.RTPROT_NETSTORE).keys()
 
     def node_elements(self) -> set[Element]:
         """Return whose packets are taken."""
@@ -83,7 +83,7 @@ class Direct:
             return []
         self._led.update(remote.addresses)
         return [
-            netlink.host_route_set(
+            addressing.host_route_set(
                 address, self.gateway(network, remote.vtep, address), self._index, _source(network, address)
             )
             for address in remote.addresses
@@ -93,12 +93,12 @@ class Direct:
         """Return elements and routes of those of endpoints that have routes."""
         led = {address for each in remotes for address in each.addresses} & self._led
         self._led -= led
-        return {_end(address) for address in led}, [netlink.host_route_delete(address) for address in led]
+        return {_end(address) for address in led}, [addressing.host_route_delete(address) for address in led]
 
     def routes(self, network: Network) -> dict[str, str]:
         """Return the gateways of the routes that there are to addresses of a network."""
         subnets = [ip_network(pool.subnet) for pool in network.pools]
-        found = host_socket().routes(netlink.RTPROT_NETSTORE)
+        found = host_socket().routes(addressing.RTPROT_NETSTORE)
         theirs = {to: by for to, by in found.items() if any(ip_address(to) in subnet for subnet in subnets)}
         self._led.update(theirs)
         return theirs

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 
 from netstore.drivers.options import BANDWIDTH_IN, BANDWIDTH_OUT, ENDPOINT_OPTIONS, SYSCTLS, parse
 from netstore.errors import InvalidArgument, KernelError
-from netstore.kernel import netlink
+from netstore.kernel import addressing, netlink
 from netstore.kernel.namespaces import inside, socket_inside
 from netstore.kernel.route import Request, RouteSocket
 from netstore.kernel.sysctls import accept_ipv6, ipv6_present, link_local, sysctl
@@ -82,12 +82,12 @@ def configure(network: Network, endpoint: Endpoint, namespace: int, *, gateways:
                 accept_ipv6(endpoint.interface_name)
         requests = [netlink.link_set(LOOPBACK_INDEX, up=True)]
         requests.append(netlink.link_set(index, mtu=network.mtu, ipv6_addresses=not speaks_ipv6(network)))
-        requests += [netlink.address_add(index, *address, tolerate={errno.EEXIST}) for address in addresses]
+        requests += [addressing.address_add(index, *address, tolerate={errno.EEXIST}) for address in addresses]
         requests.append(netlink.link_set(index, up=True))
         if endpoint.default_route:
-            requests += [netlink.route_replace(address.gateway, index) for address in _routed(network, endpoint)]
-        requests += [netlink.route_replace(each.gateway, index, each.destination) for each in network.spec.routes]
-        requests += [netlink.neighbour_set(index, each, stable_mac(network.id)) for each in gateways]
+            requests += [addressing.route_replace(address.gateway, index) for address in _routed(network, endpoint)]
+        requests += [addressing.route_replace(each.gateway, index, each.destination) for each in network.spec.routes]
+        requests += [addressing.neighbour_set(index, each, stable_mac(network.id)) for each in gateways]
         route.run(requests)
         if sysctls:
             _set_sysctls(namespace, endpoint.interface_name, sysctls)
@@ -98,7 +98,7 @@ def drop_addresses(endpoint: Endpoint, namespace: int) -> None:
     with socket_in(namespace) as route:
         index = route.index_of(endpoint.interface_name)
         if index is not None:
-            route.run([netlink.address_delete(index, each.address, each.prefix) for each in endpoint.addresses])
+            route.run([addressing.address_delete(index, each.address, each.prefix) for each in endpoint.addresses])
 
 
 def changes_inside(network: Network, index: int, *, before: Network | None) -> list[Request]:
@@ -107,8 +107,8 @@ def changes_inside(network: Network, index: int, *, before: Network | None) -> l
     return [
         netlink.link_set(index, mtu=network.mtu),
         netlink.link_set(index, ipv6_addresses=False, tolerate=NO_IPV6),
-        *(netlink.route_delete(each.gateway, index, each.destination) for each in unwanted),
-        *(netlink.route_replace(each.gateway, index, each.destination) for each in network.spec.routes),
+        *(addressing.route_delete(each.gateway, index, each.destination) for each in unwanted),
+        *(addressing.route_replace(each.gateway, index, each.destination) for each in network.spec.routes),
     ]
 
 
@@ -117,7 +117,7 @@ def replace_default_route(network: Network, endpoint: Endpoint, namespace: int) 
     with socket_in(namespace) as route:
         index = route.index_of(endpoint.interface_name)
         if index is not None:
-            route.run([netlink.route_replace(address.gateway, index) for address in _routed(network, endpoint)])
+            route.run([addressing.route_replace(address.gateway, index) for address in _routed(network, endpoint)])
 
 
 def _routed(network: Network, endpoint: Endpoint) -> list[Address]:

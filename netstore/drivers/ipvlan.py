@@ -12,7 +12,7 @@ from netstore.drivers.interior import socket_in
 from netstore.drivers.options import BANDWIDTHS, Option, choice, parse
 from netstore.drivers.parent import MTU_OPTION, PARENT_OPTION, ParentDriver
 from netstore.errors import InvalidArgument
-from netstore.kernel import netlink
+from netstore.kernel import addressing, netlink
 from netstore.kernel.route import Request
 from netstore.model import Endpoint, Network
 
@@ -62,4 +62,4 @@ class IpvlanDriver(ParentDriver):
         with socket_in(namespace) as route:
             index = route.index_of(endpoint.interface_name) or 0
             everywhere = {"::/0" if ":" in each.address else "0.0.0.0/0" for each in endpoint.addresses}
-            route.run([netlink.route_replace("", index, each, metric=_LAST) for each in sorted(everywhere)])
+            route.run([addressing.route_replace("", index, each, metric=_LAST) for each in sorted(everywhere)])

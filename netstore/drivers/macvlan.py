@@ -12,7 +12,7 @@ from netstore.drivers.interior import alias
 from netstore.drivers.options import BANDWIDTHS, Option, boolean, choice, number, parse
 from netstore.drivers.parent import MTU_OPTION, PARENT_OPTION, ParentDriver
 from netstore.errors import FailedPrecondition, InvalidArgument, KernelError
-from netstore.kernel import netlink
+from netstore.kernel import addressing, netlink
 from netstore.kernel.links import host_socket
 from netstore.kernel.route import Request
 from netstore.kernel.sysctls import sysctl
@@ -111,14 +111,14 @@ class MacvlanDriver(ParentDriver):
         route = host_socket()
         index = route.index_of(_shim(network))
         if index is not None:
-            route.run([netlink.route_replace("", index, _host_route(each.address)) for each in endpoint.addresses])
+            route.run([addressing.route_replace("", index, _host_route(each.address)) for each in endpoint.addresses])
 
     def remove_endpoint(self, network: Network, endpoint: Endpoint, namespace: int | None = None) -> None:
         """Take the host's routes away, and the interface out of the namespace."""
         route = host_socket()
         index = route.index_of(_shim(network))
         if index is not None:
-            route.run([netlink.route_delete("", index, _host_route(each.address)) for each in endpoint.addresses])
+            route.run([addressing.route_delete("", index, _host_route(each.address)) for each in endpoint.addresses])
         super().remove_endpoint(network, endpoint, namespace)
 
     def observe(self, network: Network) -> Observed:
@@ -147,7 +147,7 @@ class MacvlanDriver(ParentDriver):
         addresses = [pool.aux_addresses[HOST] for pool in network.pools if HOST in pool.aux_addresses]
         widths = {4: 32, 6: 128}
         requests = [
-            netlink.address_add(index, each, widths[ip_address(each).version], tolerate={errno.EEXIST})
+            addressing.address_add(index, each, widths[ip_address(each).version], tolerate={errno.EEXIST})
             for each in addresses
         ]
         route.run([*requests, netlink.link_set(index, up=True)])

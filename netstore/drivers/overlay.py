@@ -22,7 +22,7 @@ from netstore.drivers.direct import Direct
 from netstore.drivers.interior import alias
 from netstore.drivers.options import Option, boolean, parse
 from netstore.errors import FailedPrecondition, InvalidArgument, KernelError
-from netstore.kernel import netlink, wireguard
+from netstore.kernel import addressing, netlink, wireguard
 from netstore.kernel.conntrack import forget_published, forget_strays
 from netstore.kernel.firewall import Element
 from netstore.kernel.links import host_socket
@@ -97,7 +97,7 @@ class OverlayDriver(BridgedDriver):
             netlink.link_up(name),
         ]
         if network.host_mac_address:
-            requests.append(netlink.forwarding_local(bridge, network.host_mac_address))
+            requests.append(addressing.forwarding_local(bridge, network.host_mac_address))
         try:
             route.run(requests)
         except KernelError as error:
@@ -187,11 +187,11 @@ class OverlayDriver(BridgedDriver):
             if each.ports:
                 forget_published(each.ports, [Address(address=address, prefix=0) for address in each.addresses])
             if each.vtep:  # where nothing leads to it, there is no entry
-                requests.append(netlink.forwarding_delete(tunnel, each.mac, each.vtep, via=via))
-            requests += [netlink.neighbour_delete(bridge, address) for address in each.addresses]
+                requests.append(addressing.forwarding_delete(tunnel, each.mac, each.vtep, via=via))
+            requests += [addressing.neighbour_delete(bridge, address) for address in each.addresses]
         for each in add:
-            requests.append(netlink.forwarding_set(tunnel, each.mac, each.vtep, via=via))
-            requests += [netlink.neighbour_set(bridge, address, each.mac) for address in each.addresses]
+            requests.append(addressing.forwarding_set(tunnel, each.mac, each.vtep, via=via))
+            requests += [addressing.neighbour_set(bridge, address, each.mac) for address in each.addresses]
         route.run(requests)
         if direct:
             self._lead(network, add=add)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from netstore.errors import KernelError
-from netstore.kernel import netlink
+from netstore.kernel import addressing, netlink
 from netstore.kernel.links import host_socket
 from netstore.kernel.sysctls import accept_ipv6, sysctl
 
@@ -51,11 +51,11 @@ def make(address: str, port: int, key: str) -> str:
         route.run([netlink.link_set(DEVICE, alias="netstore node", mtu=_MTU)])
         if ":" in address:
             accept_ipv6(DEVICE)
-            route.run([netlink.link_set(index, up=True), *netlink.routes_by_name(DEVICE, index)])
+            route.run([netlink.link_set(index, up=True), *addressing.routes_by_name(DEVICE, index)])
         else:
             sysctl(f"net/ipv4/conf/{DEVICE}/rp_filter", "2")
             route.run(
-                [netlink.address_add(index, address, 32, tolerate={errno.EEXIST}), netlink.link_set(index, up=True)]
+                [addressing.address_add(index, address, 32, tolerate={errno.EEXIST}), netlink.link_set(index, up=True)]
             )
         return str(_text(_ask(lambda: list(client.info(DEVICE)))[0].get_attr("WGDEVICE_A_PUBLIC_KEY")))
 

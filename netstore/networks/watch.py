@@ -14,8 +14,8 @@ from types import TracebackType
 import structlog
 
 from netstore.errors import NetstoreError
+from netstore.kernel.addressing import RTPROT_NETSTORE
 from netstore.kernel.attributes import NETLINK_NETFILTER, attributes, messages
-from netstore.kernel.netlink import RTPROT_NETSTORE
 from netstore.kernel.nftables import is_ours
 from netstore.networks.manager import NetworkManager
 
