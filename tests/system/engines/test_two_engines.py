@@ -68,36 +68,10 @@ def test_docker_podman_and_our_own(plugged: Node, docker: Docker, busybox_tar: P
                    "--subnet", "10.79.0.0/24", "--ip-range", "10.79.0.128/25", "app")  # fmt: skip
         node.cli("volume", "create", "shared")
         node.cli("image", "import", str(busybox_tar), "bb")
-        docker.out(
-            "run",
-            "-d",
-            "--name",
-            "theirs",
-            "--network",
-            "app",
-            "-v",
-            "shared:/data",
-            "-p",
-            "8081:80",
-            *HTTPD[:-1],
-            "/data",
-        )
-        node.cli(
-            "run",
-            "-d",
-            "--name",
-            "own",
-            "--ip",
-            "10.79.0.100",
-            "--network",
-            "app",
-            "-v",
-            "shared:/data",
-            "-p",
-            "8082:80",
-            *HTTPD[:-1],
-            "/data",
-        )
+        docker.out("run", "-d", "--name", "theirs", "--network", "app", "-v", "shared:/data", "-p", "8081:80",
+                   *HTTPD[:-1], "/data")  # fmt: skip
+        node.cli("run", "-d", "--name", "own", "--ip", "10.79.0.100", "--network", "app", "-v", "shared:/data",
+                 "-p", "8082:80", *HTTPD[:-1], "/data")  # fmt: skip
         mountpoint = json.loads(node.out("volume", "inspect", "shared"))[0]["status"]["mountpoint"]
         podman.run("first", "--network", "app", "-v", f"{mountpoint}:/data", "-p", "8083:80", *HTTPD[:-1], "/data")
         docker.out("exec", "theirs", "sh", "-c", "echo of all > /data/file")
