@@ -96,7 +96,7 @@ class Process:
             store = Store(Path(given["place"]) / f"{number}.db")
             self.nodes.append(Simulated(Cluster(config, store, self.node_id(number), localise)))
         self.made: list[EndpointRecord] = []
-        self.count = 0
+        self.count = self.lease = 0
 
     def vtep(self, number: int) -> str:
         return f"192.0.{number // 250}.{number % 250 + 1}"
@@ -115,7 +115,10 @@ class Process:
         )  # fmt: skip
 
     async def fill(self) -> dict[str, object]:
-        """Write what the nodes have."""
+        """Write what the nodes have, as if all had been there before: a node that comes up concerns all of its endpoints."""
+        self.lease = await self.etcd.grant(LEASE_SECONDS * 60)
+        for node in self.nodes:
+            await node.cluster.members.register(node.cluster.node, self.lease)
         records = [self.record(number, number * self.given["each"] + index)
                    for number in self.numbers for index in range(self.given["each"])]  # fmt: skip
         for start in range(0, len(records), AT_ONCE):
@@ -131,6 +134,7 @@ class Process:
         """Let all join, a few at a time: on machines of their own they would not take each other's time."""
         gate, began = asyncio.Semaphore(LOADING), time.process_time()
         await asyncio.gather(*(node.join(gate) for node in self.nodes))
+        await self.etcd.revoke(self.lease)  # each has one of its own now
         return {"cpu": time.process_time() - began, "seconds": [node.seconds for node in self.nodes]}
 
     async def churn(self) -> dict[str, object]:
