@@ -18,8 +18,8 @@ from netstore.kernel.paths import closing
 from netstore.kernel.redirect import has_redirect, redirect, remove_redirect
 from netstore.kernel.route import RouteSocket
 
-__all__ = ["RESOLVER_ADDRESS", "close_resolver", "interface_names", "is_redirected", "lacking", "leads_out",
-           "open_relay", "open_resolver", "raise_loopback"]  # fmt: skip
+__all__ = ["RESOLVER_ADDRESS", "close_resolver", "interface_names", "is_redirected", "lacking", "open_relay",
+           "open_resolver", "raise_loopback", "ways_out"]  # fmt: skip
 
 RESOLVER_ADDRESS = "127.0.0.11"
 """Where Docker's embedded resolver answers, and ours."""
@@ -31,24 +31,26 @@ def interface_names(namespace: int) -> set[str]:
         return {name for _, name in socket.if_nameindex()}
 
 
-def leads_out(namespace: int) -> bool:
-    """Say whether a namespace has a default route, of either family, through an interface other than `lo` [0.1 ms]."""
+def ways_out(namespace: int) -> set[str]:
+    """Return the interfaces, other than `lo`, through which a namespace has default routes of either family [0.1 ms].
+
+    "*" is an IPv4 route that refuses (`unreachable default`).
+    """
     opened = []
     with inside(namespace):
         for name in ("route", "ipv6_route"):
             with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
                 opened.append(os.open(f"/proc/thread-self/net/{name}", os.O_RDONLY | os.O_CLOEXEC))
-    found = [_has_default(each) for each in opened]  # each is closed
-    return True in found
+    found = [_defaults(each) for each in opened]  # each is closed
+    return set[str]().union(*found)
 
 
-def _has_default(table: int) -> bool:
+def _defaults(table: int) -> set[str]:
     """Read /proc/net/route (interface, destination, …, mask the eighth) or ipv6_route (destination, length, …)."""
     with os.fdopen(table) as lines:
         rows = [line.split() for line in lines]
-    return any(
-        row[1] == row[7] == "0" * 8 or (row[0] == "0" * 32 and row[1] == "00" and row[-1] != "lo") for row in rows
-    )
+    fourth = {row[0] for row in rows if row[1] == row[7] == "0" * 8}
+    return fourth | {row[-1] for row in rows if row[0] == "0" * 32 and row[1] == "00" and row[-1] != "lo"}
 
 
 def lacking(namespace: int, addresses: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address
@@ -19,6 +20,7 @@ from netstore import clock
 from netstore.drivers.interior import drop_addresses
 from netstore.errors import NetstoreError
 from netstore.kernel import dhcp
+from netstore.kernel.sandboxes import ways_out
 from netstore.model import Address, Endpoint, Kind, Lease, Network, Sandbox
 from netstore.networks import ipam, planning
 from netstore.networks.context import Context
@@ -72,8 +74,10 @@ class Leases:
             Unavailable, FailedPrecondition: no server answers, or not as it should; the caller undoes the attachment.
         """
         lease = await self._acquire(plan.endpoint, plan.network, plan.opened.sandbox)
+        assert plan.opened.namespace is not None
         try:
-            endpoint = await self._store.write(lambda tx: _lend(tx, plan.endpoint.id, lease))
+            ways = await self._context.apply(ways_out, plan.opened.namespace)
+            endpoint = await self._store.write(lambda tx: _lend(tx, plan.endpoint.id, lease, ways))
         except BaseException:
             await self._release(plan.endpoint, plan.network, plan.opened.sandbox, lease)
             raise
@@ -147,8 +151,9 @@ class Leases:
             if lease and _same(before.lease, lease):
                 await self._store.write(lambda tx: _prolong(tx, before.id, lease))
                 return
+            ways = await self._context.apply(ways_out, opened.namespace)
             endpoint = await self._store.write(
-                lambda tx: _lend(tx, before.id, lease) if lease else _lose(tx, before.id)
+                lambda tx: _lend(tx, before.id, lease, ways) if lease else _lose(tx, before.id)
             )
             await self._context.apply(drop_addresses, before, opened.namespace)
             await self._context.apply(driver.apply_endpoint, network, endpoint, opened.namespace)
@@ -203,8 +208,8 @@ def _same(held: Lease | None, lease: Lease) -> bool:
     return held is not None and (held.address, held.prefix, held.router) == (lease.address, lease.prefix, lease.router)
 
 
-def _lend(tx: Transaction, endpoint_id: str, lease: Lease) -> Endpoint:
-    """Give an endpoint the address of a lease.
+def _lend(tx: Transaction, endpoint_id: str, lease: Lease, ways: Collection[str]) -> Endpoint:
+    """Give an endpoint the address of a lease; `ways` are interfaces through which its namespace has default routes.
 
     Raises:
         AddressTaken: the server lent the same to another endpoint.
@@ -213,9 +218,11 @@ def _lend(tx: Transaction, endpoint_id: str, lease: Lease) -> Endpoint:
     ipam.hold(tx, network, ip_address(lease.address), endpoint.id, "lease")
     address = Address(address=lease.address, prefix=lease.prefix, gateway=lease.router)
     others = [each for each in tx.endpoints.all("sandbox_id = ?", endpoint.sandbox_id) if each.id != endpoint.id]
-    endpoint = replace(endpoint, addresses=(address,), lease=lease)
-    if not endpoint.default_route:
-        endpoint = planning.take_default_route(tx, network, endpoint, others)
+    taken = not {endpoint.interface_name, *(each.interface_name for each in others)}.issuperset(ways)
+    kept = endpoint.default_route and not (taken and endpoint.interface_name not in ways)  # it went with a lease
+    endpoint = replace(endpoint, addresses=(address,), lease=lease, default_route=kept)
+    if not kept:
+        endpoint = planning.take_default_route(tx, network, endpoint, others, taken=taken)
     where = {"network": network.name, "address": lease.address, "server": lease.server}
     endpoint = replace(endpoint, revision=tx.event(Kind.ENDPOINT, "lease", endpoint.id, endpoint.name, **where))
     tx.endpoints.update(endpoint)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from netstore.drivers.options import INTERFACE, MAC_ADDRESS
 from netstore.errors import AddressTaken, AlreadyExists, FailedPrecondition, InvalidArgument, NetstoreError, NotFound
-from netstore.kernel.sandboxes import interface_names, leads_out
+from netstore.kernel.sandboxes import interface_names, ways_out
 from netstore.model import (
     Endpoint,
     EndpointSpec,
@@ -142,8 +142,8 @@ def _attach_one(tx: Transaction, request: AttachRequest, opened: OpenSandbox) ->
         container = tx.containers.require(sandbox.container_id)
         name, live, labels = container.name, _is_live(tx, sandbox), {**container.labels, **labels}
     interfaces = _interfaces(opened)
-    theirs = interfaces - {"lo"} - {each.interface_name for each in others}
-    out = bool(theirs) and opened.namespace is not None and leads_out(opened.namespace)
+    ours = {each.interface_name for each in others}
+    out = bool(interfaces - {"lo"} - ours) and opened.namespace is not None and bool(ways_out(opened.namespace) - ours)
     place = Place(sandbox=sandbox, others=others, interfaces=interfaces, leads_out=out)
     endpoint = reserve(
         tx, network, place, request.spec, name=name, labels=labels, attached=live, port_keeper=request.port_keeper

@@ -93,6 +93,34 @@ def test_a_lease_that_ends_takes_its_address_along(node: Node, server: Dnsmasq) 
     assert json.loads(node.out("system", "check", "--format", "json")) == []
 
 
+def test_the_way_out_of_others(node: Node, server: Dnsmasq) -> None:
+    """A default route that is not ours stays when an address is lent, and when another is, unless the priority says so."""
+    server.start()
+    host, theirs = node.host, "default via 10.99.0.1 dev lan"
+    for name, flags in (("a", ()), ("b", ("--gw-priority", "1")), ("c", ())):
+        host.netns(name)
+        host.sh(f"ip -n {name} link set lo up; ip -n {name} link add lan type veth peer name other;"
+                f"ip -n {name} link set lan up; ip -n {name} link set other up; ip -n {name} addr add 10.99.0.2/24 dev lan")  # fmt: skip
+        if name != "c":
+            host.sh(f"ip -n {name} route add {theirs}")
+        node.cli("network", "connect", *flags, "lan", "--netns", f"/run/netns/{name}")
+    ours = f"default via {ROUTER} dev eth0"
+    assert [ours in host.sh(f"ip -n {name} route") for name in "abc"] == [False, True, True]
+    assert theirs in host.sh("ip -n a route")
+    assert not host.run("ip", "netns", "exec", "a", "ping", "-c1", "-W2", ROUTER, check=False).returncode
+
+    # The leases end while no server answers; meanwhile c gets a way out of somebody else's.
+    server.stop()
+    pass_time(node, 130)
+    wait_until(lambda: not any(inside(node, name) for name in "abc"), what="the addresses to go")
+    host.sh(f"ip -n c route add {theirs}")
+    server.start()
+    wait_until(lambda: all(inside(node, name) for name in "abc"), what="other leases", seconds=40)
+    assert [ours in host.sh(f"ip -n {name} route") for name in "abc"] == [False, True, False]
+    assert [theirs in host.sh(f"ip -n {name} route") for name in "abc"] == [True, False, True]
+    assert json.loads(node.out("system", "check", "--format", "json")) == []
+
+
 def test_containers(node: Node, server: Dnsmasq, image: str) -> None:
     server.start()
     node.cli("run", "-d", "--name", "one", "--hostname", "alpha", "--network", "lan", image)
