@@ -9,6 +9,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import click
@@ -89,12 +90,29 @@ def show_objects(
         return
     if not _FIELD.search(template):
         raise click.UsageError(f"--format: {template!r} is neither json nor a template with {{{{.Field}}}}")
-    for document in documents:
-        click.echo(_FIELD.sub(lambda match, d=document: _pick(d, match), template.replace("\\t", "\t")))  # type: ignore[misc]
+    for message, document in zip(messages, documents, strict=True):
+        pick = partial(_pick, document, _worded(message, document))
+        click.echo(_FIELD.sub(pick, template.replace("\\t", "\t")))
 
 
-def _pick(document: dict[str, Any], match: re.Match[str]) -> str:
-    value: Any = document
+def _worded(message: Any, document: dict[str, Any]) -> dict[str, Any]:
+    """Return a document whose enums are words, as in Docker's templates: running, for CONTAINER_STATE_RUNNING."""
+    worded = dict(document)
+    for field in message.DESCRIPTOR.fields:
+        value = document.get(field.name)
+        if field.enum_type:
+            prefix = f"{_CAMEL.sub('_', field.enum_type.name).upper()}_"
+            several = [value] if isinstance(value, str) else value or []
+            words = [each.removeprefix(prefix).lower() for each in several]
+            worded[field.name] = words[0] if isinstance(value, str) else words
+        elif isinstance(value, dict) and hasattr(inner := getattr(message, field.name), "DESCRIPTOR"):
+            worded[field.name] = _worded(inner, value)
+    return worded
+
+
+def _pick(plain: dict[str, Any], worded: dict[str, Any], match: re.Match[str]) -> str:
+    value: Any
+    document = value = plain if match[1] else worded
     for part in (match[2] or "").split("."):
         if not part:
             continue

@@ -315,7 +315,7 @@ def empty(nodes: list[Node]) -> None:
 def states(node: Node) -> dict[str, str]:
     """Return the names of all nodes, and how they are, as one sees it."""
     lines = node.out("node", "ls", "--format", "{{.Name}} {{.Status.State}}").splitlines()
-    return {line.split()[0]: line.split()[1].removeprefix("NODE_STATE_").lower() for line in lines}
+    return dict(line.split() for line in lines)
 
 
 def info(node: Node) -> dict[str, object]:

@@ -226,7 +226,7 @@ def test_disks_come_and_go(node: Node) -> None:
         device = node.host.sh(f"losetup --show -f {node.place}/disk").strip()
         wait_until(lambda: "device-appear" in events(node), what="the disk to come")
         wait_until(lambda: mounted(node, place), what="the mount to come")
-        assert node.out("volume", "inspect", "-f", "{{.Status.State}}", "data") == "VOLUME_STATE_ACTIVE"
+        assert node.out("volume", "inspect", "-f", "{{.Status.State}}", "data") == "active"
         node.cli("volume", "unstage", "data", "engine")
         node.cli("volume", "rm", "data")
     finally:

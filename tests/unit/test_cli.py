@@ -96,6 +96,9 @@ def test_templates(capsys: pytest.CaptureFixture[str]) -> None:
     volume = volume_pb2.Volume(name="v", spec=spec, status=status, labels=dict.fromkeys("cab", ""))
     show_objects([volume], "{{.Name}} {{.Driver}} {{.Mountpoint}} {{json .Labels}}")  # as Docker's, which knows no spec
     assert capsys.readouterr().out == 'v image /there {"a": "", "b": "", "c": ""}\n'
+    network = network_pb2.Network(name="app", status=network_pb2.NetworkStatus(scope=network_pb2.NETWORK_SCOPE_GLOBAL))
+    show_objects([network], "{{.Scope}} {{json .Status.Scope}}")
+    assert capsys.readouterr().out == 'global "NETWORK_SCOPE_GLOBAL"\n'
     with pytest.raises(click.UsageError, match="no field 'Nome'"):
         show_objects([network], "{{.Nome}}")
 
