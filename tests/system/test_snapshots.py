@@ -266,6 +266,6 @@ def test_a_clone_of_what_is_mounted_from_elsewhere_is_a_copy(node: Node, image: 
     assert node.out("run", "--rm", "-v", "copy:/v", image, "cat", "/v/file") == "there"
     refused = node.cli("volume", "clone", "v", "other", "-d", "local", *options, check=False)
     assert "a volume with storage of its own to fill" in refused.stderr
-    assert node.out("volume", "ls", "-q").split() == ["v", "copy"]
+    assert node.out("volume", "ls", "-q").split() == ["copy", "v"]
     node.cli("volume", "rm", "copy")
     assert (outside / "file").read_text() == "changed"
