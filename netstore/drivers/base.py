@@ -183,6 +183,10 @@ class Driver(ABC):
     def default_route(self, network: Network, endpoint: Endpoint, namespace: int) -> None:
         """Make the endpoint's gateway the namespace's default route."""
 
+    def lose_default_route(self, network: Network, endpoint: Endpoint) -> None:
+        """Hear that another endpoint's gateway is the namespace's default route now. By default nothing follows."""
+        return
+
     def apply_ports(
         self, network: Network, endpoint: Endpoint, *, add: Collection[PortMapping], remove: Collection[PortMapping]
     ) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -45,7 +45,8 @@ from netstore.kernel.route import Request, RouteSocket
 from netstore.kernel.sysctls import accept_ipv6, forward_ipv6, link_local, sysctl
 from netstore.model import BRIDGE_PREFIX, Address, Endpoint, Network, PortMapping, kernel_name, stable_mac
 
-__all__ = ["ICC", "INHIBIT", "ISOLATE", "MODES", "MTU", "NAME", "SHARED_OPTIONS", "TRUSTED", "BridgedDriver"]
+__all__ = ["ICC", "INHIBIT", "ISOLATE", "MODES", "MTU", "NAME", "SHARED_OPTIONS", "TRUSTED", "BridgedDriver",
+           "masked_elements"]  # fmt: skip
 
 BR_MAX_PORTS = 1023
 
@@ -253,8 +254,13 @@ class BridgedDriver(Driver):
         route.run(requests)
 
     def default_route(self, network: Network, endpoint: Endpoint, namespace: int) -> None:
-        """Replace the namespace's default route."""
+        """Replace the namespace's default route; answers leave by it from now on."""
         replace_default_route(network, endpoint, namespace)
+        self.host.firewall.remove(_masked(network, endpoint))
+
+    def lose_default_route(self, network: Network, endpoint: Endpoint) -> None:
+        """Let answers come back all the same."""
+        self.host.firewall.add(_masked(network, endpoint))
 
     def apply_ports(
         self, network: Network, endpoint: Endpoint, *, add: Collection[PortMapping], remove: Collection[PortMapping]
@@ -309,7 +315,8 @@ class BridgedDriver(Driver):
             senders += [link_local(endpoint.mac_address)] if has_ipv6(network) else []
         guard = guard_elements(endpoint.host_interface, endpoint.mac_address, senders)
         policed = self.host.firewall.policing.endpoint_elements(network, endpoint)
-        return [*guard, *policed, *self._port_elements(network, endpoint.addresses, endpoint.ports)]
+        masked = () if endpoint.default_route else _masked(network, endpoint)
+        return [*guard, *policed, *masked, *self._port_elements(network, endpoint.addresses, endpoint.ports)]
 
     def _port_elements(
         self, network: Network, addresses: Collection[Address], ports: Collection[PortMapping]
@@ -404,6 +411,15 @@ class BridgedDriver(Driver):
             if made:
                 self.remove_network(network)
             raise
+
+
+def masked_elements(network: Network, addresses: Iterable[str]) -> set[Element]:
+    """Return what lets endpoints answer clients of published ports though their way out is another."""
+    return {(f"masked{_six(each)}", f"{network.interface} . {each}") for each in addresses}
+
+
+def _masked(network: Network, endpoint: Endpoint) -> set[Element]:
+    return set() if network.spec.internal else masked_elements(network, [each.address for each in endpoint.addresses])
 
 
 def _port(network: Network, endpoint: Endpoint, *, isolated: bool) -> Request:

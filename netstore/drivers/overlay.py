@@ -17,7 +17,7 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 from netstore.drivers.base import Host, Observed
-from netstore.drivers.bridged import ICC, ISOLATE, SHARED_OPTIONS, BridgedDriver
+from netstore.drivers.bridged import ICC, ISOLATE, SHARED_OPTIONS, BridgedDriver, masked_elements
 from netstore.drivers.direct import Direct
 from netstore.drivers.interior import alias
 from netstore.drivers.options import Option, boolean, parse
@@ -150,9 +150,7 @@ class OverlayDriver(BridgedDriver):
             if not element[0].startswith("relayed")  # the relay of ::1 serves endpoints of this node
         }  # fmt: skip
         if found:
-            found |= {
-                ("meshed6" if ":" in each else "meshed", f"{network.interface} . {each}") for each in remote.addresses
-            }
+            found |= masked_elements(network, remote.addresses)
         return found
 
     def bridge_addresses(self, network: Network) -> list[tuple[str, int]]:

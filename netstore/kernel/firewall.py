@@ -6,7 +6,8 @@ everybody else's, keeps its say: a packet dropped by any of them is dropped.
 
 How a published port works without a process: destination NAT in prerouting and output for addresses that are the
 node's own, `route_localnet` on our bridges for 127.0.0.1, and source NAT only where a reply would otherwise not come
-back: from loopback, and between endpoints of one subnet (hairpin). The container sees everybody else's source address.
+back: from loopback, between endpoints of one subnet (hairpin), and to endpoints of other nodes or with another way out
+(set `masked`). The container sees everybody else's source address.
 Only ::1 needs a process, one for the node: what is published there is redirected to the relay (resolver/relay.py).
 
 Names of maps and sets that hold addresses end in 6 where the addresses are IPv6.

@@ -68,8 +68,10 @@ for _six, _addr in (("", "ipv4_addr"), ("6", "ipv6_addr")):
         f"slots{_six}": ("map", f"type {_addr} . mark : {_addr};"),
         f"port_slots{_six}": ("map", f"type {WELL_KNOWN} . mark : {_addr} . inet_service;"),
         f"elsewhere{_six}": ("set", f"type ifname . {_addr};"),
-        # By the bridge, remote endpoints whose ports every node publishes: they answer as those of services do.
-        f"meshed{_six}": ("set", f"type ifname . {_addr};"),
+        # By the bridge, endpoints that see its address instead of a client's who came by a published port, as answers
+        # would go elsewhere: those of other nodes, whose ports every node publishes, and those of this one whose way
+        # out is another network.
+        f"masked{_six}": ("set", f"type ifname . {_addr};"),
         # Networks whose packets go to near nodes by plain routes: bridge and subnet, subnet alone, and the node's own
         # address there.
         f"near{_six}": ("set", f"type ifname . {_addr}; flags interval;"),
@@ -235,7 +237,7 @@ _CHAINS: Chains = {
                 "oifname != @bridges iifname . IP daddr @nearSIX accept",
                 "ct status dnat oifname . IP saddr @subnetsSIX masquerade",
                 "ct status dnat oifname . IP daddr @elsewhereSIX masquerade",
-                "ct status dnat oifname . IP daddr @meshedSIX masquerade",
+                "ct status dnat oifname . IP daddr @maskedSIX masquerade",
                 "oifname != @bridges snat IP to iifname map @sourcesSIX",
                 "meta nfproto NFPROTO iifname @masqueradedSIX oifname != @bridges masquerade",
             ),

@@ -71,11 +71,21 @@ class Endpoints:
                 await stack.enter_async_context(self._context.locks.hold(key))
             pairs = list(zip(requests, opened, strict=True))
 
+            heirs: dict[str, tuple[Sandbox, Endpoint, Network]] = {}
+
             def undo(tx: Transaction, endpoint: Endpoint) -> None:
-                planning.forget(tx, endpoint)
+                heirs.pop(endpoint.id, None)
+                heir, _ = planning.detach(tx, endpoint.id)
+                if heir:
+                    heirs[heir[0].id] = tx.sandboxes.require(heir[0].sandbox_id), *heir
                 tx.unanswer(request_id)
 
-            planned = await self._carry_out(lambda tx: planning.attach(tx, pairs, request_id), undo)
+            try:
+                planned = await self._carry_out(lambda tx: planning.attach(tx, pairs, request_id), undo)
+            except BaseException:
+                for heir in heirs.values():
+                    await self._reroute(*heir)
+                raise
             for plan in planned:
                 await self._tell(plan.opened.sandbox)
             return [(plan.endpoint, plan.network, plan.opened.sandbox) for plan in planned]
@@ -119,6 +129,8 @@ class Endpoints:
                 done.append(plan)
                 sandbox_id, namespace = plan.opened.sandbox.id, plan.opened.namespace
                 self._driver(plan.network).apply_endpoint(plan.network, plan.endpoint, namespace)
+                if plan.demoted:
+                    self._driver(plan.demoted[0]).lose_default_route(*plan.demoted)
                 if namespace is None or plan.network.predefined or sandbox_id in resolvers:
                     continue
                 if self._sandboxes.wants_names(plan.opened):

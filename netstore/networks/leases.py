@@ -22,7 +22,7 @@ from netstore.errors import NetstoreError
 from netstore.kernel import dhcp
 from netstore.kernel.sandboxes import ways_out
 from netstore.model import Address, Endpoint, Kind, Lease, Network, Sandbox
-from netstore.networks import ipam, planning
+from netstore.networks import ipam, planning, way_out
 from netstore.networks.context import Context
 from netstore.networks.planning import Plan
 from netstore.networks.sandboxes import OpenSandbox, Sandboxes
@@ -77,12 +77,13 @@ class Leases:
         assert plan.opened.namespace is not None
         try:
             ways = await self._context.apply(ways_out, plan.opened.namespace)
-            endpoint = await self._store.write(lambda tx: _lend(tx, plan.endpoint.id, lease, ways))
+            endpoint, demoted = await self._store.write(lambda tx: _lend(tx, plan.endpoint.id, lease, ways))
         except BaseException:
             await self._release(plan.endpoint, plan.network, plan.opened.sandbox, lease)
             raise
         driver = self._context.driver(plan.network.spec.driver)
         await self._context.apply(driver.apply_endpoint, plan.network, endpoint, plan.opened.namespace)
+        await self._demote(demoted)
         self._keep(endpoint.id)
         return replace(plan, endpoint=endpoint)
 
@@ -152,11 +153,17 @@ class Leases:
                 await self._store.write(lambda tx: _prolong(tx, before.id, lease))
                 return
             ways = await self._context.apply(ways_out, opened.namespace)
-            endpoint = await self._store.write(
-                lambda tx: _lend(tx, before.id, lease, ways) if lease else _lose(tx, before.id)
+            endpoint, demoted = await self._store.write(
+                lambda tx: _lend(tx, before.id, lease, ways) if lease else (_lose(tx, before.id), None)
             )
             await self._context.apply(drop_addresses, before, opened.namespace)
             await self._context.apply(driver.apply_endpoint, network, endpoint, opened.namespace)
+            await self._demote(demoted)
+
+    async def _demote(self, demoted: tuple[Network, Endpoint] | None) -> None:
+        if demoted:
+            driver = self._context.driver(demoted[0].spec.driver)
+            await self._context.apply(driver.lose_default_route, *demoted)
 
     async def _acquire(self, endpoint: Endpoint, network: Network, sandbox: Sandbox) -> Lease:
         async with self._sandboxes.reopen(sandbox) as opened:
@@ -208,8 +215,11 @@ def _same(held: Lease | None, lease: Lease) -> bool:
     return held is not None and (held.address, held.prefix, held.router) == (lease.address, lease.prefix, lease.router)
 
 
-def _lend(tx: Transaction, endpoint_id: str, lease: Lease, ways: Collection[str]) -> Endpoint:
+def _lend(
+    tx: Transaction, endpoint_id: str, lease: Lease, ways: Collection[str]
+) -> tuple[Endpoint, tuple[Network, Endpoint] | None]:
     """Give an endpoint the address of a lease; `ways` are interfaces through which its namespace has default routes.
+    Returns also who had the default route that it has now.
 
     Raises:
         AddressTaken: the server lent the same to another endpoint.
@@ -222,11 +232,11 @@ def _lend(tx: Transaction, endpoint_id: str, lease: Lease, ways: Collection[str]
     kept = endpoint.default_route and not (taken and endpoint.interface_name not in ways)  # it went with a lease
     endpoint = replace(endpoint, addresses=(address,), lease=lease, default_route=kept)
     if not kept:
-        endpoint = planning.take_default_route(tx, network, endpoint, others, taken=taken)
+        endpoint = way_out.take(tx, network, endpoint, others, taken=taken)
     where = {"network": network.name, "address": lease.address, "server": lease.server}
     endpoint = replace(endpoint, revision=tx.event(Kind.ENDPOINT, "lease", endpoint.id, endpoint.name, **where))
     tx.endpoints.update(endpoint)
-    return endpoint
+    return endpoint, way_out.demoted(tx, endpoint, others)
 
 
 def _prolong(tx: Transaction, endpoint_id: str, lease: Lease) -> None:

@@ -26,7 +26,7 @@ from netstore.model import (
     new_id,
     stable_mac,
 )
-from netstore.networks import ipam, ports
+from netstore.networks import ipam, ports, way_out
 from netstore.networks.sandboxes import OpenSandbox, known_sandbox
 from netstore.store import Transaction
 
@@ -50,7 +50,6 @@ __all__ = [
     "publish",
     "register_names",
     "reserve",
-    "take_default_route",
     "unpublish",
     "without_lease",
 ]
@@ -76,7 +75,7 @@ class AttachRequest:
 @dataclass(frozen=True, slots=True)
 class Plan:
     """An endpoint as committed, and where it goes. `fresh` is false for one that was attached before, or is not to be
-    yet; `made` says that its row is new.
+    yet; `made` says that its row is new; `demoted` had the default route that it has now.
     """
 
     endpoint: Endpoint
@@ -84,6 +83,7 @@ class Plan:
     opened: OpenSandbox
     fresh: bool = True
     made: bool = False
+    demoted: tuple[Network, Endpoint] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +148,7 @@ def _attach_one(tx: Transaction, request: AttachRequest, opened: OpenSandbox) ->
     endpoint = reserve(
         tx, network, place, request.spec, name=name, labels=labels, attached=live, port_keeper=request.port_keeper
     )
-    return Plan(endpoint, network, opened, fresh=live, made=True)
+    return Plan(endpoint, network, opened, fresh=live, made=True, demoted=way_out.demoted(tx, endpoint, others))
 
 
 def _interfaces(opened: OpenSandbox) -> frozenset[str]:
@@ -221,7 +221,7 @@ def reserve(
         if attached and spec.ports:
             claimed = ports.claim(tx, endpoint_id, _publishable(network, endpoint, spec.ports), keeper=port_keeper)
             endpoint = replace(endpoint, ports=claimed)
-        endpoint = take_default_route(tx, network, endpoint, place.others, taken=place.leads_out)
+        endpoint = way_out.take(tx, network, endpoint, place.others, taken=place.leads_out)
     try:
         tx.endpoints.insert(endpoint)
     except sqlite3.IntegrityError:
@@ -265,27 +265,6 @@ def _name_twin(tx: Transaction, endpoint: Endpoint, network: Network) -> None:
             f"spec.interface_name: {endpoint.interface_name} is taken by another endpoint of the sandbox",
             hint="choose another interface name, or none", holder=present.id,
         )  # fmt: skip
-
-
-def take_default_route(
-    tx: Transaction, network: Network, endpoint: Endpoint, others: Sequence[Endpoint], *, taken: bool = False
-) -> Endpoint:
-    """Give the endpoint the default route, if its priority is above the present holder's, or there is none. `taken`: an
-    interface that is not ours has it, whose priority is 0.
-
-    Ties stay with who came first: connecting a network never changes the way out (complaint 13).
-    """
-    holder = next((other for other in others if other.default_route), None)
-    present = holder.spec.gateway_priority if holder else 0 if taken else None
-    if not _leads_out(network, endpoint) or (present is not None and present >= endpoint.spec.gateway_priority):
-        return endpoint
-    if holder:
-        tx.endpoints.update(replace(holder, default_route=False))
-    return replace(endpoint, default_route=True)
-
-
-def _leads_out(network: Network, endpoint: Endpoint) -> bool:
-    return not network.spec.internal and any(address.gateway for address in endpoint.addresses)
 
 
 def register_names(tx: Transaction, network: Network, endpoint: Endpoint, sandbox: Sandbox) -> None:
@@ -427,7 +406,7 @@ def detach(tx: Transaction, endpoint_id: str) -> tuple[tuple[Endpoint, Network] 
     if not endpoint.default_route:
         return None, not others
     pairs = [(other, tx.networks.require(other.network_id)) for other in others]
-    heirs = [(other, network) for other, network in pairs if _leads_out(network, other)]
+    heirs = [(other, network) for other, network in pairs if way_out.leads_out(network, other)]
     if not heirs:
         return None, not others
     heir, network = max(heirs, key=lambda pair: pair[0].spec.gateway_priority)

@@ -9,6 +9,7 @@ from balanced import reached, serving
 from conftest import Node, wait_until
 
 from cluster.lab import UNDERLAY, Etcd3, connect, joined, known, restart, states
+from cluster.test_direct import answering, asks
 
 
 def answers(nodes: list[Node], name: str, port: int = 8080) -> None:
@@ -105,6 +106,36 @@ def test_a_lost_nodes_port_is_another_nodes(nodes3: list[Node]) -> None:
     assert "port-taken" in one.out("system", "events", "--since", "0", "--until-now")
     for node in nodes3:
         assert node.out("system", "check") == "kernel and store agree"
+
+
+def test_a_container_whose_way_out_is_another_network(etcd3: Etcd3, nodes3: list[Node]) -> None:
+    """Answers find their way to a client outside the cluster, whichever node it asked, and whichever way out there is."""
+    one, two, _ = nodes3
+    wire = etcd3.underlay.host
+    one.cli("network", "create", "local")
+    one.cli("network", "create", "-d", "overlay", "--subnet", "10.86.0.0/16", "app")
+    known(nodes3, "app")
+    connect(one, "a", "local")
+    inside = ("--netns", "/run/netns/a")
+    one.cli("network", "connect", "app", *inside, "--label", "tier=web", "-p", "8080:7777", "--mesh")
+    two.cli("service", "create", "web", "--network", "app", "-l", "tier=web", "-p", "8081:7777")
+
+    def clients() -> list[str]:
+        places = [(number, port) for number in (1, 2, 3) for port in (8080, 8081)]
+        return [asks(wire, f"{UNDERLAY}.{number}", port) for number, port in places]
+
+    with answering(one, "a"):
+        wait_until(lambda: all(clients()), what="answers by every node")
+        assert all(each.startswith("10.86.") for each in clients())
+        assert asks(one.host, f"{UNDERLAY}.1", 8080).startswith("10.86.")
+        assert one.out("system", "check") == "kernel and store agree"
+        # Where it is the way out, the client's own address is seen by its node.
+        one.cli("network", "disconnect", "local", *inside)
+        assert clients()[:2] == [f"{UNDERLAY}.254"] * 2
+        one.cli("network", "connect", "local", *inside, "--gw-priority", "1")
+        assert all(each.startswith("10.86.") for each in clients())
+        for node in nodes3:
+            assert node.out("system", "check") == "kernel and store agree"
 
 
 def test_containers(nodes3: list[Node], busybox_tar: Path) -> None:

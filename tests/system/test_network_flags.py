@@ -86,11 +86,11 @@ def test_list_and_prune_filters(node: Node, image: str) -> None:
     assert names(node, "label=tier=web", "label=x") == ["app2"]
     assert names(node, "driver=host") == ["host"]
     assert names(node, "driver=host", "driver=null") == ["host", "none"]
-    assert names(node, "scope=local") == ["bridge", "host", "none", "app", "app2", "my-app"]
+    assert names(node, "scope=local") == ["app", "app2", "bridge", "host", "my-app", "none"]
     assert names(node, "scope=swarm") == []
     assert names(node, "type=builtin") == ["bridge", "host", "none"]
     assert names(node, "type=custom", "dangling=true") == ["app2", "my-app"]
-    assert names(node, "dangling=false") == ["bridge", "host", "none", "app"]
+    assert names(node, "dangling=false") == ["app", "bridge", "host", "none"]
     assert "unknown" not in node.cli("network", "ls", "--filter", "colour=red", check=False).stdout
     assert node.out("network", "prune", "-f", "--filter", "until=1h") == ""
     assert node.out("network", "prune", "--dry-run", "--filter", "label!=x") == "my-app"

@@ -250,3 +250,43 @@ def test_ipv6_flows_end_with_their_endpoints(node: Node, talking: Talking) -> No
     assert held["two"] not in flows
     assert held["three"] in flows
     assert says(clients[2]) == "three"
+
+
+def test_ports_beside_the_way_out(node: Node, image: str) -> None:
+    """A published port answers whichever network is the way out; what fails leaves it as it was."""
+    host = node.host
+    for name in ("one", "two"):
+        node.cli("network", "create", "--ipv6", name)
+    host.sh("ip -6 addr add 2001:db8::1/64 dev uplink nodad; ip -n neighbour -6 addr add 2001:db8::2/64 dev eth0 nodad")
+    node.cli("run", "-d", "--name", "web", "--network", "one", image, "httpd", "-f", "-p", "80", "-h", "/data")
+
+    def asked() -> list[str]:
+        urls = "203.0.113.1:8080/hello", "[2001:db8::1]:8080/hello", "203.0.113.1:8081/hello"
+        return [host.sh(f"ip netns exec neighbour curl -gs -m 2 http://{each} || true") for each in urls]
+
+    def way_out() -> str:
+        return "".join(node.out("exec", "web", "ip", *six, "route", "show", "default") for six in ((), ("-6",)))
+
+    node.cli("network", "connect", "two", "web", "-p", "8080:80")
+    node.cli("port", "publish", "web", "8081:80", "--network", "one")
+    assert "eth0" in way_out()
+    wait_until(lambda: asked() == [HELLO] * 3, what="answers by both networks")
+    assert host.sh("curl -gs -m 2 http://203.0.113.1:8080/hello") == HELLO
+    assert node.out("system", "check") == "kernel and store agree"
+    node.cli("network", "disconnect", "two", "web")
+
+    # It moves, and comes back when what it moved to goes, or cannot be.
+    wrong = ("--driver-opt", "com.docker.network.endpoint.sysctls=net.ipv4.conf.IFNAME.nonsense=1")
+    before = way_out()
+    refused = node.cli("network", "connect", "--gw-priority", "1", *wrong, "two", "web", check=False)
+    assert "nonsense" in refused.stderr
+    assert way_out() == before
+    assert node.out("system", "check") == "kernel and store agree"
+    node.cli("network", "connect", "--gw-priority", "1", "two", "web", "-p", "8080:80")
+    assert "eth1" in way_out()
+    assert asked() == [HELLO] * 3
+    assert node.out("system", "check") == "kernel and store agree"
+    node.cli("network", "disconnect", "two", "web")
+    assert way_out() == before
+    assert asked() == ["", "", HELLO]
+    assert node.out("system", "check") == "kernel and store agree"
