@@ -1,6 +1,7 @@
 """netstored: reads the configuration, builds the parts, serves until it is told to stop.
 
-Stopping it, or killing it, never stops a container: traffic, names, published ports and open files go on.
+Stopping it, or killing it, never stops a container: traffic, names, published ports and open files go on. Only when
+systemd stops it because the machine goes down, it stops them, so that they end in their own time.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from netstore import __version__, logs, threads
+from netstore import __version__, logs, systemd, threads
 from netstore.adapters import programs
 from netstore.adapters.cni.plugin import Plugin
 from netstore.adapters.netavark.command import Netavark
@@ -158,14 +159,18 @@ class Daemon:
             log.info(
                 "netstored is ready", version=__version__, listen=self._addresses(), state_dir=str(self._state_dir)
             )
-            logs.notify("READY=1")
-            logs.keep_alive()
+            systemd.notify("READY=1")
+            systemd.keep_alive()
             # What was made up to here stays for good: the collector need not walk it at every request.
             gc.freeze()
             gc.set_threshold(10_000, 20, 20)
             await self._stopping.wait()
-            logs.notify("STOPPING=1")
-            log.info("netstored stops; containers and their traffic go on")
+            systemd.notify("STOPPING=1")
+            if await systemd.goes_down():
+                log.info("the machine goes down: containers are stopped")
+                await self._containers.shut_down()
+            else:
+                log.info("netstored stops; containers and their traffic go on")
             await checks.enter_graceful_shutdown()
             await server.stop(_GRACE_SECONDS)
             await self._interceptor.finish()

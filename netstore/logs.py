@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
-import os
-import socket
 import sys
 from typing import TextIO, cast
 
 import structlog
 
-__all__ = ["configure", "keep_alive", "notify"]
+__all__ = ["configure"]
 
 
 class _Patient:
@@ -49,23 +46,3 @@ def configure(format: str, level: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Patient())),
         cache_logger_on_first_use=True,
     )
-
-
-# Taken out before anything is started: crun that inherits it waits until the container says that it is ready.
-_MANAGER = os.environ.pop("NOTIFY_SOCKET", "")
-_WATCHDOG_SECONDS = int(os.environ.pop("WATCHDOG_USEC", "0")) / 1e6
-
-
-def notify(message: str) -> None:
-    """Tell the service manager (sd_notify(3)), where there is one."""
-    address = _MANAGER
-    if address:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            sender.sendto(message.encode(), "\0" + address[1:] if address[0] == "@" else address)
-
-
-def keep_alive() -> None:
-    """Tell the service manager, from now on, that the event loop turns: three times in its WatchdogSec=."""
-    if _WATCHDOG_SECONDS:
-        notify("WATCHDOG=1")
-        asyncio.get_running_loop().call_later(_WATCHDOG_SECONDS / 3, keep_alive)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import structlog
 
+from netstore import systemd
 from netstore.errors import FailedPrecondition, InUse, NetstoreError, NotFound
 from netstore.kernel.paths import closing
 from netstore.launcher import rows, terminals
@@ -43,6 +44,7 @@ from netstore.model import (
     ContainerSpec,
     ContainerState,
     Finding,
+    Image,
     Kind,
     Restart,
     Sandbox,
@@ -61,6 +63,9 @@ _LOST = 255
 
 _READABLE_SECONDS = 2.0
 """So long after its start a container with auto_remove is there, ended or not: who started it reads how it went."""
+
+_ENDING_SECONDS = 60.0
+"""So long containers may take to be cleared away when the machine goes down."""
 
 Joined = rows.Joined
 
@@ -295,15 +300,22 @@ class ContainerManager:
         """Ask a container to stop, and kill it when it does not in `timeout` seconds. One that does not run is left."""
         container, image, _, _ = await self.get(reference)
         await self._let_be(container)
-        name = container.spec.stop_signal or image.config.stop_signal or "SIGTERM"
-        await self._end(
-            container, signal_ or parse_signal(name), container.spec.stop_timeout if timeout is None else timeout
-        )
+        patience = container.spec.stop_timeout if timeout is None else timeout
+        await self._end(container, signal_ or _stop_signal(container, image), patience)
         return (
             await self.get(container.id)
             if not container.spec.auto_remove
             else (container, image, Sandbox(id="", path=""), [])
         )
+
+    async def shut_down(self) -> None:
+        """Stop every container in its own time: the machine goes down. Policies start them when it is back."""
+        await self._restarts.close()
+        running = await self.all("json_extract(body, '$.state') = 'running'")
+        patience = max((container.spec.stop_timeout for container, _, _, _ in running), default=0.0)
+        systemd.notify(f"EXTEND_TIMEOUT_USEC={int((patience + _ENDING_SECONDS) * 1e6)}")
+        ends = [self._end(each, _stop_signal(each, image), each.spec.stop_timeout) for each, image, _, _ in running]
+        await asyncio.gather(*ends, return_exceptions=True)
 
     async def _let_be(self, container: Container) -> None:
         """Have no policy start a container again that somebody stops."""
@@ -440,3 +452,7 @@ class ContainerManager:
     def log_path(self, container: Container) -> str:
         """Return where a container's log is."""
         return str(self._directories.log(container.id))
+
+
+def _stop_signal(container: Container, image: Image) -> signal.Signals:
+    return parse_signal(container.spec.stop_signal or image.config.stop_signal or "SIGTERM")

@@ -39,10 +39,11 @@ class Restarts:
         self._waiting: dict[str, asyncio.Task[None]] = {}
         self._delays: dict[str, float] = {}  # the last, by container
         self._free = asyncio.Semaphore(_AT_A_TIME)
+        self._closed = False
 
     def consider(self, container: Container, *, booted: bool = False) -> None:
         """Start a container that ended again, in a while, if its policy says so."""
-        if container.id in self._waiting or not runs_again(container, booted=booted):
+        if self._closed or container.id in self._waiting or not runs_again(container, booted=booted):
             return
         last = 0.0 if container.finish_time - container.start_time > _LONG_RUN else self._delays.get(container.id, 0.0)
         delay = min(2 * last, _LONGEST_DELAY) or _FIRST_DELAY
@@ -58,6 +59,7 @@ class Restarts:
 
     async def close(self) -> None:
         """Start nothing any more."""
+        self._closed = True
         tasks = list(self._waiting.values())
         for task in tasks:
             task.cancel()

@@ -24,7 +24,7 @@ from typing import Any
 import click
 import structlog
 
-from netstore import __version__, logs
+from netstore import __version__, logs, systemd
 from netstore.networks.handover import RELAY, Channel
 from netstore.resolver.answers import Answers, Forward
 from netstore.resolver.names import Names
@@ -223,8 +223,8 @@ async def _serve(listener: socket.socket, database: Path, upstreams: Upstreams) 
             asyncio.get_running_loop().add_signal_handler(number, resolver.ending.set)
         accepting = asyncio.create_task(resolver.accept(listener))
         log.info("netstore-resolver is ready", version=__version__, user=os.getuid())
-        logs.notify("READY=1")
-        logs.keep_alive()
+        systemd.notify("READY=1")
+        systemd.keep_alive()
         await resolver.ending.wait()
         accepting.cancel()
 

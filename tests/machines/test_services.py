@@ -141,6 +141,7 @@ def test_a_reboot(running: tuple[Underlay, Machine]) -> None:
     underlay, machine = running
     machine.reboot()
     is_as_before(underlay, machine, rebooted=True)
+    assert machine.sh("netstore inspect -f '{{.Status.ExitCode}}' no") == "137"  # netstored ended it, on the way down
     started = machine.sh("for each in nftables netstore-resolver netstored; do"
                          " systemctl show -P ActiveEnterTimestampMonotonic $each; done").split()  # fmt: skip
     assert started == sorted(started, key=int)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from conftest import Node, wait_until
+import os
+import signal
+import socket
+
+import pytest
+from conftest import SLOWER, Node, wait_until
 
 
 def shown(node: Node, name: str, field: str) -> str:
@@ -51,3 +56,32 @@ def test_policies_when_the_node_starts(node: Node, image: str) -> None:
     wait_until(lambda: {"a", "u", "f", "a-stopped"} <= set(node.out("ps", "--format", "{{.Name}}").split()))
     assert sorted(node.out("ps", "--format", "{{.Name}}").split()) == ["a", "a-stopped", "f", "u"]
     assert node.out("system", "check") == "kernel and store agree"
+
+
+def test_the_machine_goes_down(node: Node, image: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers are asked to end, each in its time; what policies say runs again afterwards."""
+    systemctl = node.place / "systemctl"
+    systemctl.write_text("#!/bin/sh\necho stopping\n")
+    systemctl.chmod(0o755)
+    node.stop()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager, monkeypatch.context() as environment:
+        manager.bind(str(node.place / "notify"))
+        environment.setenv("NOTIFY_SOCKET", str(node.place / "notify"))
+        environment.setenv("PATH", f"{node.place}:{os.environ['PATH']}")
+        node.start_resolver()
+        node.start()
+        listens = "trap 'sleep 1; exit 7' TERM; while :; do sleep 0.1; done"
+        for name, policy in (("a", "always"), ("f", "on-failure"), ("n", "no")):
+            node.cli(
+                "run", "-d", "--restart", policy, "--stop-timeout", "20", "--name", name, image, "sh", "-c", listens
+            )
+        node.cli("run", "-d", "--stop-timeout", "0", "--name", "deaf", image, "sleep", "1000")
+        assert node.daemon
+        node.daemon.send_signal(signal.SIGTERM)
+        node.daemon.wait(timeout=20 * SLOWER)
+        told = [manager.recv(100).decode().partition("=") for _ in range(3)]
+    assert [each[0] for each in told] == ["READY", "STOPPING", "EXTEND_TIMEOUT_USEC"]
+    assert int(told[2][2]) > 20e6
+    node.start()
+    wait_until(lambda: sorted(node.out("ps", "--format", "{{.Name}}").split()) == ["a", "f"], what="policies")
+    assert (shown(node, "n", "Status.ExitCode"), shown(node, "deaf", "Status.ExitCode")) == ("7", "137")

@@ -14,7 +14,7 @@ import grpc
 import structlog
 from google.protobuf.wrappers_pb2 import BoolValue
 
-from netstore import __version__, logs
+from netstore import __version__, logs, systemd
 from netstore.adapters.csi.controller import Controller
 from netstore.adapters.csi.node import Node
 from netstore.adapters.csi.pb import csi_pb2 as csi
@@ -77,7 +77,7 @@ async def _serve(endpoint: str, address: str) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         log.info("netstore-csi is ready", version=__version__, endpoint=endpoint, node=node_id)
-        logs.notify("READY=1")
+        systemd.notify("READY=1")
         await stop.wait()
         await server.stop(grace=5)
         await errors.finish()
