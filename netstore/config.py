@@ -159,7 +159,7 @@ class AdaptersConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """[adapters]: foreign protocols that are served. `cni`: RUN_DIR/cni.sock, for the program netstore-cni; `netavark`:
     RUN_DIR/netavark.sock, for the same program under the name by which podman calls it. `hook`: RUN_DIR/hook.sock, for
     `netstore hook`. `docker`: a plugin for dockerd, whose firewall lets our networks through then, as with
-    `docker-user`.
+    `docker-user`; with [cluster] also RUN_DIR/docker-swarm.sock, for the managed plugin of its swarm.
     """
 
     cni: bool = True

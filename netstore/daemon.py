@@ -191,6 +191,9 @@ class Daemon:
 
             path = Path(adapters.docker.socket)
             await stack.enter_async_context(docker.serve(self._networks, self._volumes, path))
+            if self._config.cluster:
+                path = self._run_dir / "docker-swarm.sock"
+                await stack.enter_async_context(docker.serve_swarm(self._networks, path))
 
     def _prepare(self, stack: AsyncExitStack) -> None:
         self._state_dir.mkdir(parents=True, exist_ok=True, mode=0o711)

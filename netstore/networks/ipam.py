@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from netstore.errors import AddressTaken, Exhausted, FailedPrecondition, InvalidArgument
-from netstore.model import Address, EndpointSpec, Network, NetworkSpec, Pool
+from netstore.model import Address, EndpointSpec, Network, NetworkSpec, Pool, host_id
 from netstore.store import Transaction
 
 __all__ = [
@@ -399,12 +399,15 @@ def _holder(tx: Transaction, network: Network, address: IPAddress) -> str:
     if row:
         return f"endpoint {row[0] or row[1][:12]}"
     row = tx.row(
-        "SELECT json_extract(remote_endpoints.body, '$.name'), nodes.name FROM remote_addresses"
+        "SELECT json_extract(remote_endpoints.body, '$.name'), nodes.name, endpoint_id, node_id FROM remote_addresses"
         " JOIN remote_endpoints ON remote_endpoints.id = endpoint_id JOIN nodes ON nodes.id = node_id"
         " WHERE remote_addresses.network_id = ? AND address = ?", network.id, address.packed,
     )  # fmt: skip
     if row:
-        return f"endpoint {row[0]} on node {row[1]}" if row[0] else f"node {row[1]} itself"
+        name, node, endpoint_id, node_id = row
+        if endpoint_id == host_id(network.id, node_id):
+            return f"node {node} itself"
+        return f"endpoint {name or endpoint_id[:12]} on node {node}"
     return "the network itself (gateway or auxiliary address)"
 
 

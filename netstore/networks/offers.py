@@ -30,8 +30,9 @@ class Offers:
         self._subnets: dict[str, float] = {}  # when each was offered
         self._cursors: dict[str, int] = {}  # the last address offered, by subnet
 
-    async def subnet(self, asked: str, within: str, *, version: int) -> tuple[str, str]:
-        """Return a subnet and a range of it, as they were asked for; "" asks for a free one.
+    async def subnet(self, asked: str, within: str, *, version: int, spanning: bool = False) -> tuple[str, str]:
+        """Return a subnet and a range of it, as they were asked for; "" asks for a free one, for a network that spans
+        nodes or not.
 
         Raises:
             InvalidArgument: one of them is none.
@@ -47,7 +48,8 @@ class Offers:
 
         def choose(tx: Transaction) -> str:
             offered = [HostRoute(ip_network(each), "") for each in self._subnets]
-            return ipam.choose_subnet(tx, [*routes, *offered], self._context.pools, version=version, prefix=prefix)
+            pools = self._context.global_pools if spanning else self._context.pools
+            return ipam.choose_subnet(tx, [*routes, *offered], pools, version=version, prefix=prefix)
 
         async with self._context.locks.hold("offers"):
             chosen = await self._context.store.read(choose)

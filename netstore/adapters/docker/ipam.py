@@ -10,6 +10,7 @@ from netstore.networks.offers import Offers
 
 __all__ = ["IpamDriver"]
 
+_LOCAL, _GLOBAL = "netstore", "netstore-global"
 _KIND, _GATEWAY = "RequestAddressType", "com.docker.network.gateway"
 
 
@@ -24,12 +25,14 @@ class IpamDriver:
         return {"RequiresMACAddress": False, "RequiresRequestReplay": False}
 
     async def spaces(self, _: Nothing) -> dict[str, Any]:
-        """Answer the names of address spaces: there is one."""
-        return {"LocalDefaultAddressSpace": "netstore", "GlobalDefaultAddressSpace": "netstore"}
+        """Answer the names of address spaces: they differ in where subnets come from that nobody chose."""
+        return {"LocalDefaultAddressSpace": _LOCAL, "GlobalDefaultAddressSpace": _GLOBAL}
 
     async def request_pool(self, call: PoolRequest) -> dict[str, Any]:
         """Answer a subnet, checked where it was asked for."""
-        subnet, within = await self._offers.subnet(call.pool, call.sub_pool, version=6 if call.v6 else 4)
+        subnet, within = await self._offers.subnet(
+            call.pool, call.sub_pool, version=6 if call.v6 else 4, spanning=call.address_space == _GLOBAL
+        )
         return {"PoolID": f"{subnet},{within}" if within else subnet, "Pool": subnet, "Data": {}}
 
     async def release_pool(self, call: AddressRequest) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Keys that are not here are ignored: dockerd adds some with every version. Go wri
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Any
 
 import msgspec
@@ -14,8 +15,10 @@ __all__ = [
     "EndpointCall",
     "Interface",
     "IpamData",
+    "NetworkAllocation",
     "NetworkCall",
     "NetworkCreate",
+    "NetworkOptions",
     "Nothing",
     "PoolRequest",
     "PortBinding",
@@ -24,6 +27,8 @@ __all__ = [
 ]
 
 Id = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+NetworkId = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64}|[0-9a-z]{25})\Z")]
+"""Of a dockerd's own network, or of one of its swarm's (swarmkit's identity.NewID)."""
 PORTS = "com.docker.network.portmap"
 
 _WORDS = {"id": "ID", "ip": "IP", "ipv4": "IPv4", "ipv6": "IPv6"}
@@ -56,13 +61,26 @@ class NetworkOptions(msgspec.Struct, kw_only=True):
 class NetworkCall(msgspec.Struct, kw_only=True, rename=_go):
     """A call about a network."""
 
-    network_id: Id
+    network_id: NetworkId
+
+    @property
+    def own_id(self) -> str:
+        """The network's id here, the same on every node: a swarm's ids are not of our form."""
+        return self.network_id if len(self.network_id) == 64 else hashlib.sha256(self.network_id.encode()).hexdigest()
 
 
 class NetworkCreate(NetworkCall, kw_only=True, rename=_go):
     """NetworkDriver.CreateNetwork."""
 
     options: NetworkOptions | None = None
+    ipv4_data: list[IpamData] | None = None
+    ipv6_data: list[IpamData] | None = None
+
+
+class NetworkAllocation(NetworkCall, kw_only=True, rename=_go):
+    """NetworkDriver.AllocateNetwork: `options` are those of -o; swarm's `ipv4_data` holds subnets of both families."""
+
+    options: dict[str, str] | None = None
     ipv4_data: list[IpamData] | None = None
     ipv6_data: list[IpamData] | None = None
 
@@ -105,6 +123,7 @@ class EndpointCall(NetworkCall, kw_only=True, rename=_go):
 class PoolRequest(msgspec.Struct, kw_only=True, rename=_go):
     """IpamDriver.RequestPool; `pool` "" asks for any."""
 
+    address_space: str = ""
     pool: str = ""
     sub_pool: str = ""
     v6: bool = False

@@ -6,11 +6,20 @@ Its interface waits in the host's namespace: dockerd moves it, gives it the addr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from ipaddress import ip_interface
+from ipaddress import ip_interface, ip_network
 from typing import Any
 
-from netstore.adapters.docker.messages import EndpointCall, IpamData, NetworkCall, NetworkCreate, Nothing, PortBinding
+from netstore.adapters.docker.messages import (
+    EndpointCall,
+    IpamData,
+    NetworkCall,
+    NetworkCreate,
+    NetworkOptions,
+    Nothing,
+    PortBinding,
+)
 from netstore.api.v1 import common_pb2
 from netstore.drivers.bridged import PREFIX
 from netstore.drivers.options import ENDPOINT_OPTIONS, MAC_ADDRESS
@@ -22,7 +31,7 @@ from netstore.networks.planning import AttachRequest
 from netstore.rpc.endpoints import check_mac, to_port
 from netstore.rpc.fields import check_name
 
-__all__ = ["NetworkDriver"]
+__all__ = ["NetworkDriver", "to_pools"]
 
 NAME = "netstore.name"
 _PROTOCOLS = {6: common_pb2.PROTOCOL_TCP, 17: common_pb2.PROTOCOL_UDP, 132: common_pb2.PROTOCOL_SCTP}
@@ -41,30 +50,42 @@ class NetworkDriver:
 
     async def create(self, call: NetworkCreate) -> dict[str, Any]:
         """Make a network."""
-        options = dict((call.options and call.options.generic) or {})
-        name = check_name(f"-o {NAME}", options.pop(NAME, f"docker-{call.network_id[:12]}"))
-        ipv6 = [_pool(each) for each in call.ipv6_data or ()]
-        pools = [_pool(each) for each in call.ipv4_data or ()] + ipv6
-        spec = NetworkSpec(
-            internal=bool(call.options and call.options.internal),
-            enable_ipv4=bool(call.ipv4_data), enable_ipv6=bool(ipv6), options=options,
-            pools=tuple(each for each in pools if is_chosen(each)),
-        )  # fmt: skip
-        network, _ = await self._networks.create(name, spec, network_id=call.network_id)
-        if network.id != call.network_id:
-            raise AlreadyExists(f"network {name} exists", hint=f"choose another name (-o {NAME}=…), or none")
+        given = call.options or NetworkOptions()
+        data = [*(call.ipv4_data or ()), *(call.ipv6_data or ())]
+        spec = NetworkSpec(internal=given.internal, options=given.generic or {}, pools=to_pools(data))
+        await self._make(call, spec)
         return {}
+
+    async def _make(self, call: NetworkCall, spec: NetworkSpec) -> Network:
+        """Make a network, or find it; its families are those of its pools, whose subnets may be any."""
+        options = dict(spec.options)
+        name = check_name(f"-o {NAME}", options.pop(NAME, f"docker-{call.network_id[:12]}"))
+        spec = replace(
+            spec, options=options, pools=tuple(each for each in spec.pools if is_chosen(each)),
+            enable_ipv4=not all(map(_is_six, spec.pools)), enable_ipv6=any(map(_is_six, spec.pools)),
+        )  # fmt: skip
+        network, _ = await self._networks.create(name, spec, network_id=call.own_id)
+        if network.id != call.own_id:
+            raise AlreadyExists(f"network {name} exists", hint=f"choose another name (-o {NAME}=…), or none")
+        return network
 
     async def delete(self, call: NetworkCall) -> dict[str, Any]:
         """Remove a network, and what a dockerd that lost its state left on it."""
-        for endpoint, _, sandbox in await self._endpoints.all("network_id = ?", call.network_id):
-            if not sandbox.path and not sandbox.container_id:
-                await self._endpoints.detach(endpoint.id)
+        await self._detach(await self._forgotten(call))
         try:
-            await self._networks.delete(call.network_id)
+            await self._networks.delete(call.own_id)
         except NotFound:
             pass
         return {}
+
+    async def _forgotten(self, call: NetworkCall) -> list[Endpoint]:
+        """Return the endpoints that dockerd has on a network which, it says, has none any more, or not yet."""
+        found = await self._endpoints.all("network_id = ?", call.own_id)
+        return [endpoint for endpoint, _, sandbox in found if not sandbox.path and not sandbox.container_id]
+
+    async def _detach(self, endpoints: Sequence[Endpoint]) -> None:
+        for endpoint in endpoints:
+            await self._endpoints.detach(endpoint.id)
 
     async def create_endpoint(self, call: EndpointCall) -> dict[str, Any]:
         """Make an endpoint, and answer what dockerd did not choose of its addresses."""
@@ -81,7 +102,7 @@ class NetworkDriver:
             ipv4_address=_bare("Address", given["Address"]), ipv6_address=_bare("AddressIPv6", given["AddressIPv6"]),
             mac_address=check_mac(given["MacAddress"], "MacAddress"),
         )  # fmt: skip
-        request = AttachRequest(network=call.network_id, sandbox=SandboxRef(moved_id=call.endpoint_id), spec=spec)
+        request = AttachRequest(network=call.own_id, sandbox=SandboxRef(moved_id=call.endpoint_id), spec=spec)
         ((endpoint, _, _),) = await self._endpoints.attach([request])
         made = {"MacAddress": endpoint.mac_address}
         for each in endpoint.addresses:
@@ -142,12 +163,25 @@ class NetworkDriver:
         return {}
 
     async def _find(self, call: EndpointCall) -> Endpoint:
-        return await self._endpoints.find(call.network_id, SandboxRef(moved_id=call.endpoint_id))
+        return await self._endpoints.find(call.own_id, SandboxRef(moved_id=call.endpoint_id))
+
+
+def to_pools(data: Sequence[IpamData]) -> tuple[Pool, ...]:
+    """Return the pools that dockerd chose, IPv4 first."""
+    return tuple(sorted(map(_pool, data), key=_is_six))
 
 
 def _pool(data: IpamData) -> Pool:
+    try:
+        ip_network(data.pool or "0.0.0.0/0")
+    except ValueError as error:
+        raise InvalidArgument("Pool", data.pool, "a network such as 10.9.0.0/24") from error
     aux = {name: _bare(f"AuxAddresses[{name}]", text) for name, text in (data.aux_addresses or {}).items()}
     return Pool(subnet=data.pool, gateway=_bare("Gateway", data.gateway), aux_addresses=aux)
+
+
+def _is_six(pool: Pool) -> bool:
+    return ":" in pool.subnet
 
 
 def _bare(field: str, text: str) -> str:

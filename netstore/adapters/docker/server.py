@@ -1,4 +1,4 @@
-"""The socket on which dockerd calls: JSON over HTTP, as its plugin protocol has it.
+"""The sockets on which dockerd calls: JSON over HTTP, as its plugin protocol has it.
 
 What cannot be read is an HTTP error, what is refused is 200 with "Err" (libnetwork's remote.md, "Errors").
 """
@@ -18,6 +18,7 @@ from netstore.adapters.docker.ipam import IpamDriver
 from netstore.adapters.docker.messages import (
     AddressRequest,
     EndpointCall,
+    NetworkAllocation,
     NetworkCall,
     NetworkCreate,
     Nothing,
@@ -26,13 +27,14 @@ from netstore.adapters.docker.messages import (
     VolumeCreate,
 )
 from netstore.adapters.docker.network import NetworkDriver
+from netstore.adapters.docker.swarm import SwarmDriver
 from netstore.adapters.docker.volume import VolumeDriver
 from netstore.adapters.sockets import bind_private, unbind
 from netstore.errors import NetstoreError
 from netstore.networks.manager import NetworkManager
 from netstore.volumes.manager import VolumeManager
 
-__all__ = ["serve"]
+__all__ = ["serve", "serve_swarm"]
 
 _MOST, _BACKLOG, _FINISH_SECONDS = 1 << 20, 4096, 10.0
 _TYPE = "application/vnd.docker.plugins.v1.1+json"
@@ -44,13 +46,35 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @asynccontextmanager
 async def serve(networks: NetworkManager, volumes: VolumeManager, path: Path) -> AsyncIterator[None]:
-    """Answer calls on a socket that is root's alone. In the end what has begun runs to its end.
+    """Answer a dockerd's calls on a socket that is root's alone. In the end what has begun runs to its end.
 
     Raises:
         OSError: the socket cannot be made.
     """
+    async with _listen([*_network_routes(NetworkDriver(networks), networks), *_volume_routes(volumes)], path):
+        yield
+
+
+@asynccontextmanager
+async def serve_swarm(networks: NetworkManager, path: Path) -> AsyncIterator[None]:
+    """Answer, likewise, what is called for the networks of a swarm.
+
+    Raises:
+        OSError: the socket cannot be made.
+    """
+    swarm = SwarmDriver(networks)
+    own = [
+        _route("NetworkDriver.AllocateNetwork", NetworkAllocation, swarm.allocate),
+        _route("NetworkDriver.FreeNetwork", NetworkCall, swarm.free),
+    ]
+    async with _listen([*_network_routes(swarm, networks), *own], path):
+        yield
+
+
+@asynccontextmanager
+async def _listen(routes: list[web.RouteDef], path: Path) -> AsyncIterator[None]:
     app = web.Application(client_max_size=_MOST, middlewares=[_errors])
-    app.add_routes(_routes(networks, volumes))
+    app.add_routes(routes)
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=_FINISH_SECONDS)
     await runner.setup()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,10 +86,9 @@ async def serve(networks: NetworkManager, volumes: VolumeManager, path: Path) ->
         await runner.cleanup()
 
 
-def _routes(networks: NetworkManager, volumes: VolumeManager) -> list[web.RouteDef]:
-    network, ipam, volume = NetworkDriver(networks), IpamDriver(networks), VolumeDriver(volumes)
+def _network_routes(network: NetworkDriver, networks: NetworkManager) -> list[web.RouteDef]:
+    ipam = IpamDriver(networks)
     return [
-        _route("Plugin.Activate", Nothing, _activate),
         _route("NetworkDriver.GetCapabilities", Nothing, network.capabilities),
         _route("NetworkDriver.CreateNetwork", NetworkCreate, network.create),
         _route("NetworkDriver.DeleteNetwork", NetworkCall, network.delete),
@@ -84,6 +107,13 @@ def _routes(networks: NetworkManager, volumes: VolumeManager) -> list[web.RouteD
         _route("IpamDriver.ReleasePool", AddressRequest, ipam.release_pool),
         _route("IpamDriver.RequestAddress", AddressRequest, ipam.request_address),
         _route("IpamDriver.ReleaseAddress", AddressRequest, ipam.release_address),
+    ]
+
+
+def _volume_routes(volumes: VolumeManager) -> list[web.RouteDef]:
+    volume = VolumeDriver(volumes)
+    return [
+        _route("Plugin.Activate", Nothing, _activate),
         _route("VolumeDriver.Capabilities", Nothing, volume.capabilities),
         _route("VolumeDriver.Create", VolumeCreate, volume.create),
         _route("VolumeDriver.Remove", VolumeCall, volume.remove),

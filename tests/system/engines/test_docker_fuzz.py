@@ -97,6 +97,12 @@ BAD = [
     ("NetworkDriver.CreateNetwork", b'{"NetworkID": "', 400, "truncated"),
     ("NetworkDriver.CreateNetwork", b"", 400, "truncated"),
     ("NetworkDriver.CreateNetwork", b'{"a": ' + b"[" * 100_000, 400, "recursion"),
+    (
+        "NetworkDriver.CreateNetwork",
+        json.dumps(network(0) | {"IPv4Data": data("10.9.0.1/24")}).encode(),
+        200,
+        "Pool: '10.9",
+    ),
     ("NetworkDriver.Join", b'{"NetworkID": 7, "EndpointID": ""}', 400, "$.NetworkID"),
     ("NetworkDriver.Join", json.dumps(endpoint("../" * 22)).encode(), 400, "$.EndpointID"),
     ("NetworkDriver.Join", json.dumps(endpoint(ENDPOINTS[0])).encode(), 200, "no such network"),
