@@ -6,6 +6,7 @@ ends in between. What was offered lately is not offered again soon: another one 
 
 from __future__ import annotations
 
+import secrets
 import time
 from ipaddress import ip_network
 
@@ -84,6 +85,10 @@ class Offers:
                 hint="--ipam-driver netstore goes with --driver netstore",
             )
         network = tx.networks.require(row[0])
-        address = ipam.next_free(tx, network, pool, self._cursors.get(pool.subnet, 0))
+        after = self._cursors.get(pool.subnet, 0)
+        if network.vni and ":" in pool.subnet:  # in a swarm, each node's dockerd asks for these, maybe at the same time
+            within = ip_network(pool.ip_range or pool.subnet)
+            after = int(within.network_address) + secrets.randbelow(within.num_addresses)
+        address = ipam.next_free(tx, network, pool, after)
         self._cursors[pool.subnet] = int(address)
         return f"{address}/{ip_network(pool.subnet).prefixlen}"

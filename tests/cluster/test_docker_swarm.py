@@ -12,7 +12,7 @@ import pytest
 from conftest import Node, wait_until
 from dockerd import NEEDS_DOCKERD, Docker
 
-from cluster.lab import UNDERLAY, Etcd3, new_node, restart, stop_nodes
+from cluster.lab import UNDERLAY, Etcd3, address_of, new_node, reaches, restart, stop_nodes
 
 PLUGIN = Path(__file__).parents[2] / "packaging" / "docker-plugin"
 NAME = "netstore-swarm:latest"
@@ -127,6 +127,20 @@ def test_one_network_on_two_nodes(pair: list[Node], swarm: list[Docker]) -> None
     six = json.loads(two.out("inspect", "s2"))[0]["NetworkSettings"]["Networks"]["six"]["GlobalIPv6Address"]
     wait_until(lambda: not one(("exec", "s1", "ping", "-6", "-c1", "-W1", six), check=False).returncode, what=six)
 
+    path = pair[0].host.netns(
+        "ours"
+    )  # others join: what netstore gives them is in the upper half, where swarm's come last
+    pair[0].cli("network", "connect", "app", "--netns", path, "--name", "ours")
+    ours = address_of(pair[0], "ours")
+    assert int(ours.rsplit(".", 1)[1]) > 127
+    reaches(pair[0], "ours", second[0])
+    pair[0].cli("network", "disconnect", "app", "--netns", path)
+
+    one.out("network", "create", "-d", NAME, "--attachable", "--subnet", "10.45.0.0/24", "plain")  # swarm's addresses
+    for docker, name in ((one, "p1"), (two, "p2"), (one, "p3"), (two, "p4")):
+        docker.out("run", "-d", "--name", name, "--network", "plain", IMAGE, *HTTPD)
+    wait_until(lambda: fetches(one, "p1", "p4") and fetches(two, "p2", "p3"), what="names")
+
     replicated = ("--endpoint-mode", "dnsrr", "--replicas", "4", "--network", "app", "--no-resolve-image")
     one.out("service", "create", "-d", "-q", "--name", "www", *replicated, IMAGE, *HTTPD)
     running = ("service", "ps", "-q", "-f", "desired-state=running", "www")
@@ -150,7 +164,7 @@ def test_one_network_on_two_nodes(pair: list[Node], swarm: list[Docker]) -> None
 
     one.out("service", "rm", "www", "edge")
     wait_until(lambda: not any("www" in docker.out("ps", "-a") for docker in swarm), seconds=30, what="its end")
-    end(pair, swarm, "app", "inside", "six")
+    end(pair, swarm, "app", "inside", "six", "plain")
 
 
 def test_what_is_refused(pair: list[Node]) -> None:
