@@ -166,7 +166,7 @@ class ContainerManager:
             if plan.on_host
             else await self._networks.sandboxes.create(plan.container.id, dns_servers=spec.dns_servers)
         )
-        async with contextlib.AsyncExitStack() as undo:
+        async with self._networks.endpoints.alone(sandbox), contextlib.AsyncExitStack() as undo:
             if plan.joined is None:
                 undo.push_async_callback(self._networks.sandboxes.discard, sandbox)
             undo.push_async_callback(asyncio.to_thread, self._directories.remove, plan.container.id)

@@ -11,7 +11,7 @@ import asyncio
 import errno
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import replace
 
 import structlog
@@ -218,6 +218,10 @@ class Endpoints:
         for endpoint in await self.of(sandbox) if spanning else ():
             if endpoint.network_id in spanning:
                 await self._required_span().publication.claim(endpoint, spanning[endpoint.network_id])
+
+    def alone(self, sandbox: Sandbox) -> AbstractAsyncContextManager[None]:
+        """Return the context in which nobody else changes what a sandbox has, as while its first endpoints are made."""
+        return self._context.locks.hold(sandbox.key)
 
     async def of(self, sandbox: Sandbox) -> list[Endpoint]:
         """Return the endpoints of a sandbox."""

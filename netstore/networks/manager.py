@@ -145,7 +145,7 @@ class NetworkManager:
         networks, services = Spanning(self._context, cluster, plane), Balanced(store, cluster)
         self.policies.share = networks.change_policies
         keys = Keys(key_file, self._context, cluster, config.rotation_seconds())
-        return Span(cluster, networks, services, Publication(store, cluster), plane, keys)
+        return Span(cluster, networks, services, Publication(store, cluster, self._context.locks), plane, keys)
 
     @property
     def cluster(self) -> Cluster | None:

@@ -6,7 +6,7 @@ finds that it succeeded.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from netstore.errors import NotFound, Unavailable
 from netstore.networks.cluster.members import member_key
@@ -20,7 +20,7 @@ from netstore.networks.cluster.records import (
     decode_endpoint,
     encode,
 )
-from netstore.store.etcd import Etcd, absent, delete, exists, get, holds, put
+from netstore.store.etcd import Etcd, absent, delete, exists, get, holds, put, unchanged
 
 __all__ = ["RECOVERY_SECONDS", "Recovering", "hold", "key_of", "recovers", "release", "take_over"]
 
@@ -105,24 +105,26 @@ def recovers() -> Recovering:
 
 
 async def release(etcd: Etcd, record: EndpointRecord, *, host: bool = False) -> None:
-    """Give back what a record claims, as far as it is its own, and take the record away."""
-    present = await etcd.read(key_of(record, host=host))
-    claims = {*record.claims, *(decode_endpoint(present.value).claims if present else ())}
-    await _let_go(etcd, claims, record.id.encode())
-    await etcd.transact([], [delete(key_of(record, host=host))])
+    """Give back what a record claims, as far as it is its own, and take the record away: all of it at once, so that a
+    `hold` which is still under way (its caller gave up) leaves both or none. A record that comes so is a stray.
+
+    Raises:
+        Unavailable: etcd does not answer.
+    """
+    key, mine = key_of(record, host=host), record.id.encode()
+    for _ in range(_TRIES):
+        present = await etcd.read(key)
+        wanted = sorted({*record.claims, *(decode_endpoint(present.value).claims if present else ())})
+        found = [next(iter(items), None) for items in (await etcd.transact([], [get(each) for each in wanted])).found]
+        seen = [(key, present), *zip(wanted, found, strict=True)]
+        conditions = [unchanged(each, there.revision if there else 0) for each, there in seen]
+        held = [there.key for there in found if there and there.value == mine]
+        if (await etcd.transact(conditions, [delete(each) for each in (key, *held)])).succeeded:
+            return
+    raise Unavailable(f"endpoint {record.name or record.id[:12]}: others change the cluster at the same time")
 
 
 async def take_over(etcd: Etcd, claim: str, holder: str, node_id: str) -> bool:
     """Free what an endpoint of a node holds that is lost: False when the node is up, or another has it."""
     held = [holds(claim, holder.encode()), absent(f"{ALIVE}{node_id}")]
     return (await etcd.transact(held, [delete(claim)])).succeeded
-
-
-async def _let_go(etcd: Etcd, claims: Collection[str], mine: bytes) -> None:
-    """Give back those of some claims that are one's own."""
-    if not claims:
-        return
-    found = await etcd.transact([], [get(claim) for claim in claims])
-    held = [items[0].key for items in found.found if items and items[0].value == mine]
-    # What is ours cannot become another's in between: only its holder gives it back.
-    await etcd.transact([holds(claim, mine) for claim in held], [delete(each) for each in held])

@@ -18,6 +18,7 @@ from netstore.networks.cluster.records import (
     ENDPOINTS,
     HOSTS,
     NODES,
+    PORTS,
     decode_endpoint,
     decode_node,
     encode,
@@ -171,7 +172,10 @@ class Members:
             for item in (await self._etcd.snapshot(prefix)).items:
                 record = decode_endpoint(item.value)
                 if record.node_id == node.id:
-                    gone += [delete(key) for key in (*record.claims, item.key)]
+                    shared = [key for key in record.claims if key.startswith(PORTS)]
+                    for key in shared:  # another endpoint may have it since the node was lost
+                        await self._etcd.transact([holds(key, record.id.encode())], [delete(key)])
+                    gone += [delete(key) for key in (*record.claims, item.key) if key not in shared]
         for start in range(0, len(gone), _DELETIONS_AT_ONCE):
             await self._etcd.transact([], gone[start : start + _DELETIONS_AT_ONCE])
         mine = encode(node.id)

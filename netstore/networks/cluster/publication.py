@@ -21,6 +21,7 @@ from netstore.networks import ipam
 from netstore.networks.cluster import cache, claims
 from netstore.networks.cluster.cluster import Cluster, State
 from netstore.networks.cluster.records import PORTS, EndpointRecord
+from netstore.networks.context import KeyedLocks
 from netstore.store import Store, Transaction
 
 __all__ = ["Publication", "readdress"]
@@ -36,11 +37,14 @@ _decode = msgspec.json.Decoder(Endpoint).decode
 
 
 class Publication:
-    """Claims endpoints and publishes their changes. `evict` takes an endpoint away that lost its address."""
+    """Claims endpoints and publishes their changes. `evict` takes an endpoint away that lost its address; none whose
+    sandbox's lock somebody has: its attachment may not be answered yet, and asks for another, or is being undone.
+    """
 
-    def __init__(self, store: Store, cluster: Cluster) -> None:
+    def __init__(self, store: Store, cluster: Cluster, locks: KeyedLocks) -> None:
         self._store = store
         self._cluster = cluster
+        self._locks = locks
         self._claiming: set[str] = set()
         self._urgent: set[str] = set()
         self._first_seen: dict[str, float] = {}
@@ -204,26 +208,36 @@ class Publication:
 
     async def _settle(self, endpoint_id: str, body: str, *, fresh: bool) -> bool:
         """Make etcd's record of an endpoint what this node has; False when it is left for later."""
-        endpoint = await self._store.read(lambda tx: tx.endpoints.get(endpoint_id))
-        if endpoint is None:
-            gone = await self._store.read(lambda tx: self._record(tx, _decode(body)))
-            await claims.release(self._cluster.etcd, gone)
-            return True
-        if fresh:
-            return False
+        for last in (False, True):
+            endpoint = await self._store.read(lambda tx: tx.endpoints.get(endpoint_id))
+            if endpoint is None:
+                gone = await self._store.read(lambda tx: self._record(tx, _decode(body)))
+                await claims.release(self._cluster.etcd, gone)
+                return True
+            if fresh:
+                return False
+            try:
+                others = await self._hold(endpoint)
+            except claims.Recovering:
+                return False
+            if not others:
+                return True
+            if all(key.startswith(PORTS) for key in others):
+                await self._lose(endpoint, others)
+                return False
+            if last:
+                await self._evict(endpoint, ", ".join(key.rsplit("/", 1)[-1] for key in others))
+            elif self._locks.held(await self._store.read(lambda tx, of=endpoint: _lock_of(tx, of))):  # type: ignore[misc]
+                return False
+            # Nobody works on it: what it has by now is what it was answered.
+        return True
+
+    async def _hold(self, endpoint: Endpoint) -> dict[str, str]:
         record = await self._store.read(lambda tx: self._record(tx, endpoint))
         try:
-            others = await claims.hold(self._cluster.etcd, record)
+            return await claims.hold(self._cluster.etcd, record)
         except NotFound:
-            others = {"its network": ""}
-        except claims.Recovering:
-            return False
-        if others and all(key.startswith(PORTS) for key in others):
-            await self._lose(endpoint, others)
-            return False
-        if others:
-            await self._evict(endpoint, ", ".join(key.rsplit("/", 1)[-1] for key in others))
-        return True
+            return {"its network": ""}
 
     async def _evict(self, endpoint: Endpoint, lost: str) -> None:
         log.error("an endpoint lost what it held, and is taken away", endpoint=endpoint.id, lost=lost)
@@ -277,6 +291,11 @@ def _note_all(tx: Transaction) -> None:
 def _forget_notes(tx: Transaction, endpoint_ids: Iterable[str], newest: int) -> None:
     for endpoint_id in endpoint_ids:
         tx.execute("DELETE FROM unpublished WHERE endpoint_id = ? AND serial <= ?", endpoint_id, newest)
+
+
+def _lock_of(tx: Transaction, endpoint: Endpoint) -> str:
+    sandbox = tx.sandboxes.get(endpoint.sandbox_id)
+    return sandbox.key if sandbox else ""
 
 
 def _holder(tx: Transaction, endpoint_id: str) -> str:

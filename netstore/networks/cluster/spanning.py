@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from ipaddress import ip_address
 from typing import TypeVar
@@ -296,14 +296,19 @@ class Spanning:
         node = self._cluster.node
         before = await self._cluster.ask(self._cluster.etcd.read(f"{HOSTS}{network.id}/{node.id}"))
         if before:  # from a run that ended in between
-            await self._store.write(lambda tx: _give_back(tx, network.id, before.value))
-            await self._cluster.ask(claims.release(self._cluster.etcd, decode_endpoint(before.value), host=True))
+            found = decode_endpoint(before.value)
+            await self._store.write(lambda tx: _give_back(tx, network.id, found.addresses))
+            await self._cluster.ask(claims.release(self._cluster.etcd, found, host=True))
         uplink = await self._context.apply(read_uplink)
         for _ in range(_TRIES):
             addresses = await self._store.write(lambda tx: _reserve(tx, network))
             mac = stable_mac(f"{network.id} {addresses[0].address}")
             record = cache.host_record(network, node, addresses, mac)
-            others = await self._cluster.ask(claims.hold(self._cluster.etcd, record, host=True, new=True))
+            try:
+                others = await self._cluster.ask(claims.hold(self._cluster.etcd, record, host=True, new=True))
+            except BaseException:  # if etcd has it all the same, the next attempt finds it there
+                await self._store.write(lambda tx, of=record.addresses: _give_back(tx, network.id, of))  # type: ignore[misc]
+                raise
             if not others:
                 taken = replace(network, host_addresses=addresses, host_mac_address=mac)
                 return driver.validate(replace(taken, mtu=uplink.mtu or DEFAULT_MTU))
@@ -321,8 +326,8 @@ def _reserve(tx: Transaction, network: Network) -> tuple[Address, ...]:
     return found
 
 
-def _give_back(tx: Transaction, network_id: str, value: bytes) -> None:
-    for address in decode_endpoint(value).addresses:
+def _give_back(tx: Transaction, network_id: str, addresses: Iterable[str]) -> None:
+    for address in addresses:
         packed = ip_address(address).packed
         tx.execute(
             "DELETE FROM addresses WHERE network_id = ? AND address = ? AND endpoint_id IS NULL", network_id, packed
