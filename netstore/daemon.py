@@ -288,7 +288,7 @@ class Daemon:
             warnings.append("no OCI runtime: install crun and conmon to run containers")
         cluster = self._networks.cluster
         if cluster:
-            warnings += cluster.warnings
+            warnings += await cluster.warnings()
         return system_pb2.GetInfoResponse(
             version=__version__,
             node_id=self._node_id,

@@ -149,6 +149,10 @@ class Driver(ABC):
         """Take from the host what it was told of addresses that no endpoint has; by default it was told nothing."""
         return
 
+    def reaches(self, remote: RemoteEndpoint) -> bool:
+        """Say whether packets can go to an endpoint of another node at all; where not, nothing leads there. Pure."""
+        return True
+
     def apply_remote(
         self, network: Network, *, add: Sequence[RemoteEndpoint], remove: Sequence[RemoteEndpoint]
     ) -> None:

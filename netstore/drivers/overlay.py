@@ -133,6 +133,8 @@ class OverlayDriver(BridgedDriver):
         """Return what lets packets for an endpoint of another node go by a plain route, where there is one, what
         publishes its ports here, and what lets a node's probes in.
         """
+        if not self.reaches(remote):
+            return set()
         direct = self._direct.remote_elements(network, remote) if self._is_direct(network) else set()
         return direct | self._own_elements(network, remote)
 
@@ -166,11 +168,16 @@ class OverlayDriver(BridgedDriver):
         }
         return [*own, *((each, hidden.get(each, prefix)) for each, prefix in super().bridge_addresses(network))]
 
+    def reaches(self, remote: RemoteEndpoint) -> bool:
+        """Say whether the address of its node is of the same family as this one's: a tunnel has one."""
+        return not remote.vtep or (":" in remote.vtep) == (":" in self.host.vtep)
+
     def apply_remote(
         self, network: Network, *, add: Sequence[RemoteEndpoint], remove: Sequence[RemoteEndpoint]
     ) -> None:
         """Write the entries of each, in one batch."""
         route = host_socket()
+        add, remove = ([each for each in some if self.reaches(each)] for some in (add, remove))
         bridge, tunnel = route.index_of(network.interface), route.index_of(_tunnel(network))
         if bridge is None or tunnel is None:  # not used on this node
             return

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 from conftest import Host, Node, wait_until
 
-from cluster.lab import UNDERLAY, Etcd3, connect, known, pings, reaches, restart, states
+from cluster.lab import UNDERLAY, Etcd3, connect, known, new_node, pings, reaches, restart, states, stop_nodes
 
 ASK = "import socket, sys; s = socket.create_connection((sys.argv[1], int(sys.argv[2])), 3); print(s.recv(99).decode())"
 ANSWER = (
@@ -189,6 +189,71 @@ def test_a_node_leaves_the_link_and_comes_back(nodes3: list[Node], wire: Host) -
     with counted(wire) as packets:
         assert pings(one, "a", third)
     assert packets == {"tunnel": 0, "plain": 2}
+
+
+def test_an_underlay_of_ipv6(etcd3: Etcd3, nodes3: list[Node], wire: Host) -> None:
+    """Two more machines that tell each other their IPv6 addresses: IPv4 and IPv6 of endpoints go there plainly, by them."""
+    pair = seven, eight = [new_node(etcd3, number) for number in (17, 18)]
+    for number, node in zip((17, 18), pair, strict=True):
+        node.host.sh(f"ip -6 addr add fd00:198::{number}/64 dev eth0 nodad")
+        file = node.place / "cluster.toml"
+        six = f'advertise = "fd00:198::{number}"'
+        file.write_text(file.read_text().replace(f'advertise = "{UNDERLAY}.{number}"', six))
+        node.start_resolver()
+        restart(node)
+    try:
+        create(list(pair))
+        first = connect(seven, "a")
+        second = connect(eight, "b", "app", "-p", "8080:7777", "--mesh")
+        reaches(seven, "a", second)
+        with counted(wire) as packets:
+            assert pings(seven, "a", second)
+            assert pings(seven, "a", six_of(eight, "b"))
+            assert pings(eight, "b", first, "-M", "do", "-s", str(1500 - 70 - 28))
+            assert pings(seven, "", second)
+            assert pings(seven, "", six_of(eight, "b"))
+        assert packets == {"tunnel": 0, "plain": 10}
+        with answering(eight, "b"):
+            assert seen_as(seven, "a", second) == first, "no address is translated"
+            assert seen_as(seven, "a", six_of(eight, "b")) == six_of(seven, "a")
+            own = seen_as(seven, "", second)
+            assert own.startswith("10.80.")
+            assert asks(wire, f"{UNDERLAY}.17", 8080) == own
+        # The other nodes, whose addresses are IPv4, have the network, too, for its port; nothing passes to them.
+        for node in (*pair, *nodes3):
+            assert node.out("system", "check") == "kernel and store agree"
+        checked = seven.cli("network", "check", "app", check=False).stdout
+        between = [line.split()[3] for line in checked.splitlines() if len({"n17", "n18"} & set(line.split()[:2])) == 2]
+        assert between == ["ok", "ok"]
+        assert "address is IPv6 (fd00:198::17), and nothing passes" in seven.cli("system", "info").stderr
+        assert "not: n17 (fd00:198::17), n18 (fd00:198::18); correct" in nodes3[0].cli("system", "info").stderr
+
+        # What is not near any more goes by tunnels; what comes from the link in an endpoint's name is not heard.
+        stranger = etcd3.underlay.machine(19)
+        stranger.sh(f"ip -6 addr add fd00:198::19/64 dev eth0 nodad; ip -6 route add fd00:80::/64 via fd00:198::17;"
+                    f"ip route add 10.80.0.0/16 via {UNDERLAY}.17")  # fmt: skip
+        assert stranger.run("ping", "-c1", "-W1", first, check=False).returncode
+        assert stranger.run("ping", "-c1", "-W1", six_of(seven, "a"), check=False).returncode
+        eight.host.sh("ip link set eth0 down; ip link set eth0 up; ip -6 addr add fd00:198::18/64 dev eth0 nodad;"
+                      f"ip route add default via {UNDERLAY}.254")  # fmt: skip
+        wait_until(lambda: first in routes(eight), what="the routes")
+        reaches(eight, "b", first)
+        reaches(eight, "b", six_of(seven, "a"))
+        eight.host.sh("ip -6 addr del fd00:198::18/64 dev eth0; ip -6 addr add fd00:198::18/128 dev eth0 nodad;"
+                      "ip -6 route add fd00:198::/64 dev eth0")  # fmt: skip
+        wait_until(lambda: not routes(seven) and not routes(eight), what="the end of the routes")
+        with counted(wire) as packets:
+            assert pings(seven, "a", second)
+            assert pings(seven, "a", six_of(eight, "b"))
+        assert packets["plain"] == 0
+        assert packets["tunnel"] >= 4
+        for node, name in ((seven, "a"), (eight, "b")):
+            node.cli("network", "disconnect", "app", "--netns", f"/run/netns/{name}")
+        wait_until(lambda: not seven.cli("network", "rm", "app", check=False).returncode, what="its removal")
+    finally:
+        stop_nodes(list(pair))
+        for name in ("n17", "n18"):
+            nodes3[0].cli("node", "rm", "-f", name)
 
 
 def test_nobody_else_is_heard(etcd3: Etcd3, nodes3: list[Node], wire: Host) -> None:

@@ -152,11 +152,18 @@ class Cluster:
             await self._moved.wait_for(lambda: self._revision >= revision or self.state is not State.JOINED)
         await self.ready()
 
-    @property
-    def warnings(self) -> list[str]:
-        """What an administrator should know."""
-        away = [] if self.state is State.JOINED else [f"cluster: {self.reason}"]
-        return [*away, *(f"something of the cluster is not on this node: {why}" for why in self.refused.values())]
+    async def warnings(self) -> list[str]:
+        """Return what an administrator should know."""
+        found = [] if self.state is State.JOINED else [f"cluster: {self.reason}"]
+        six = ":" in self.node.address
+        strange = sorted(f"{each.name} ({each.address})" for each in await self.nodes() if (":" in each.address) != six)
+        if strange:
+            shown = ", ".join(strange[:5]) + (f" and {len(strange) - 5} more" if strange[5:] else "")
+            found.append(
+                f"cluster: this node's address is IPv{6 if six else 4} ({self.node.address}), and nothing passes to"
+                f" and from those whose address is not: {shown}; correct `advertise`"
+            )
+        return [*found, *(f"something of the cluster is not on this node: {why}" for why in self.refused.values())]
 
     async def nodes(self) -> list[Node]:
         """Return every node, as it was last seen."""

@@ -121,9 +121,10 @@ class DataPlane:
 
     async def check(self, network: Network, *, repair: bool) -> list[Finding]:
         """Compare what the kernel holds of a network's remote endpoints with the picture; the caller has its lock."""
-        observed = (await self._context.apply(self._driver(network).observe, network)).remotes
+        driver = self._driver(network)
+        observed = (await self._context.apply(driver.observe, network)).remotes
         remotes = await self._context.store.read(lambda tx: cache.remotes(tx, network.id))
-        wanted = {triple: each for each in remotes for triple in _triples(each)}
+        wanted = {triple: each for each in remotes if driver.reaches(each) for triple in _triples(each)}
         missing = {each.endpoint_id: each for triple, each in wanted.items() if triple not in observed}
         extra = [_stranger(network, triple) for triple in sorted(observed - wanted.keys())]
         if not missing and not extra:
