@@ -222,10 +222,11 @@ def check(client: Client, network: str, template: str | None) -> None:
     if template:
         show_objects(nodes, template)
     else:
-        listing(nodes, ("NODE", "HOLDS"), [(each.node, _holding(each)) for each in nodes], None, quiet=False, ids=())
+        held = [row for each in nodes for row in _holding(each)]
+        listing(nodes, ("NODE", "HOLDS"), held, None, quiet=False, ids=())
         probes = [
             (node.node, each.node, each.address, _passage(each, node.mtu), f"{each.received}/{each.sent}",
-             str(each.mtu), f"{each.latency.ToNanoseconds() / 1e6:.2f} ms" if each.received else "")
+             *((str(each.mtu), f"{each.latency.ToNanoseconds() / 1e6:.2f} ms") if each.received else ("", "")))
             for node in nodes for each in node.probes
         ]  # fmt: skip
         if probes:
@@ -239,10 +240,11 @@ def check(client: Client, network: str, template: str | None) -> None:
         sys.exit(FAILED)
 
 
-def _holding(node: network_pb2.NodeCheck) -> str:
-    if node.error or node.findings:
-        return node.error or "; ".join(node.findings)
-    return "what the store says" if node.used else "nothing: it has no endpoint there"
+def _holding(node: network_pb2.NodeCheck) -> list[tuple[str, str]]:
+    """Return a node's lines: one for each finding."""
+    told = [node.error] if node.error else list(node.findings)
+    told = told or ["what the store says" if node.used else "nothing: it has no endpoint there"]
+    return list(zip((node.node, *[""] * len(told)), told, strict=False))
 
 
 def _passage(probe: network_pb2.NodeProbe, mtu: int) -> str:

@@ -37,9 +37,9 @@ def info(client: Client, template: str | None) -> None:
             if key == "cluster":
                 told = found.cluster
                 state = name_of(system_pb2.ClusterState, told.state, "CLUSTER_STATE")
-                click.echo(
-                    f"Cluster: {state} as {told.node_name} ({told.address}), {told.nodes_up} of {told.nodes} nodes up"
-                )
+                seen = "" if told.state == system_pb2.CLUSTER_STATE_JOINED else " when last seen"
+                nodes = f"{told.nodes_up} of {told.nodes} nodes up{seen}"
+                click.echo(f"Cluster: {state} as {told.node_name} ({told.address}), {nodes}")
             elif key != "warnings":
                 text = " ".join(value) if isinstance(value, list) else str(value)
                 click.echo(f"{key.replace('_', ' ').capitalize()}: {text}")

@@ -19,7 +19,7 @@ from netstore.kernel.sandboxes import open_relay
 from netstore.kernel.sysctls import raise_neighbour_limits
 from netstore.model import Endpoint, Finding, Network, NodeCheck, Sandbox, Scope
 from netstore.networks.cluster.balanced import Balanced
-from netstore.networks.cluster.checks import Checks
+from netstore.networks.cluster.checks import Checks, told
 from netstore.networks.cluster.cluster import Cluster, Work
 from netstore.networks.cluster.dataplane import DataPlane
 from netstore.networks.cluster.keys import Keys
@@ -195,8 +195,8 @@ class NetworkManager:
         if self._span and network.scope is Scope.GLOBAL:
             return await self._checks(self._span.cluster).ask(network)
         findings = await self._reconciler.examine(network)
-        found = tuple(f"{each.name}: {each.detail}" for each in findings)
-        return [NodeCheck(node_id="", used=True, mtu=network.mtu, findings=found)]
+        node_id = self.cluster.node.id if self.cluster else ""
+        return [NodeCheck(node_id=node_id, used=True, mtu=network.mtu, findings=told(network, findings))]
 
     async def missing(self, endpoint: Endpoint, network: Network, sandbox: Sandbox) -> str:
         """Say what the kernel lacks of an attached endpoint; see `Reconciler.missing`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from ipaddress import ip_address
 from typing import Protocol, TypeVar
@@ -168,6 +168,12 @@ class Filters:
             conditions.append(_LABEL_IS if separator else _LABEL)
             values += [key, value] if separator else [key]
         return " AND ".join(conditions) or "1", values
+
+    def refuse_unknown(self, key: str, accepted: Iterable[str]) -> None:
+        """Refuse values of a key that nothing can have."""
+        for value in self.values.get(key, []):
+            if value not in accepted:
+                raise InvalidArgument("filter", f"{key}={value}", f"a {key} of: {', '.join(accepted)}")
 
     def flag(self, key: str) -> bool | None:
         """Return a true/false filter, None when it was not given."""

@@ -46,6 +46,7 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
 
     async def ListNodes(self, request: pb.ListNodesRequest, context: Any) -> pb.ListNodesResponse:
         filters = Filters(request.filter, ("id", "name", "state"))
+        filters.refuse_unknown("state", _STATES)
         found = [node for node in await self._cluster.nodes() if self._matches(filters, node)]
         shown, token = page(found, request.page_size, request.page_token, lambda node: node)
         return pb.ListNodesResponse(nodes=[await self._to_message(node) for node in shown], next_page_token=token)

@@ -237,8 +237,9 @@ class Etcd:
         detail = (error.details() or error.code().name).split("; RPC Error", 1)[0][:300]
         endpoints = ", ".join(self._targets)
         if error.code() in _AGAIN:
+            late = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
             return Unavailable(
-                f"{doing}: etcd does not answer: {detail}",
+                f"{doing}: etcd does not answer" + (f" within {_CALL_SECONDS:.0f} s" if late else f": {detail}"),
                 hint=f"is a majority of {endpoints} up, and reachable from this node? What is local goes on without it",
                 reason="CLUSTER_UNAVAILABLE", endpoints=endpoints,
             )  # fmt: skip

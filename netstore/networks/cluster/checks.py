@@ -20,7 +20,7 @@ from netstore.networks.cluster.records import CHECKS, REPORTS, CheckRequest, dec
 from netstore.networks.context import Context
 from netstore.store.etcd import Changes, put
 
-__all__ = ["Checks"]
+__all__ = ["Checks", "told"]
 
 log = structlog.get_logger(__name__)
 
@@ -55,7 +55,8 @@ class Checks:
         except TimeoutError:
             pass
         except NetstoreError as error:
-            found |= {each: NodeCheck(node_id=each, error=str(error)) for each in waited if found[each].error}
+            why = f"not asked: {error.what}"
+            found |= {each: NodeCheck(node_id=each, error=why) for each in waited if found[each].error}
         finally:
             found[self._cluster.node.id] = await own
         names = {node.id: node.name for node in (*nodes, self._cluster.node)}
@@ -64,9 +65,9 @@ class Checks:
     def _silence(self, *, up: bool) -> str:
         if self._cluster.state is not State.JOINED:
             return f"not asked: {self._cluster.reason}"
-        return (
-            f"no answer in {_WAIT_SECONDS:.0f} s" if up else "down: its netstored does not run, or is cut off from etcd"
-        )
+        if up:
+            return f"no answer in {_WAIT_SECONDS:.0f} s: its netstored stopped just now, hangs, or is cut off from etcd"
+        return "down: its netstored does not run, or is cut off from etcd"
 
     async def _collect(self, network: Network, found: dict[str, NodeCheck], waited: set[str]) -> None:
         etcd = self._cluster.etcd
@@ -108,8 +109,13 @@ class Checks:
         probes = await asyncio.gather(*(_probe(each.node_id, each.addresses[0], present.mtu) for each in hosts))
         return NodeCheck(
             node_id=self._cluster.node.id, used=used, mtu=present.mtu if used else 0, probes=tuple(probes),
-            findings=tuple(f"{each.name}: {each.detail}" for each in findings),
+            findings=told(network, findings),
         )  # fmt: skip
+
+
+def told(network: Network, findings: Sequence[Finding]) -> tuple[str, ...]:
+    """Return what was found of a network, as text; whose it is is said where it is not the network itself."""
+    return tuple(each.detail if each.name == network.name else f"{each.name}: {each.detail}" for each in findings)
 
 
 async def _probe(node_id: str, address: str, mtu: int) -> Probe:
