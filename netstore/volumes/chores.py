@@ -59,15 +59,15 @@ class Chores:
     async def _run(self) -> None:
         while True:
             self._woken.clear()
-            wait = _PASS_SECONDS
+            wait, now = _PASS_SECONDS, time.time()  # one time for all: a clock that jumps meanwhile is the next pass's
             try:
-                await self._follow_clock()
+                await self._follow_clock(now)
                 for due in await self._store.read(_schedules):
-                    if due.at <= time.time():
+                    if due.at <= now:
                         await self._take(due.volume)
                         wait = 0.0
                     else:
-                        wait = min(wait, due.at - time.time())
+                        wait = min(wait, due.at - now)
                 await self._reserve.look()
                 await self._removal.empty(only_expired=True)
                 if self._removal.expire:
@@ -79,9 +79,9 @@ class Chores:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._woken.wait(), max(wait, 0.05))
 
-    async def _follow_clock(self) -> None:
+    async def _follow_clock(self, now: float) -> None:
         """Count schedules from now where the last snapshot is ahead of us: the clock went back."""
-        ahead, now = "SELECT count(*) FROM snapshot_schedules WHERE last > ?", time.time()
+        ahead = "SELECT count(*) FROM snapshot_schedules WHERE last > ?"
         if (await self._store.read(lambda tx: tx.rows(ahead, now)))[0][0]:
             await self._store.write(
                 lambda tx: tx.execute("UPDATE snapshot_schedules SET last = ? WHERE last > ?", now, now)
