@@ -121,7 +121,8 @@ class Store:
 
     async def backup(self, target: Path) -> None:
         """Write a consistent copy of the database to `target` while it is in use (SQLite's VACUUM INTO)."""
-        await self.read(lambda tx: tx.execute("VACUUM INTO ?", str(target)))
+        self._refuse_if_closed()
+        await self._loop.run_in_executor(self._reading, self._copy, target)
 
     async def close(self) -> None:
         """Finish the writes that wait, and close."""
@@ -137,9 +138,19 @@ class Store:
 
     def _read(self, work: Callable[[Transaction], T]) -> T:
         try:
-            return work(Transaction(self._reader))
+            self._reader.execute("BEGIN")  # else each statement would see what was committed since the one before
+            try:
+                return work(Transaction(self._reader))
+            finally:
+                self._reader.execute("ROLLBACK")
         except sqlite3.Error as error:
             raise _mapped(error, f"reading {self.path}") from error
+
+    def _copy(self, target: Path) -> None:
+        try:
+            self._reader.execute("VACUUM INTO ?", (str(target),))
+        except sqlite3.Error as error:
+            raise _mapped(error, f"copying {self.path}") from error
 
     def _commit(self, batch: list[_Write]) -> None:
         self._commits += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,23 @@ async def test_one_refusal_undoes_only_its_own_work(store: Store) -> None:
     names = [volume.name for volume in await store.read(lambda tx: tx.volumes.all())]
     assert names[0] == "taken"
     assert sorted(names[1:]) == sorted(f"v{i}" for i in range(20))
+
+
+async def test_a_read_sees_one_moment(store: Store) -> None:
+    between, committed = threading.Event(), threading.Event()
+
+    def twice(tx: Transaction) -> tuple[int, int]:
+        before = tx.volumes.count()
+        between.set()
+        assert committed.wait(10)
+        return before, tx.volumes.count()
+
+    reading = asyncio.create_task(store.read(twice))
+    await asyncio.to_thread(between.wait, 10)
+    await store.write(lambda tx: add(tx, "late"))
+    committed.set()
+    assert await reading == (0, 0)
+    assert await store.read(lambda tx: tx.volumes.count()) == 1
 
 
 async def test_what_was_answered_is_there_after_reopening(tmp_path: Path) -> None:
