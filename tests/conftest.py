@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import commands
 import grpc
 import pytest
 from hypothesis import settings
@@ -194,8 +195,10 @@ class Node:
         return (self.place / "netstored.log").read_text()
 
     def cli(self, *args: str, check: bool = True, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-        command = self.host.command(str(BIN / "netstore"), "--host", self.address, *args)
-        done = subprocess.run(command, capture_output=True, text=True, timeout=50 * SLOWER, input=stdin)
+        command, timeout = [str(BIN / "netstore"), "--host", self.address, *args], 50.0 * SLOWER
+        done = commands.run(self.host.holder, command, stdin=stdin, timeout=timeout) or subprocess.run(
+            self.host.command(*command), capture_output=True, text=True, timeout=timeout, input=stdin
+        )
         if check and done.returncode:
             pytest.fail(f"netstore {' '.join(args)}: {done.stdout}{done.stderr}\n{self.log()[-2000:]}")
         return done
