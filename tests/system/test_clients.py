@@ -13,7 +13,7 @@ import grpc
 import pytest
 from conftest import BIN, Node
 
-from netstore.api.v1 import common_pb2, network_pb2
+from netstore.api.v1 import common_pb2, network_pb2, system_pb2
 from netstore.client import AddressError, Client, Problem
 
 CLIENTS = Path(__file__).parents[2] / "examples/clients"
@@ -86,13 +86,13 @@ async def _use(node: Node) -> None:
         assert problem.hint
 
         seen: asyncio.Queue[common_pb2.Event] = asyncio.Queue()
+        begin = (await client.system.GetInfo(system_pb2.GetInfoRequest())).revision
 
         async def watch() -> None:
-            async for event in client.events(filter=["kind=network", "action=remove"]):
+            async for event in client.events(revision=begin, filter=["kind=network", "action=remove"]):
                 seen.put_nowait(event)
 
         watching = asyncio.create_task(watch())
-        await asyncio.sleep(0)
         revisions = []
         for number in range(3):
             if number:
