@@ -80,6 +80,7 @@ def test_run_with_a_terminal(node: Node, image: str) -> None:
         someone.sees("40 120")
         someone.types("echo be''gun; sleep 100\n")
         someone.sees("begun")
+        wait_until(lambda: "sleep 100" in node.out("exec", "c", "ps"), what="what is to be interrupted")
         someone.types("\x03")  # a key, not a signal to us
         someone.sees("/ # ")
         someone.types("exit 7\n")
