@@ -56,6 +56,17 @@ def test_nodes_join_are_drained_and_removed(nodes3: list[Node]) -> None:
     wait_until(lambda: states(one).get("n3") == "up", what="the removed node joins again when it is restarted")
 
 
+def test_a_registration_of_an_earlier_session_is_made_late(nodes3: list[Node], etcd3: Etcd3) -> None:
+    """It binds the node to a lease that nobody keeps: the node begins anew when that ends."""
+    node_id = json.loads(nodes3[0].out("node", "inspect", "n2"))[0]["id"]
+    lease = etcd3.ctl("lease", "grant", "2").split()[1]
+    alive = f"/netstore/1/state/alive/{node_id}"
+    value = etcd3.ctl("get", alive, "--print-value-only").strip()
+    etcd3.ctl("put", alive, value, f"--lease={lease}")
+    wait_until(lambda: etcd3.ctl("lease", "timetolive", lease).find("already expired") >= 0, what="its end")
+    wait_until(lambda: states(nodes3[0])["n2"] == "up" and value in etcd3.ctl("get", alive), what="n2's return")
+
+
 def test_bad_values_are_named(nodes3: list[Node]) -> None:
     client = Client(nodes3[0].address)
     for method, request, code, text in (

@@ -68,6 +68,8 @@ class Effect:
     """Other nodes ask how a network is here."""
     removed_here: bool = False
     """Somebody removed this node from the cluster."""
+    lapsed_here: bool = False
+    """This node is taken for lost: a registration of an earlier session, made late, bound it to a lease that ended."""
 
 
 @dataclass(slots=True)
@@ -203,6 +205,8 @@ class Picture:
 
     def _alive(self, batch: _Batch, node_id: str, *, up: bool) -> None:
         tx = batch.tx
+        if node_id == self.node_id:
+            batch.effect.lapsed_here = not up
         node = tx.nodes.get(node_id)
         if node is None or node.up == up:
             return

@@ -364,6 +364,8 @@ class Cluster:
                 await self._work.stray(stray)
             if effect.removed_here:
                 raise self.members.removed(self.node)
+            if effect.lapsed_here:
+                raise _Anew
         async with self._moved:
             self._revision = found.revision if isinstance(found, Snapshot) else max(self._revision, found.revision)
             self._moved.notify_all()
