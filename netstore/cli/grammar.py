@@ -17,6 +17,7 @@ from netstore.api.v1 import common_pb2, container_pb2
 __all__ = [
     "Period",
     "bandwidth",
+    "comma_separated",
     "key_values",
     "parse_bytes",
     "parse_env",
@@ -151,11 +152,19 @@ def _protocol(text: str, whole: str) -> Any:
     return common_pb2.Protocol.Value(f"PROTOCOL_{_PROTOCOLS[text.lower()]}")
 
 
+def comma_separated(text: str, flag: str) -> list[str]:
+    """Split the `key=value,…` of a flag, as docker does by CSV: a part with commas stands in quotes."""
+    try:
+        return next(csv.reader([text], strict=True))
+    except (csv.Error, StopIteration) as error:
+        raise click.UsageError(f"{flag}: {text!r}: write key=value,…, with quotes around commas") from error
+
+
 def _long_port(text: str) -> tuple[str, str, str, str, list[str]]:
     """Split the long form into host address, host ports, container ports, protocol and sources."""
     given = {"host_ip": "", "published": "", "target": "", "protocol": ""}
     sources = []
-    for part in next(csv.reader([text])):
+    for part in comma_separated(text, "-p"):
         key, _, value = part.partition("=")
         if key in given and value:
             given[key] = value
@@ -197,7 +206,7 @@ def parse_network(text: str) -> container_pb2.NetworkAttachment:
     if "=" not in text:
         return container_pb2.NetworkAttachment(network=text)
     attachment = container_pb2.NetworkAttachment()
-    for part in next(csv.reader([text])):
+    for part in comma_separated(text, "--network"):
         key, _, value = part.partition("=")
         fields: dict[str, Any] = {
             "name": "network", "ip": "ipv4_address", "ip6": "ipv6_address", "mac-address": "mac_address",

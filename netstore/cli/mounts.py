@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import click
 
 from netstore.api.v1 import mount_pb2
-from netstore.cli.grammar import parse_bytes
+from netstore.cli.grammar import comma_separated, parse_bytes
 
 __all__ = ["parse_mount", "parse_tmpfs", "parse_volume", "set_options"]
 
@@ -118,11 +117,7 @@ def parse_tmpfs(text: str) -> mount_pb2.MountSpec:
 def parse_mount(text: str) -> mount_pb2.MountSpec:
     """Parse the comma-separated `key=value` of --mount."""
     mount = mount_pb2.MountSpec(type=mount_pb2.MOUNT_TYPE_VOLUME)
-    try:
-        parts = next(csv.reader([text], strict=True))
-    except (csv.Error, StopIteration) as error:
-        raise click.UsageError(f"--mount: {text!r}: write key=value,…, with quotes around commas") from error
-    for part in parts:
+    for part in comma_separated(text, "--mount"):
         key, separator, value = part.partition("=")
         if key != key.strip() or value != value.strip():
             raise click.UsageError(f"--mount: {part!r}: no spaces around key and value")

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from netstore.adapters.oci.messages import State, decode
@@ -88,6 +88,7 @@ def test_bundles() -> None:
             here.read(wrong)
 
 
+@example("0\r=", "ports")
 @given(st.text(), st.sampled_from(["networks", "ports", "volumes", "name"]))
 def test_any_text(text: str, key: str) -> None:
     """Whatever an annotation says is understood, or refused with a message."""
