@@ -8,10 +8,10 @@ from ipaddress import ip_address, ip_network
 
 from netstore.drivers.base import Driver
 from netstore.drivers.options import refuse_changes
-from netstore.errors import AlreadyExists, Immutable, InUse, InvalidArgument
+from netstore.errors import Immutable, InUse, InvalidArgument
 from netstore.model import Kind, Network, NetworkSpec, PolicyAction, Pool, Route
 from netstore.networks import ipam
-from netstore.networks.planning import changes, changes_of_labels
+from netstore.networks.planning import refuse_other
 from netstore.networks.policies import refuse_unpoliced
 from netstore.store import Transaction
 
@@ -167,12 +167,7 @@ def same(present: Network, asked: Network) -> Network:
     Raises:
         AlreadyExists: it differs.
     """
-    difference = changes(asked.spec, present.spec) or changes_of_labels(asked.labels, present.labels)
-    if difference:
-        raise AlreadyExists(
-            f"network {asked.name} exists and differs: {difference}",
-            hint="choose another name, or remove the network first", difference=difference,
-        )  # fmt: skip
+    refuse_other(Kind.NETWORK, asked, present)
     return present
 
 

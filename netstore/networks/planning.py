@@ -23,6 +23,7 @@ from netstore.model import (
     Sandbox,
     SandboxRef,
     Scope,
+    Service,
     new_id,
     stable_mac,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "joined_or_none",
     "park",
     "publish",
+    "refuse_other",
     "register_names",
     "reserve",
     "unpublish",
@@ -472,3 +474,17 @@ def changes(asked: object, present: object) -> str:
 def changes_of_labels(asked: Mapping[str, str], present: Mapping[str, str]) -> str:
     """Say that labels differ, "" when they do not."""
     return "" if dict(asked) == dict(present) else f"labels is {dict(present)!r}, asked for {dict(asked)!r}"
+
+
+def refuse_other(kind: Kind, asked: Network | Service, present: Network | Service) -> None:
+    """Refuse to make what is not as that which has its name.
+
+    Raises:
+        AlreadyExists: their specs or labels differ.
+    """
+    difference = changes(asked.spec, present.spec) or changes_of_labels(asked.labels, present.labels)
+    if difference:
+        raise AlreadyExists(
+            f"{kind} {asked.name} exists and differs: {difference}",
+            hint=f"choose another name, or remove the {kind} first", difference=difference,
+        )  # fmt: skip

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import ip_address
 
-from netstore.errors import AlreadyExists
 from netstore.model import EndpointMode, EndpointSpec, Kind, Network, Service
 from netstore.networks import ipam, ports
-from netstore.networks.planning import changes, changes_of_labels
+from netstore.networks.planning import refuse_other
 from netstore.store import Transaction
 
 __all__ = ["change", "delete", "insert", "restore", "take_up"]
@@ -23,12 +22,7 @@ def insert(tx: Transaction, service: Service, network: Network, request_id: str)
     for made in tx.answered(request_id, "CreateService"):
         return tx.services.require(made), False
     for present in tx.services.all("name = ?", service.name):
-        difference = changes(service.spec, present.spec) or changes_of_labels(service.labels, present.labels)
-        if difference:
-            raise AlreadyExists(
-                f"service {service.name} exists and differs: {difference}",
-                hint="choose another name, or remove the service first", difference=difference,
-            )  # fmt: skip
+        refuse_other(Kind.SERVICE, service, present)
         return present, False
     tx.networks.require(network.id)
     if service.spec.mode is EndpointMode.VIP:
