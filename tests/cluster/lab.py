@@ -9,22 +9,16 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from io import StringIO
 from pathlib import Path
-from threading import Lock
-from unittest import mock
 
-import pytest
 from conftest import Host, Node, wait_until
 
 from netstore.api.v1 import endpoint_pb2, service_pb2
-from netstore.cli.main import main as netstore_main
 from netstore.client import BlockingClient as Client
 
-ONE_AT_A_TIME = Lock()
 UNDERLAY = "198.51.100"
 _CERTIFICATES = Path(__file__).parents[2] / "scripts" / "certificates"
 _ETCD_UP_SECONDS = 20.0
@@ -230,19 +224,6 @@ class ClusterNode(Node):
         plugin = f"PYTHONPATH={Path(__file__).with_name('plugin')}"
         return ["env", plugin, *self.environment, *super().command(name, *flags)]
 
-    def cli(self, *args: str, check: bool = True, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-        """Run the command line in this process: to start one takes longer than most of what is asked here."""
-        argv = mock.patch.object(sys, "argv", ["netstore", "--host", self.address, *args])
-        with ONE_AT_A_TIME, argv, redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
-            try:
-                netstore_main()
-            except SystemExit as end:
-                code = end.code
-        done = subprocess.CompletedProcess(args, int(code or 0), out.getvalue(), err.getvalue())
-        if check and done.returncode:
-            pytest.fail(f"netstore {' '.join(args)}: {done.stdout}{done.stderr}\n{self.log()[-2000:]}")
-        return done
-
 
 def new_node(etcd: Etcd3, number: int, name: str = "", *, advertise: int = 0) -> Node:
     """Make a machine of the underlay with a configuration for netstored; by default its name is n<number>, and the
@@ -268,6 +249,28 @@ def start_node(etcd: Etcd3, number: int, name: str = "") -> Node:
 def restart(node: Node) -> None:
     """Start a node's daemon, again."""
     node.start("--config", str(node.place / "cluster.toml"))
+
+
+@contextmanager
+def pair_of_ipv6(etcd: Etcd3, nodes: list[Node], numbers: tuple[int, int], more: str = "") -> Iterator[list[Node]]:
+    """Add two machines that tell others their IPv6 addresses, fd00:198::<number>; `more` is more of their [cluster].
+
+    In the end the first of `nodes` removes them from the cluster.
+    """
+    pair = [new_node(etcd, number) for number in numbers]
+    for number, node in zip(numbers, pair, strict=True):
+        node.host.sh(f"ip -6 addr add fd00:198::{number}/64 dev eth0 nodad")
+        file = node.place / "cluster.toml"
+        six = f'advertise = "fd00:198::{number}"{more}'
+        file.write_text(file.read_text().replace(f'advertise = "{UNDERLAY}.{number}"', six))
+        node.start_resolver()
+        restart(node)
+    try:
+        yield pair
+    finally:
+        stop_nodes(pair)
+        for number in numbers:
+            nodes[0].cli("node", "rm", "-f", f"n{number}")
 
 
 def stop_nodes(nodes: list[Node]) -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 from conftest import Host, Node, wait_until
 
-from cluster.lab import UNDERLAY, Etcd3, connect, known, new_node, pings, reaches, restart, states, stop_nodes
+from cluster.lab import UNDERLAY, Etcd3, connect, known, pair_of_ipv6, pings, reaches, restart, states
 
 ASK = "import socket, sys; s = socket.create_connection((sys.argv[1], int(sys.argv[2])), 3); print(s.recv(99).decode())"
 ANSWER = (
@@ -193,16 +193,9 @@ def test_a_node_leaves_the_link_and_comes_back(nodes3: list[Node], wire: Host) -
 
 def test_an_underlay_of_ipv6(etcd3: Etcd3, nodes3: list[Node], wire: Host) -> None:
     """Two more machines that tell each other their IPv6 addresses: IPv4 and IPv6 of endpoints go there plainly, by them."""
-    pair = seven, eight = [new_node(etcd3, number) for number in (17, 18)]
-    for number, node in zip((17, 18), pair, strict=True):
-        node.host.sh(f"ip -6 addr add fd00:198::{number}/64 dev eth0 nodad")
-        file = node.place / "cluster.toml"
-        six = f'advertise = "fd00:198::{number}"'
-        file.write_text(file.read_text().replace(f'advertise = "{UNDERLAY}.{number}"', six))
-        node.start_resolver()
-        restart(node)
-    try:
-        create(list(pair))
+    with pair_of_ipv6(etcd3, nodes3, (17, 18)) as pair:
+        seven, eight = pair
+        create(pair)
         first = connect(seven, "a")
         second = connect(eight, "b", "app", "-p", "8080:7777", "--mesh")
         reaches(seven, "a", second)
@@ -250,10 +243,6 @@ def test_an_underlay_of_ipv6(etcd3: Etcd3, nodes3: list[Node], wire: Host) -> No
         for node, name in ((seven, "a"), (eight, "b")):
             node.cli("network", "disconnect", "app", "--netns", f"/run/netns/{name}")
         wait_until(lambda: not seven.cli("network", "rm", "app", check=False).returncode, what="its removal")
-    finally:
-        stop_nodes(list(pair))
-        for name in ("n17", "n18"):
-            nodes3[0].cli("node", "rm", "-f", name)
 
 
 def test_nobody_else_is_heard(etcd3: Etcd3, nodes3: list[Node], wire: Host) -> None:

@@ -19,13 +19,12 @@ from cluster.lab import (
     connect,
     info,
     known,
-    new_node,
+    pair_of_ipv6,
     pings,
     reaches,
     resolves,
     restart,
     states,
-    stop_nodes,
 )
 
 
@@ -85,17 +84,9 @@ def test_three_machines_are_one_network(nodes3: list[Node]) -> None:
 
 def test_an_underlay_of_ipv6_and_another_port(etcd3: Etcd3, nodes3: list[Node]) -> None:
     """Two more machines whose tunnels go over IPv6, by a port of their own choice; the network has no way out."""
-    pair = seven, eight = [new_node(etcd3, number) for number in (7, 8)]
-    for number, node in zip((7, 8), pair, strict=True):
-        node.host.sh(f"ip -6 addr add fd00:198::{number}/64 dev eth0 nodad")
-        file = node.place / "cluster.toml"
-        six = f'advertise = "fd00:198::{number}"\ndata-path-port = 4800'
-        file.write_text(file.read_text().replace(f'advertise = "{UNDERLAY}.{number}"', six))
-        node.start_resolver()
-        restart(node)
-    try:
+    with pair_of_ipv6(etcd3, nodes3, (7, 8), more="\ndata-path-port = 4800") as (seven, eight):
         seven.cli("network", "create", "-d", "overlay", "--internal", "--subnet", "10.97.0.0/24", "inner")
-        known(pair, "inner")
+        known([seven, eight], "inner")
         first, second = connect(seven, "a", "inner"), connect(eight, "b", "inner")
         reaches(seven, "a", second)
         assert pings(eight, "b", first, "-M", "do", "-s", str(1500 - 70 - 28))
@@ -109,10 +100,6 @@ def test_an_underlay_of_ipv6_and_another_port(etcd3: Etcd3, nodes3: list[Node]) 
         for node, name in ((seven, "a"), (eight, "b")):
             node.cli("network", "disconnect", "inner", "--netns", f"/run/netns/{name}")
         wait_until(lambda: not seven.cli("network", "rm", "inner", check=False).returncode, what="its removal")
-    finally:
-        stop_nodes(list(pair))
-    for name in ("n7", "n8"):
-        nodes3[0].cli("node", "rm", "-f", name)
 
 
 def test_what_a_port_and_a_flush_do(nodes3: list[Node]) -> None:
