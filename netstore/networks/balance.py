@@ -23,6 +23,7 @@ _ELSEWHERE = (
     "SELECT remote_endpoints.body, node_id, 0 FROM remote_endpoints JOIN nodes ON nodes.id = node_id"
     " WHERE network_id = ? AND up"
 )
+_OWN = "SELECT json_extract(body, '$.address') FROM nodes WHERE id = (SELECT value FROM meta WHERE key = 'node_id')"
 
 decode_service = msgspec.json.Decoder(Service).decode
 
@@ -37,6 +38,8 @@ class _Endpoint(msgspec.Struct, frozen=True):
     addresses: tuple[Address | str, ...] = ()
     labels: dict[str, str] = {}
     healthy: tuple[str, ...] = ()
+    vtep: str = ""
+    """Where its node is on the underlay."""
 
 
 _decode = msgspec.json.Decoder(_Endpoint).decode
@@ -55,15 +58,22 @@ class Backend:
 
 
 def backends(rows: _Rows, service: Service) -> list[Backend]:
-    """Return a service's endpoints; `rows` runs a query of the store's and returns its rows."""
+    """Return a service's endpoints; `rows` runs a query of the store's and returns its rows.
+
+    Those of nodes to which nothing passes, as the other's address on the underlay is of another family, are left out.
+    """
     network_id = service.spec.network_id
-    return list(_backends(service, [*rows(_HERE, service.id, network_id), *rows(_ELSEWHERE, network_id)]))
+    elsewhere = rows(_ELSEWHERE, network_id)
+    own = next((address for (address,) in rows(_OWN)), "") if elsewhere else ""
+    return list(_backends(service, [*rows(_HERE, service.id, network_id), *elsewhere], own))
 
 
-def _backends(service: Service, found: Sequence[tuple[Any, ...]]) -> Iterator[Backend]:
+def _backends(service: Service, found: Sequence[tuple[Any, ...]], own: str) -> Iterator[Backend]:
     for body, node_id, healthy in found:
         endpoint = _decode(body)
-        if not endpoint.attached or not all(label_matches(endpoint.labels, each) for each in service.spec.selector):
+        if not endpoint.attached or (own and endpoint.vtep and (":" in endpoint.vtep) != (":" in own)):
+            continue
+        if not all(label_matches(endpoint.labels, each) for each in service.spec.selector):
             continue
         yield Backend(
             endpoint_id=endpoint.id, name=endpoint.name, node_id=node_id,

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from balanced import status
 from conftest import Host, Node, wait_until
 
 from cluster.lab import UNDERLAY, Etcd3, connect, known, pair_of_ipv6, pings, reaches, restart, states
@@ -196,8 +197,9 @@ def test_an_underlay_of_ipv6(etcd3: Etcd3, nodes3: list[Node], wire: Host) -> No
     with pair_of_ipv6(etcd3, nodes3, (17, 18)) as pair:
         seven, eight = pair
         create(pair)
-        first = connect(seven, "a")
-        second = connect(eight, "b", "app", "-p", "8080:7777", "--mesh")
+        first = connect(seven, "a", "app", "--label", "tier=web")
+        second = connect(eight, "b", "app", "--label", "tier=web", "-p", "8080:7777", "--mesh")
+        connect(nodes3[0], "c", "app", "--label", "tier=web")
         reaches(seven, "a", second)
         with counted(wire) as packets:
             assert pings(seven, "a", second)
@@ -212,6 +214,12 @@ def test_an_underlay_of_ipv6(etcd3: Etcd3, nodes3: list[Node], wire: Host) -> No
             own = seen_as(seven, "", second)
             assert own.startswith("10.80.")
             assert asks(wire, f"{UNDERLAY}.17", 8080) == own
+        seven.cli("service", "create", "web", "--network", "app", "-l", "tier=web")
+        wait_until(
+            lambda: status(seven, "web").keys() == status(eight, "web").keys() == {"a", "b"}, what="its endpoints"
+        )
+        wait_until(lambda: "web" in nodes3[0].out("service", "ls"), what="the service")
+        assert status(nodes3[0], "web").keys() == {"c"}, "who cannot be reached is not chosen"
         # The other nodes, whose addresses are IPv4, have the network, too, for its port; nothing passes to them.
         for node in (*pair, *nodes3):
             assert node.out("system", "check") == "kernel and store agree"
@@ -240,7 +248,8 @@ def test_an_underlay_of_ipv6(etcd3: Etcd3, nodes3: list[Node], wire: Host) -> No
             assert pings(seven, "a", six_of(eight, "b"))
         assert packets["plain"] == 0
         assert packets["tunnel"] >= 4
-        for node, name in ((seven, "a"), (eight, "b")):
+        seven.cli("service", "rm", "web")
+        for node, name in ((seven, "a"), (eight, "b"), (nodes3[0], "c")):
             node.cli("network", "disconnect", "app", "--netns", f"/run/netns/{name}")
         wait_until(lambda: not seven.cli("network", "rm", "app", check=False).returncode, what="its removal")
 
