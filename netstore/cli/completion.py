@@ -52,12 +52,11 @@ def _ask(client: Any, kind: str) -> list[str]:
 
 @click.command("completion", cls=Command)
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def command(shell: str) -> None:
+@click.pass_context
+def command(ctx: click.Context, shell: str) -> None:
     """Print a completion script: `source <(netstore completion bash)`."""
     from click.shell_completion import get_completion_class
 
-    from netstore.cli.main import cli
-
     found = get_completion_class(shell)
     assert found is not None
-    click.echo(found(cli, {}, "netstore", "_NETSTORE_COMPLETE").source())
+    click.echo(found(ctx.find_root().command, {}, "netstore", "_NETSTORE_COMPLETE").source())
