@@ -17,6 +17,7 @@ from cluster.lab import (
     joined,
     known,
     make_certificates,
+    pair_of_ipv6,
     pings,
     restart,
     start_etcd,
@@ -28,13 +29,15 @@ from conftest import Node, new_place, wait_until
 CAPTURE = """
 import select, socket, sys
 wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-wire.bind(("m1", 0))
+wire.bind((sys.argv[1], 0))
 print("ready", flush=True)
 seen = {"plain": 0}
 while sys.stdin not in select.select([wire, sys.stdin], [], [])[0]:
     packet = wire.recv(65536)
-    if packet[12:14] == b"\\x08\\x00" and packet[23] == 17:
-        port = int.from_bytes(packet[36:38], "big")
+    # Where the header of UDP begins, by the family, and where the number of its protocol is.
+    udp, protocol = {b"\\x08\\x00": (34, 23), b"\\x86\\xdd": (54, 20)}.get(packet[12:14], (0, 0))
+    if udp and packet[protocol] == 17:
+        port = int.from_bytes(packet[udp + 2 : udp + 4], "big")
         seen[port] = seen.get(port, 0) + 1
     seen["plain"] += b"plaintext" in packet
 print(seen)
@@ -62,8 +65,8 @@ def etcd() -> Iterator[Etcd3]:
 
 @contextmanager
 def captured(etcd: Etcd3) -> Iterator[dict[object, int]]:
-    """Count what passes between the first node and the wire: packets by UDP port, and those with the word `plaintext`."""
-    command = etcd.underlay.host.command(sys.executable, "-c", CAPTURE)
+    """Count what passes between the second node and the wire: packets by UDP port, and those with the word `plaintext`."""
+    command = etcd.underlay.host.command(sys.executable, "-c", CAPTURE, "m2")
     found: dict[object, int] = {}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
@@ -76,10 +79,30 @@ def public_key(node: Node) -> str:
     return node.host.run(sys.executable, "-c", KEY).stdout
 
 
-def test_nothing_is_read_on_the_wire_and_keys_change_without_loss(etcd: Etcd3) -> None:
-    nodes = one, two = [start_node(etcd, number) for number in (1, 2)]
-    joined(nodes)
-    addresses = {}
+@contextmanager
+def pair(etcd: Etcd3, version: int) -> Iterator[list[Node]]:
+    """Two nodes that tell others their IPv4, or IPv6, addresses."""
+    if version == 4:
+        nodes = [start_node(etcd, number) for number in (2, 3)]
+        joined(nodes)
+        yield nodes
+        stop_nodes(nodes)
+        return
+    first = start_node(etcd, 1)
+    with pair_of_ipv6(etcd, [first], (2, 3)) as nodes:
+        yield nodes
+    stop_nodes([first])
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_nothing_is_read_on_the_wire_and_keys_change_without_loss(etcd: Etcd3, version: int) -> None:
+    with pair(etcd, version) as (one, two):
+        _sealed(etcd, one, two, {4: 1500 - 60 - 50, 6: 1500 - 80 - 70 - 12}[version])
+
+
+def _sealed(etcd: Etcd3, one: Node, two: Node, largest: int) -> None:
+    """`largest` is the MTU that is left to the containers: a packet is filled up to a multiple of 16 bytes."""
+    nodes, addresses = [one, two], {}
     for name, flag in (("sealed", "true"), ("open", "false")):
         one.cli("network", "create", "-d", "overlay", "-o", f"encrypted={flag}", name)
         known(nodes, name)
@@ -103,7 +126,7 @@ def test_nothing_is_read_on_the_wire_and_keys_change_without_loss(etcd: Etcd3) -
 
     # The largest packet fits whole; a node that is restarted, and one whose interface is lost, are back by themselves.
     mtu = int(one.host.sh("ip -n a-sealed -o link show eth0 | grep -o 'mtu [0-9]*' | cut -d' ' -f2"))
-    assert mtu == 1500 - 60 - 50
+    assert mtu == largest
     assert pings(one, "a-sealed", addresses["sealed"], "-M", "do", "-s", str(mtu - 28))
     one.kill()
     restart(one)
@@ -113,7 +136,6 @@ def test_nothing_is_read_on_the_wire_and_keys_change_without_loss(etcd: Etcd3) -
     key = one.place / "state" / "wireguard.key"
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     assert key.read_text().strip() not in etcd.ctl("get", "--prefix", "/")
-    stop_nodes(list(nodes))
 
 
 def test_killed_in_the_middle_of_a_rotation(etcd: Etcd3) -> None:
