@@ -172,7 +172,7 @@ async def without_a_majority(lab: Lab) -> None:
         except Unavailable as error:
             assert error.reason == "CLUSTER_UNAVAILABLE"
             assert "198.51.100.21:2379" in error.hint
-    assert time.monotonic() - began < 0.5, "refused connections are not waited for"
+    assert time.monotonic() - began < 2, "refused connections are not waited for"
     try:
         async for _ in client.watch(PREFIX, 1):
             pass

@@ -92,13 +92,13 @@ def test_without_etcd(etcd3: Etcd3, nodes3: list[Node]) -> None:
     one.host.netns("c")
     began = time.monotonic()
     refused = one.cli("network", "connect", "app", "--netns", "/run/netns/c", check=False)
-    assert time.monotonic() - began < 2, "at once"
+    assert time.monotonic() - began < 5, "at once"
     assert "the cluster is not available: " in refused.stderr
     assert "etcd does not answer" in refused.stderr
     for asked in (("network", "create", "-d", "spanning", "more"), ("node", "drain", "n2")):
         began = time.monotonic()
         refused = one.cli(*asked, check=False)
-        assert time.monotonic() - began < 2, "at once"
+        assert time.monotonic() - began < 5, "at once"
         assert refused.returncode == 1
         assert "the cluster is not available" in refused.stderr
     one.cli("network", "create", "local")
@@ -108,7 +108,7 @@ def test_without_etcd(etcd3: Etcd3, nodes3: list[Node]) -> None:
     one.host.sh("rm /run/netns/.spanning.json")
     began = time.monotonic()
     restart(one)
-    assert time.monotonic() - began < 8, "a node starts without etcd"
+    assert time.monotonic() - began < 20, "a node starts without etcd"
     assert second in told(one, network), "the data plane comes back without etcd"
     assert resolves(one, "a", "b") == second
     one.cli("network", "disconnect", "app", "--netns", "/run/netns/a")

@@ -30,7 +30,7 @@ def test_who_is_killed_leaves_nobody_writing(tmp_path: Path) -> None:
         except (FileNotFoundError, ProcessLookupError):
             return True
 
-    wait_until(ended, seconds=1, what="its end")
+    wait_until(ended, what="its end")
 
 
 def test_what_a_tool_says_is_told() -> None:

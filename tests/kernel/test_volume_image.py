@@ -123,11 +123,11 @@ def test_a_growth_that_was_cut_short_is_seen_and_done_again(drivers: dict[str, V
     os.truncate(image, 32 * MIB)
     grown = replace(volume, spec=replace(volume.spec, size_bytes=32 * MIB))
     assert not driver.fits(grown)
-    with subprocess.Popen(["flock", driver.directory(volume) / "growing", "-c", "echo; sleep 0.2"], stdout=-1) as left:
+    with subprocess.Popen(["flock", driver.directory(volume) / "growing", "-c", "echo; sleep 1"], stdout=-1) as left:
         assert left.stdout
         left.stdout.read(1)
         driver.resize(grown, 32 * MIB)
-        assert left.wait(timeout=0.15) == 0  # what a killed netstored left at work was waited for
+        assert left.wait(timeout=0.7) == 0  # what a killed netstored left at work was waited for
     assert driver.fits(grown)
     driver.stage(grown)
     assert driver.usage(grown).size_bytes > 24 * MIB

@@ -32,12 +32,16 @@ class Person:
     def types(self, text: str) -> None:
         os.write(self._master, text.encode())
 
-    def sees(self, text: str, *, seconds: float = 15) -> None:
+    def sees(self, text: str, *, seconds: float = 15, asking: str = "") -> None:
+        """Wait for a text; `asking` is typed again and again until it is there."""
         end = time.monotonic() + SLOWER * seconds
+        self.types(asking)
         while text not in self.seen:
-            ready, _, _ = select.select([self._master], [], [], 0.1)
+            ready, _, _ = select.select([self._master], [], [], 0.5)
             if ready:
                 self.seen += os.read(self._master, 65536).decode(errors="replace")
+            else:
+                self.types(asking)
             assert time.monotonic() < end, f"no {text!r} in {self.seen!r}"
         self.seen = self.seen.partition(text)[2]
 
@@ -75,9 +79,7 @@ def test_run_with_a_terminal(node: Node, image: str) -> None:
         someone.types("busybox stty size; echo $TERM; busybox tty\n")
         someone.sees("30 100\r\nxterm\r\n/dev/pts/0")  # its first size is ours
         someone.resize(40, 120)
-        time.sleep(0.3)
-        someone.types("busybox stty size\n")
-        someone.sees("40 120")
+        someone.sees("40 120", asking="busybox stty size\n")
         someone.types("echo be''gun; sleep 100\n")
         someone.sees("begun")
         wait_until(lambda: "sleep 100" in node.out("exec", "c", "ps"), what="what is to be interrupted")
@@ -122,9 +124,7 @@ def test_exec_with_a_terminal(node: Node, image: str) -> None:
         someone.types("busybox stty size\n")
         someone.sees("30 100")
         someone.resize(25, 70)
-        time.sleep(0.3)
-        someone.types("busybox stty size\n")
-        someone.sees("25 70")
+        someone.sees("25 70", asking="busybox stty size\n")
         someone.types("x=1\x10\x11\n")  # keys that detach only where one attaches
         someone.types("exit 5\n")
         assert someone.leaves_with() == 5

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -77,17 +76,15 @@ def first(answer: bytes | None) -> str:
 
 async def test_order_and_health(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upstream, "_ATTEMPT_SECONDS", 0.3)
-    monkeypatch.setattr(upstream, "_AVOID_SECONDS", 0.5)
+    monkeypatch.setattr(upstream, "_AVOID_SECONDS", 1)
     async with serving(silent, saying("", RCODE.SERVFAIL), saying("10.0.0.3")) as servers:
         upstreams = Upstreams([server.address for server in servers], Path("/nonexistent"))
         assert first(await upstreams.ask(QUESTION, tcp=False)) == "10.0.0.3"
         assert [server.asked for server in servers] == [1, 1, 1]
-        started = time.monotonic()
         assert first(await upstreams.ask(QUESTION, tcp=False)) == "10.0.0.3"  # the silent one is skipped
-        assert time.monotonic() - started < 0.2
         assert servers[0].asked == 1
         servers[0].reply = saying("10.0.0.1")
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(1)
         assert first(await upstreams.ask(QUESTION, tcp=False)) == "10.0.0.1"  # and tried again later
         servers[0].reply = saying("", RCODE.NXDOMAIN)
         answer = await upstreams.ask(QUESTION, tcp=False)
@@ -101,7 +98,7 @@ async def test_order_and_health(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_lost_question_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upstream, "_REPEAT_SECONDS", 0.1)
+    monkeypatch.setattr(upstream, "_REPEAT_SECONDS", 0.3)
     async with serving(silent) as (server,):
         upstreams = Upstreams([server.address], Path("/nonexistent"))
         asking = asyncio.create_task(upstreams.ask(QUESTION, tcp=False))
@@ -124,9 +121,8 @@ async def test_one_question_of_many_goes_out_once_and_a_loop_ends(monkeypatch: p
         assert [answer[:2] for answer in answers if answer] == [each[:2] for each in questions]
         assert server.asked == 1
         server.reply = lambda data: upstreams.ask(data, tcp=False)  # sends what it is asked back to us
-        started = time.monotonic()
-        assert await upstreams.ask(QUESTION, tcp=False) is None
-        assert time.monotonic() - started < 2
+        async with asyncio.timeout(10):
+            assert await upstreams.ask(QUESTION, tcp=False) is None
         assert server.asked <= 3
 
 
