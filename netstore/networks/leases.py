@@ -153,12 +153,20 @@ class Leases:
                 await self._store.write(lambda tx: _prolong(tx, before.id, lease))
                 return
             ways = await self._context.apply(ways_out, opened.namespace)
-            endpoint, demoted = await self._store.write(
-                lambda tx: _lend(tx, before.id, lease, ways) if lease else (_lose(tx, before.id), None)
-            )
+            if lease:
+                endpoint, demoted = await self._store.write(lambda tx: _lend(tx, before.id, lease, ways))
+                heir = None
+            else:
+                endpoint, heir = await self._store.write(lambda tx: _lose(tx, before.id))
+                demoted = None
             await self._context.apply(drop_addresses, before, opened.namespace)
             await self._context.apply(driver.apply_endpoint, network, endpoint, opened.namespace)
             await self._demote(demoted)
+            if heir and heir[0].attached:
+                other, its = heir
+                await self._context.apply(
+                    self._context.driver(its.spec.driver).default_route, its, other, opened.namespace
+                )
 
     async def _demote(self, demoted: tuple[Network, Endpoint] | None) -> None:
         if demoted:
@@ -227,12 +235,14 @@ def _lend(
     endpoint, network, _ = planning.joined(tx, planning.without_lease(tx, tx.endpoints.require(endpoint_id)))
     ipam.hold(tx, network, ip_address(lease.address), endpoint.id, "lease")
     address = Address(address=lease.address, prefix=lease.prefix, gateway=lease.router)
-    others = [each for each in tx.endpoints.all("sandbox_id = ?", endpoint.sandbox_id) if each.id != endpoint.id]
+    theirs = tx.endpoints.all("sandbox_id = ?", endpoint.sandbox_id)  # oldest first
+    others = [each for each in theirs if each.id != endpoint.id]
     taken = not {endpoint.interface_name, *(each.interface_name for each in others)}.issuperset(ways)
     kept = endpoint.default_route and not (taken and endpoint.interface_name not in ways)  # it went with a lease
     endpoint = replace(endpoint, addresses=(address,), lease=lease, default_route=kept)
     if not kept:
-        endpoint = way_out.take(tx, network, endpoint, others, taken=taken)
+        younger = {each.id for each in others[[each.id for each in theirs].index(endpoint.id) :]}
+        endpoint = way_out.take(tx, network, endpoint, others, taken=taken, younger=younger)
     where = {"network": network.name, "address": lease.address, "server": lease.server}
     endpoint = replace(endpoint, revision=tx.event(Kind.ENDPOINT, "lease", endpoint.id, endpoint.name, **where))
     tx.endpoints.update(endpoint)
@@ -243,13 +253,17 @@ def _prolong(tx: Transaction, endpoint_id: str, lease: Lease) -> None:
     tx.endpoints.update(replace(tx.endpoints.require(endpoint_id), lease=lease))
 
 
-def _lose(tx: Transaction, endpoint_id: str) -> Endpoint:
-    """Take the address of a lease that ended from an endpoint."""
+def _lose(tx: Transaction, endpoint_id: str) -> tuple[Endpoint, tuple[Endpoint, Network] | None]:
+    """Take the address of a lease that ended from an endpoint; returns also who has the default route instead."""
     endpoint = tx.endpoints.require(endpoint_id)
     _tell(tx, endpoint, "lease-lost")
-    endpoint = planning.without_lease(tx, endpoint)
+    endpoint, heir = planning.without_lease(tx, endpoint), None
+    if endpoint.default_route:
+        others = [each for each in tx.endpoints.all("sandbox_id = ?", endpoint.sandbox_id) if each.id != endpoint.id]
+        heir = way_out.pass_on(tx, others)
+        endpoint = replace(endpoint, default_route=heir is None)
     tx.endpoints.update(endpoint)
-    return endpoint
+    return endpoint, heir
 
 
 def _tell(tx: Transaction, endpoint: Endpoint, action: str) -> None:

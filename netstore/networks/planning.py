@@ -405,16 +405,7 @@ def detach(tx: Transaction, endpoint_id: str) -> tuple[tuple[Endpoint, Network] 
         return None, False
     forget(tx, endpoint)
     others = tx.endpoints.all("sandbox_id = ?", endpoint.sandbox_id)
-    if not endpoint.default_route:
-        return None, not others
-    pairs = [(other, tx.networks.require(other.network_id)) for other in others]
-    heirs = [(other, network) for other, network in pairs if way_out.leads_out(network, other)]
-    if not heirs:
-        return None, not others
-    heir, network = max(heirs, key=lambda pair: pair[0].spec.gateway_priority)
-    heir = replace(heir, default_route=True)
-    tx.endpoints.update(heir)
-    return (heir, network), False
+    return way_out.pass_on(tx, others) if endpoint.default_route else None, not others
 
 
 def forget(tx: Transaction, endpoint: Endpoint) -> None:

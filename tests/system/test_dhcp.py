@@ -121,6 +121,30 @@ def test_the_way_out_of_others(node: Node, server: Dnsmasq) -> None:
     assert json.loads(node.out("system", "check", "--format", "json")) == []
 
 
+def test_the_way_out_while_a_lease_is_lost(node: Node, server: Dnsmasq) -> None:
+    """Another network is the way out meanwhile, whether it was there before or came then."""
+    server.start()
+    for name in "ab":
+        connect(node, name)
+    node.cli("network", "connect", "bridge", "--netns", "/run/netns/a", "-p", "8080:80")
+
+    def ways() -> list[str]:
+        return [node.host.sh(f"ip -n {name} -4 -o route show default").partition(" proto")[0].strip() for name in "ab"]
+
+    leased, bridged = f"default via {ROUTER} dev eth0", "default via 172.17.0.1 dev eth1"
+    assert ways() == [leased, leased]
+    server.stop()
+    pass_time(node, 130)
+    wait_until(lambda: not inside(node, "a") and not inside(node, "b"), what="the addresses to go")
+    wait_until(lambda: ways() == [bridged, ""], what="the other way out")
+    node.cli("network", "connect", "bridge", "--netns", "/run/netns/b")
+    assert ways() == [bridged, bridged]
+    assert json.loads(node.out("system", "check", "--format", "json")) == []
+    server.start()
+    wait_until(lambda: ways() == [leased, leased], what="the first way out", seconds=40)
+    assert json.loads(node.out("system", "check", "--format", "json")) == []
+
+
 def test_containers(node: Node, server: Dnsmasq, image: str) -> None:
     server.start()
     node.cli("run", "-d", "--name", "one", "--hostname", "alpha", "--network", "lan", image)
