@@ -1,4 +1,4 @@
-"""netstore container, and run ps exec logs create start stop kill rm wait port at the top."""
+"""netstore container; most of it stands at the top, too: run, ps, exec, logs…"""
 
 from __future__ import annotations
 
@@ -108,19 +108,51 @@ def attach(client: Client, container: str, no_stdin: bool) -> None:
     sys.exit(join(client, found, terminal) or 0)
 
 
+_timeout = click.option(
+    "-t", "--time", "--timeout", "timeout", type=float, help="Seconds to wait before killing [default: 10]."
+)
+_signal = click.option("-s", "--signal", "signal_", default="", help="Signal instead of the container's own.")
+
+
+def _stop(name: str, timeout: float | None, signal_: str) -> container_pb2.StopContainerRequest:
+    request = container_pb2.StopContainerRequest(container=name, signal=signal_)
+    if timeout is not None:
+        request.timeout.CopyFrom(Duration(seconds=int(timeout), nanos=int(timeout % 1 * 1e9)))
+    return request
+
+
 @group.command()
 @click.argument("containers", nargs=-1, required=True, shell_complete=_CONTAINER)
-@click.option("-t", "--time", "--timeout", "timeout", type=float, help="Seconds to wait before killing [default: 10].")
-@click.option("-s", "--signal", "signal_", default="", help="Signal instead of the container's own.")
+@_timeout
+@_signal
 @pass_client
 def stop(client: Client, containers: tuple[str, ...], timeout: float | None, signal_: str) -> None:
     """Stop containers."""
     with tolerant(client) as attempt:
         for name in containers:
-            request = container_pb2.StopContainerRequest(container=name, signal=signal_)
-            if timeout is not None:
-                request.timeout.CopyFrom(Duration(seconds=int(timeout), nanos=int(timeout % 1 * 1e9)))
+            request = _stop(name, timeout, signal_)
             if attempt(lambda r=request: client.containers.StopContainer(r)):  # type: ignore[misc]
+                click.echo(name)
+
+
+@group.command()
+@click.argument("containers", nargs=-1, required=True, shell_complete=_CONTAINER)
+@_timeout
+@_signal
+@pass_client
+def restart(client: Client, containers: tuple[str, ...], timeout: float | None, signal_: str) -> None:
+    """Stop containers, and start them again."""
+
+    def again(name: str) -> None:
+        found = client.containers.GetContainer(container_pb2.GetContainerRequest(container=name)).container
+        if found.spec.auto_remove:
+            raise click.ClickException(f"container {found.name} is removed when it ends (--rm)\n  hint: run it anew")
+        client.containers.StopContainer(_stop(found.id, timeout, signal_))
+        client.containers.StartContainer(container_pb2.StartContainerRequest(container=found.id))
+
+    with tolerant(client) as attempt:
+        for name in containers:
+            if attempt(lambda n=name: again(n)):  # type: ignore[misc]
                 click.echo(name)
 
 
@@ -149,6 +181,25 @@ def rm(client: Client, containers: tuple[str, ...], force: bool, volumes: bool) 
             request = container_pb2.DeleteContainerRequest(container=name, force=force, volumes=volumes)
             if attempt(lambda r=request: client.containers.DeleteContainer(r)):  # type: ignore[misc]
                 click.echo(name)
+
+
+@group.command()
+@click.option("-f", "--force", is_flag=True, help="Do not ask.")
+@click.option("--filter", "filters", multiple=True, help="As for ps.")
+@pass_client
+def prune(client: Client, force: bool, filters: tuple[str, ...]) -> None:
+    """Remove containers that do not run."""
+    request = container_pb2.ListContainersRequest(filter=filters, all=True)
+    found = pages(client.containers.ListContainers, request, "containers")
+    idle = [each for each in found if each.status.state != container_pb2.CONTAINER_STATE_RUNNING]
+    for each in idle:
+        click.echo(each.name)
+    if not idle or not (force or click.confirm("Remove these containers?", default=False)):
+        return
+    with tolerant(client) as attempt:
+        for each in idle:
+            gone = container_pb2.DeleteContainerRequest(container=each.id, allow_missing=True)
+            attempt(lambda r=gone: client.containers.DeleteContainer(r))  # type: ignore[misc]
 
 
 @group.command()

@@ -34,11 +34,14 @@ _GROUPS = {
     "node": "The machines of the cluster.",
     "system": "The node.",
 }
+_CONTAINER = ("attach", "create", "exec", "kill", "logs", "ps", "restart", "rm", "run", "start", "stop", "wait")
 _TOP = {
-    "run": "container", "create": "container", "start": "container", "stop": "container", "kill": "container",
-    "rm": "container", "ps": "container", "logs": "container", "exec": "container", "wait": "container",
-    "attach": "container", "pull": "image", "inspect": "inspect", "completion": "completion", "hook": "hooks",
+    **{name: ("container", name) for name in _CONTAINER},
+    "images": ("image", "ls"), "load": ("image", "load"), "pull": ("image", "pull"), "rmi": ("image", "rm"),
+    "events": ("system", "events"), "info": ("system", "info"),
+    "inspect": ("inspect", ""), "completion": ("completion", ""), "hook": ("hooks", ""),
 }  # fmt: skip
+"""What stands without a noun, as Docker's do: the module, and the command of its group."""
 
 
 class _Lazy(click.Group):
@@ -48,11 +51,10 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in _GROUPS:
             found = import_module(f"netstore.cli.{cmd_name}").group
-        elif cmd_name == "images":
-            found = import_module("netstore.cli.image").group.commands["ls"]
         elif cmd_name in _TOP:
-            module = import_module(f"netstore.cli.{_TOP[cmd_name]}")
-            found = module.group.commands[cmd_name] if hasattr(module, "group") else module.command
+            noun, verb = _TOP[cmd_name]
+            module = import_module(f"netstore.cli.{noun}")
+            found = module.group.commands[verb] if verb else module.command
         else:
             return None
         assert isinstance(found, click.Command)

@@ -388,6 +388,8 @@ class ContainerManager:
         await self._let_be(container)
         await self._end(container, signal.SIGKILL, 0)
         async with self._locks.hold(container.id):
+            if await self._store.read(lambda tx: tx.containers.get(container.id)) is None:
+                return  # as it ended: it was to be removed then
             anonymous = await self._store.write(lambda tx: rows.remove(tx, container.id))
             self._attaching.refuse(container.id, f"container {container.name} is removed")
             await asyncio.to_thread(self._directories.remove, container.id)

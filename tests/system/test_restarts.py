@@ -85,3 +85,22 @@ def test_the_machine_goes_down(node: Node, image: str, monkeypatch: pytest.Monke
     node.start()
     wait_until(lambda: sorted(node.out("ps", "--format", "{{.Name}}").split()) == ["a", "f"], what="policies")
     assert (shown(node, "n", "Status.ExitCode"), shown(node, "deaf", "Status.ExitCode")) == ("7", "137")
+
+
+def test_restart_and_prune(node: Node, image: str) -> None:
+    """As Docker's: what runs is stopped first, what does not is started; prune leaves what runs."""
+    node.cli("run", "-d", "--name", "a", "-p", "8080:80", image)
+    node.cli("create", "--name", "b", image)
+    node.cli("run", "--name", "ended", image, "true")
+    node.cli("run", "-d", "--rm", "--name", "passing", image)
+    before = node.out("inspect", "-f", "{{.Status.Pid}}", "a")
+    assert node.out("restart", "-t", "0", "a", "b").split() == ["a", "b"]
+    assert node.out("inspect", "-f", "{{.Status.Pid}}", "a") != before
+    assert node.out("ps", "--filter", "name=^a$", "--format", "{{.Status.State}}") == "running"
+    assert "is removed when it ends (--rm)" in node.cli("restart", "-t", "0", "passing", check=False).stderr
+    assert "nosuch" in node.cli("restart", "nosuch", check=False).stderr
+    assert node.out("rm", "-f", "passing") == "passing"
+    assert node.out("container", "prune", "--force").split() == ["ended"]
+    assert sorted(node.out("ps", "-a", "--format", "{{.Name}}").split()) == ["a", "b"]
+    assert image.split(":")[0] in node.out("images")
+    assert "is used by a, b" in node.cli("rmi", image, check=False).stderr
