@@ -13,7 +13,7 @@ from typing import Any
 
 import grpc
 import pytest
-from conftest import BIN, Node, wait_until
+from conftest import BIN, SLOWER, Node, wait_until
 
 from netstore.adapters.csi.pb import csi_pb2 as csi
 from netstore.adapters.csi.pb import csi_pb2_grpc
@@ -92,8 +92,8 @@ def plugin(node: Node, place: Path) -> Iterator[Csi]:
     here = place / "kubelet"
     here.mkdir()
     process = start(node, here)
-    wait_until(lambda: (here / "csi.sock").exists(), what="netstore-csi")
     with grpc.insecure_channel(f"unix:{here}/csi.sock") as channel:
+        grpc.channel_ready_future(channel).result(timeout=20 * SLOWER)
         stubs = csi_pb2_grpc.ControllerStub(channel), csi_pb2_grpc.NodeStub(channel), csi_pb2_grpc.IdentityStub(channel)
         plugin = Csi(node, process, channel, *stubs, here)
         yield plugin
