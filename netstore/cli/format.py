@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -33,6 +33,10 @@ T = TypeVar("T", bound=Any)
 _FIELD = re.compile(r"\{\{\s*(json\s+)?\.([A-Za-z_][\w.]*)?\s*\}\}")
 _DIGITS = re.compile(r"(\d+)")
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_DOCKERS = {"ID": "id", "CreatedAt": "create_time", "IPv6": "enable_ipv6"}
+"""Fields of Docker's templates that have other names here."""
+_SINCE = ("CreatedSince", "RunningFor")
+"""What Docker calls the column CREATED in templates, of images and of containers."""
 
 
 def to_dict(message: Any) -> dict[str, Any]:
@@ -63,36 +67,73 @@ def shapes(command: Any) -> Any:
     """Add --format, -q and --no-trunc to a list command."""
     command = click.option("--no-trunc", is_flag=True, help="Show ids in full.")(command)
     command = click.option("-q", "--quiet", is_flag=True, help="Show ids only.")(command)
-    return click.option("--format", "template", help="'json', or a template: '{{.Name}} {{json .Labels}}'.")(command)
+    return click.option(
+        "--format", "template", help="'json', or a template: '{{.Name}} {{json .Labels}}', with columns: 'table …'."
+    )(command)
 
 
 def listing(
     messages: Sequence[Any], headers: Sequence[str], rows: Sequence[Sequence[str]], template: str | None, *,
     quiet: bool, ids: Sequence[str],
 ) -> None:  # fmt: skip
-    """Show a list: ids with `quiet`, else as the template says, else a table."""
+    """Show a list: ids with `quiet`, else as the template says, else a table. A template picks columns, too, by what
+    Docker calls them: {{.Names}}, {{.ID}}; "table {{.Names}}\\t{{.Image}}" puts their titles above.
+    """
     if quiet:
         if ids:
             click.echo("\n".join(ids))
-    elif template and template != "table":
-        show_objects(messages, template)
-    else:
+        return
+    if not template or template == "table":
         _table(headers, rows)
+        return
+    titles = {name: header for header in headers for name in _column(header)}
+    columns = [{name: row[headers.index(title)] for name, title in titles.items()} for row in rows]
+    if template.startswith("table "):
+        template = template.removeprefix("table ").replace("\\t", "\t")
+        lines = [line.split("\t") for line in _lines(messages, template, columns)]
+        _table(
+            _FIELD.sub(lambda match: titles.get(match[2] or "", (match[2] or "").upper()), template).split("\t"), lines
+        )
+    else:
+        show_objects(messages, template, columns=columns)
+
+
+def _column(header: str) -> tuple[str, ...]:
+    """Return what Docker's templates call a column: ID for CONTAINER ID, Name for VOLUME NAME."""
+    word = header.rpartition(" ")[2]
+    return _SINCE if word == "CREATED" else (word if word == "ID" else word.capitalize(),)
 
 
 def show_objects(
-    messages: Sequence[Any], template: str, *, more: Callable[[Any], dict[str, Any]] | None = None
-) -> None:
-    """Show each message by a template, or all as a JSON array for `json`; with the further fields that `more` gives."""
-    documents = [to_dict(message) | (more(message) if more else {}) for message in messages]
+    messages: Sequence[Any], template: str, *, more: Callable[[Any], dict[str, Any]] | None = None,
+    columns: Sequence[Mapping[str, str]] = (),
+) -> None:  # fmt: skip
+    """Show each message by a template, or all as a JSON array for `json`; with the further fields that `more` gives.
+
+    `columns` are what templates can pick besides, of each.
+    """
     if template == "json":
-        click.echo(json.dumps(documents, indent=2))
+        click.echo(json.dumps([_document(message, more) for message in messages], indent=2))
         return
+    for line in _lines(messages, template, columns, more):
+        click.echo(line)
+
+
+def _document(message: Any, more: Callable[[Any], dict[str, Any]] | None) -> dict[str, Any]:
+    return to_dict(message) | (more(message) if more else {})
+
+
+def _lines(
+    messages: Sequence[Any], template: str, columns: Sequence[Mapping[str, str]],
+    more: Callable[[Any], dict[str, Any]] | None = None,
+) -> Iterator[str]:  # fmt: skip
+    """Yield what a template makes of each message."""
     if not _FIELD.search(template):
         raise click.UsageError(f"--format: {template!r} is neither json nor a template with {{{{.Field}}}}")
-    for message, document in zip(messages, documents, strict=True):
-        pick = partial(_pick, document, _worded(message, document))
-        click.echo(_FIELD.sub(pick, template.replace("\\t", "\t")))
+    for message, column in zip(messages, columns or [{}] * len(messages), strict=True):
+        document = _document(message, more)
+        pick = partial(_pick, document, _worded(message, document), column)
+        yield _FIELD.sub(pick, template.replace("\\t", "\t"))
 
 
 def _worded(message: Any, document: dict[str, Any]) -> dict[str, Any]:
@@ -110,14 +151,16 @@ def _worded(message: Any, document: dict[str, Any]) -> dict[str, Any]:
     return worded
 
 
-def _pick(plain: dict[str, Any], worded: dict[str, Any], match: re.Match[str]) -> str:
+def _pick(plain: dict[str, Any], worded: dict[str, Any], column: Mapping[str, str], match: re.Match[str]) -> str:
+    if not match[1] and match[2] in column:
+        return column[match[2]]
     value: Any
     document = value = plain if match[1] else worded
     for part in (match[2] or "").split("."):
         if not part:
             continue
         name = _CAMEL.sub("_", part).lower()
-        name = "id" if part == "ID" else name
+        name = _DOCKERS.get(part, name)
         if value is document:  # Docker's templates know no spec and no status: {{.Driver}}, {{.Mountpoint}}
             inner = (document, document.get("spec") or {}, document.get("status") or {})
             value = next((each for each in inner if name in each or part in each), document)

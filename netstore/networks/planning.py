@@ -10,6 +10,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum
 
 from netstore.drivers.options import INTERFACE, MAC_ADDRESS
 from netstore.errors import AddressTaken, AlreadyExists, FailedPrecondition, InvalidArgument, NetstoreError, NotFound
@@ -452,14 +453,22 @@ def endpoint_on(tx: Transaction, reference: str, sandbox: Sandbox) -> Endpoint:
     network = tx.networks.find(reference)
     for endpoint in tx.endpoints.all("network_id = ? AND sandbox_id = ?", network.id, sandbox.id):
         return endpoint
-    raise NotFound("endpoint", f"of {sandbox.path} on network {network.name}", hint="it is not attached")
+    container = tx.containers.get(sandbox.container_id)
+    who = container.name if container else sandbox.path
+    raise NotFound("endpoint", f"of {who} on network {network.name}", hint="it is not connected to it")
 
 
 def changes(asked: object, present: object) -> str:
-    """Say in which fields two dataclasses differ, "" when in none."""
-    names = asked.__dataclass_fields__  # type: ignore[attr-defined]
-    pairs = [(name, getattr(present, name), getattr(asked, name)) for name in names]
-    return ", ".join(f"{name} is {there!r}, asked for {wanted!r}" for name, there, wanted in pairs if there != wanted)
+    """Say in which fields two dataclasses differ, and how where a value is a word or a number; "" when in none."""
+    said = []
+    for name in asked.__dataclass_fields__:  # type: ignore[attr-defined]
+        there, wanted = getattr(present, name), getattr(asked, name)
+        if there != wanted and isinstance(there, str | int | float) and isinstance(wanted, str | int | float):
+            there, wanted = (str(each) if isinstance(each, Enum) else repr(each) for each in (there, wanted))
+            said.append(f"{name} is {there}, asked for {wanted}")
+        elif there != wanted:
+            said.append(f"{name} differs")
+    return ", ".join(said)
 
 
 def changes_of_labels(asked: Mapping[str, str], present: Mapping[str, str]) -> str:

@@ -49,14 +49,15 @@ _DEFAULT_PAGE, _MAX_PAGE = 50, 1000
 _LONGEST_PERIOD = 10 * 365 * 86400
 
 
-def check_name(field: str, value: str) -> str:
-    """Return a name that keeps the rule of common.proto.
+def check_name(field: str, value: str, *, otherwise: str = "") -> str:
+    """Return a name that keeps the rule of common.proto; `otherwise` is what else would be accepted there.
 
     Raises:
         InvalidArgument: it does not.
     """
     if not _NAME.fullmatch(value):
-        raise InvalidArgument(field, value, "letters, digits, '_', '.', '-'; the first a letter or digit; at most 128")
+        accepted = "letters, digits, '_', '.', '-'; the first a letter or digit; at most 128"
+        raise InvalidArgument(field, value, f"{accepted}; {otherwise}" if otherwise else accepted)
     return value
 
 

@@ -158,7 +158,7 @@ def _check_source(kind: MountType, source: str, field: str) -> None:
     if kind is MountType.BIND and (not source.startswith("/") or "\0" in source):
         raise InvalidArgument(field, source, "an absolute path of the host")
     if kind is MountType.VOLUME and source:
-        check_name(field, source)
+        check_name(field, source, otherwise="or an absolute path, for what is on the host")
     if kind is MountType.IMAGE and not source:
         raise InvalidArgument(field, source, "the name or id of an image")
 

@@ -6,10 +6,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from netstore.api.v1 import mount_pb2, network_pb2, volume_pb2
+from netstore.api.v1 import container_pb2, mount_pb2, network_pb2, volume_pb2
 from netstore.cli import grammar, mounts
 from netstore.cli.commands import Command
-from netstore.cli.format import duration, show_objects, size
+from netstore.cli.format import duration, listing, show_objects, size
 from netstore.cli.main import cli
 
 
@@ -101,6 +101,26 @@ def test_templates(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == 'global "NETWORK_SCOPE_GLOBAL"\n'
     with pytest.raises(click.UsageError, match="no field 'Nome'"):
         show_objects([network], "{{.Nome}}")
+
+
+def test_templates_of_lists_know_the_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    """As Docker's: {{.Names}}, {{.Status}} as the table has it, and titles where a table is asked for."""
+    status = container_pb2.ContainerStatus(state=container_pb2.CONTAINER_STATE_RUNNING)
+    found = [container_pb2.Container(id="0123456789abcdef", name=name, status=status) for name in ("a", "longer")]
+    headers = ("CONTAINER ID", "CREATED", "STATUS", "NAMES")
+    rows = [(each.id[:12], "2 days ago", "Up 2 days", each.name) for each in found]
+
+    def shown(template: str) -> list[str]:
+        listing(found, headers, rows, template, quiet=False, ids=())
+        return capsys.readouterr().out.splitlines()
+
+    assert shown("{{.ID}} {{.Names}}: {{.Status}}, {{.RunningFor}}, {{.Status.State}}") == [
+        f"0123456789ab {name}: Up 2 days, 2 days ago, running" for name in ("a", "longer")
+    ]
+    assert shown(r"table {{.Names}}\t{{.State}}\tis {{.ID}}") == [
+        "NAMES    STATE     is CONTAINER ID", "a        running   is 0123456789ab", "longer   running   is 0123456789ab",
+    ]  # fmt: skip
+    assert '"name": "longer"' in "".join(shown("json"))
 
 
 def test_lists_of_commands_end_where_a_clause_does() -> None:
