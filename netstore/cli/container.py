@@ -65,6 +65,8 @@ def _status(container: container_pb2.Container) -> str:
         return f"Up {duration(time.time() - status.start_time.ToNanoseconds() / 1e9)}"
     if status.state == container_pb2.CONTAINER_STATE_EXITED:
         return f"Exited ({status.exit_code}) {age(status.finish_time)}"
+    if status.state == container_pb2.CONTAINER_STATE_RESTARTING:
+        return f"Restarting ({status.exit_code}) {age(status.finish_time)}"
     return "Created"
 
 
@@ -191,7 +193,8 @@ def prune(client: Client, force: bool, filters: tuple[str, ...]) -> None:
     """Remove containers that do not run."""
     request = container_pb2.ListContainersRequest(filter=filters, all=True)
     found = pages(client.containers.ListContainers, request, "containers")
-    idle = [each for each in found if each.status.state != container_pb2.CONTAINER_STATE_RUNNING]
+    ended = (container_pb2.CONTAINER_STATE_CREATED, container_pb2.CONTAINER_STATE_EXITED)
+    idle = [each for each in found if each.status.state in ended]
     for each in idle:
         click.echo(each.name)
     if not idle or not (force or click.confirm("Remove these containers?", default=False)):

@@ -106,12 +106,12 @@ class _Connection:
         raise AddressError(f"{self.address!r} is not unix:///path or tcp://host:port")
 
     def _credentials(self) -> grpc.ChannelCredentials:
+        if "" in self._certificates:
+            raise AddressError(f"{self.address} takes mutual TLS alone, and no certificates are given")
         try:
             authority, certificate, key = (Path(name).read_bytes() for name in self._certificates)
         except OSError as error:
-            raise AddressError(
-                f"{self.address} takes mutual TLS alone: {error.strerror}: {error.filename or 'no file given'}"
-            ) from error
+            raise AddressError(f"{self.address} takes mutual TLS alone: {error.strerror}: {error.filename}") from error
         return grpc.ssl_channel_credentials(authority, key, certificate)
 
 

@@ -14,6 +14,7 @@ from netstore.api.v1 import container_pb2_grpc
 from netstore.errors import InvalidArgument
 from netstore.launcher.creation import exposed
 from netstore.launcher.manager import ContainerManager, Joined
+from netstore.launcher.restarts import runs_again
 from netstore.launcher.signals import parse_signal
 from netstore.launcher.terminals import Size
 from netstore.model import (
@@ -55,9 +56,11 @@ from netstore.rpc.streams import first_of, given, to_size
 __all__ = ["ContainerServicer"]
 
 _FILTERS = ("id", "name", "label", "status", "network", "volume", "ancestor")
+_RESTARTING = "restarting"
 _STATES = {
     ContainerState.CREATED: pb.CONTAINER_STATE_CREATED,
     ContainerState.RUNNING: pb.CONTAINER_STATE_RUNNING,
+    _RESTARTING: pb.CONTAINER_STATE_RESTARTING,
     ContainerState.EXITED: pb.CONTAINER_STATE_EXITED,
 }
 _RESTARTS = {
@@ -85,14 +88,14 @@ class ContainerServicer(container_pb2_grpc.ContainerServiceServicer):
     async def ListContainers(self, request: pb.ListContainersRequest, context: Any) -> pb.ListContainersResponse:
         filters = Filters(request.filter, _FILTERS)
         for value in filters.values.get("status", []):
-            if value not in list(ContainerState):
-                raise InvalidArgument("filter", f"status={value}", "created, running or exited")
+            if value not in _STATES:
+                raise InvalidArgument("filter", f"status={value}", "created, running, restarting or exited")
         where, values = filters.where()
         every = request.all or "status" in filters.values
         found = [
             joined
             for joined in await self._containers.all(where, *values)
-            if (every or joined[0].state is ContainerState.RUNNING) and _matches(filters, joined)
+            if (every or _state(joined[0]) in (ContainerState.RUNNING, _RESTARTING)) and _matches(filters, joined)
         ]
         shown, token = page(found, request.page_size, request.page_token, lambda joined: joined[0])
         return pb.ListContainersResponse(containers=[self._message(each) for each in shown], next_page_token=token)
@@ -310,11 +313,16 @@ def _seconds(duration: Duration, field: str) -> float:
     return seconds
 
 
+def _state(container: Container) -> str:
+    """Return a container's state in Docker's words."""
+    return _RESTARTING if runs_again(container, booted=False) else container.state
+
+
 def _matches(filters: Filters, joined: Joined) -> bool:
     container, image, _, endpoints = joined
     networks = [network for _, network, _ in endpoints]
     return (
-        filters.any("status", lambda value: value == container.state)
+        filters.any("status", lambda value: value == _state(container))
         and filters.any("network", lambda value: any(value in (n.name, n.id) for n in networks))
         and filters.any("volume", lambda value: any(value in (m.volume, m.spec.target) for m in container.mounts))
         and filters.any("ancestor", lambda value: value in (image.name, image.name.split(":")[0], image.id))
@@ -334,7 +342,7 @@ def _to_message(
         create_time=timestamp(container.create_time),
         spec=_to_spec_message(container.spec),
         status=pb.ContainerStatus(
-            state=_STATES[container.state],
+            state=_STATES[_state(container)],
             pid=container.pid if running else 0,
             exit_code=container.exit_code,
             message=container.message,

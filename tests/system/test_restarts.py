@@ -26,6 +26,13 @@ def test_policies_while_the_daemon_runs(node: Node, image: str) -> None:
     node.cli("run", "-d", "--restart", "on-failure:2", "--name", "fails", image, "sh", "-c", "echo tried; exit 3")
     wait_until(lambda: node.out("logs", "fails").count("tried") == 3, what="two restarts")
     wait_until(lambda: (shown(node, "fails", "Status.RestartCount"), runs(node, "fails")) == ("2", False))
+    node.cli("run", "-d", "--restart", "always", "--name", "loops", image, "sh", "-c", "exit 3")
+    wait_until(lambda: int(shown(node, "loops", "Status.RestartCount")) > 3, what="a pause between restarts")
+    wait_until(lambda: shown(node, "loops", "State") == "restarting", what="the next pause")
+    assert "Restarting (3)" in node.out("ps", "--filter", "status=restarting")
+    assert "loops" in node.out("ps")
+    node.cli("stop", "loops")
+    assert shown(node, "loops", "State") == "exited"
     node.cli("run", "-d", "--restart", "on-failure", "--name", "ends", image, "true")
     node.cli("run", "-d", "--restart", "always", "--name", "a", "-p", "8080:80", image, "httpd", "-f", "-h", "/data")
     address, first = node.out("exec", "a", "hostname", "-i"), pid(node, "a")

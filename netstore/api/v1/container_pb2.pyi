@@ -38,6 +38,8 @@ class _ContainerStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Contai
     """Its process runs."""
     CONTAINER_STATE_EXITED: _ContainerState.ValueType  # 3
     """Its process ended; `exit_code` says how."""
+    CONTAINER_STATE_RESTARTING: _ContainerState.ValueType  # 4
+    """It ended, and its restart policy starts it again in a while; `exit_code` says how it ended."""
 
 class ContainerState(_ContainerState, metaclass=_ContainerStateEnumTypeWrapper):
     """ContainerState is where a container is in its life."""
@@ -50,6 +52,8 @@ CONTAINER_STATE_RUNNING: ContainerState.ValueType  # 2
 """Its process runs."""
 CONTAINER_STATE_EXITED: ContainerState.ValueType  # 3
 """Its process ended; `exit_code` says how."""
+CONTAINER_STATE_RESTARTING: ContainerState.ValueType  # 4
+"""It ended, and its restart policy starts it again in a while; `exit_code` says how it ended."""
 Global___ContainerState: _TypeAlias = ContainerState  # noqa: Y015
 
 class _RestartMode:
@@ -597,11 +601,11 @@ class ListContainersRequest(_message.Message):
     page_token: _builtins.str
     """OPTIONAL. `next_page_token` of the page before."""
     all: _builtins.bool
-    """OPTIONAL. Those that do not run, too."""
+    """OPTIONAL. Those that neither run nor are about to again, too."""
     @_builtins.property
     def filter(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """OPTIONAL. Terms "key=value": id (prefix), name (substring), label, status (created, running, exited), network,
-        volume, ancestor (image).
+        """OPTIONAL. Terms "key=value": id (prefix), name (substring), label, status (created, running, restarting,
+        exited), network, volume, ancestor (image).
         """
 
     def __init__(
