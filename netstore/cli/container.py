@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from netstore.cli.client import Client, Problem, fail, pages, pass_client, toler
 from netstore.cli.commands import Group
 from netstore.cli.completion import names
 from netstore.cli.format import age, duration, listing, one_line, shapes, short_id, show_objects
+from netstore.cli.grammar import Period
 from netstore.cli.port import show, shown
 from netstore.cli.run import create, join, run
 from netstore.cli.terminal import Terminal
@@ -233,7 +235,7 @@ def inspect(client: Client, containers: tuple[str, ...], template: str) -> None:
 @click.argument("container", shell_complete=_CONTAINER)
 @click.option("-f", "--follow", is_flag=True, help="Go on as more is printed.")
 @click.option("-n", "--tail", default="all", show_default=True, help="Only this many last lines.")
-@click.option("--since", help="Only from this time (RFC 3339), or this long ago in seconds.")
+@click.option("--since", help="Only from this time (RFC 3339, or Unix seconds), or this long ago: 10m.")
 @click.option("-t", "--timestamps", is_flag=True, help="Show when each line was printed.")
 @pass_client
 def logs(client: Client, container: str, follow: bool, tail: str, since: str | None, timestamps: bool) -> None:
@@ -253,14 +255,15 @@ def logs(client: Client, container: str, follow: bool, tail: str, since: str | N
 
 
 def _moment(text: str) -> float:
-    try:
-        return time.time() - float(text.removesuffix("s"))
-    except ValueError:
-        pass
-    try:
+    with contextlib.suppress(ValueError):
+        return float(text)
+    with contextlib.suppress(ValueError):
         return datetime.fromisoformat(text).timestamp()
-    except ValueError as error:
-        raise click.UsageError(f"--since: {text!r} is neither a time (RFC 3339) nor seconds") from error
+    try:
+        return time.time() - Period().convert(text, None, None).ToSeconds()
+    except click.BadParameter as error:
+        accepted = "a time (RFC 3339, or Unix seconds) or a duration such as 10m"
+        raise click.UsageError(f"--since: {text!r} is not accepted: {accepted}") from error
 
 
 @group.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

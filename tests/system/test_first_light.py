@@ -94,6 +94,11 @@ def test_exit_codes_logs_and_exec(node: Node, image: str) -> None:
     )
     wait_until(lambda: node.cli("logs", "talk").stderr == "e\n", what="the log")
     assert node.cli("logs", "--tail", "2", "talk").stdout == "3\n"
+    everything = node.cli("logs", "talk").stdout
+    for since in ("1h30m", "2026-01-01T00:00:00Z", "1700000000"):
+        assert node.cli("logs", "--since", since, "talk").stdout == everything
+    assert node.cli("logs", "--since", "2100-01-01T00:00:00Z", "talk").stdout == ""
+    assert "'yesterday' is not accepted" in node.cli("logs", "--since", "yesterday", "talk", check=False).stderr
     assert node.cli("exec", "-i", "talk", "cat", stdin="typed").stdout == "typed"
     assert node.cli("exec", "talk", "sh", "-c", "exit 5", check=False).returncode == 5
     assert node.cli("exec", "talk", "nosuch", check=False).returncode == 127
