@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 from collections.abc import Iterator
-from datetime import datetime
 
 import click
 import grpc
@@ -17,7 +15,7 @@ from netstore.cli.client import Client, Problem, fail, pages, pass_client, toler
 from netstore.cli.commands import Group
 from netstore.cli.completion import names
 from netstore.cli.format import age, duration, listing, one_line, shapes, short_id, show_objects
-from netstore.cli.grammar import Period
+from netstore.cli.grammar import Moment
 from netstore.cli.port import show, shown
 from netstore.cli.run import create, join, run
 from netstore.cli.terminal import Terminal
@@ -235,35 +233,23 @@ def inspect(client: Client, containers: tuple[str, ...], template: str) -> None:
 @click.argument("container", shell_complete=_CONTAINER)
 @click.option("-f", "--follow", is_flag=True, help="Go on as more is printed.")
 @click.option("-n", "--tail", default="all", show_default=True, help="Only this many last lines.")
-@click.option("--since", help="Only from this time (RFC 3339, or Unix seconds), or this long ago: 10m.")
+@click.option("--since", type=Moment(), help="Only from this time (RFC 3339, or Unix seconds), or this long ago: 10m.")
 @click.option("-t", "--timestamps", is_flag=True, help="Show when each line was printed.")
 @pass_client
-def logs(client: Client, container: str, follow: bool, tail: str, since: str | None, timestamps: bool) -> None:
+def logs(client: Client, container: str, follow: bool, tail: str, since: float | None, timestamps: bool) -> None:
     """Show what a container printed."""
     request = container_pb2.ReadLogsRequest(container=container, follow=follow)
     if tail != "all":
         if not tail.isdecimal():
             raise click.UsageError(f"--tail: {tail!r} is neither a number nor 'all'")
         request.tail = int(tail)
-    if since:
-        request.since.FromNanoseconds(int(_moment(since) * 1e9))
+    if since is not None:
+        request.since.FromNanoseconds(int(since * 1e9))
     for piece in client.containers.ReadLogs(request):
         target = sys.stderr if piece.stream == container_pb2.LOG_STREAM_STDERR else sys.stdout
         prefix = f"{piece.time.ToJsonString()} ".encode() if timestamps else b""
         target.buffer.write(prefix + piece.data)
         target.buffer.flush()
-
-
-def _moment(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        return float(text)
-    with contextlib.suppress(ValueError):
-        return datetime.fromisoformat(text).timestamp()
-    try:
-        return time.time() - Period().convert(text, None, None).ToSeconds()
-    except click.BadParameter as error:
-        accepted = "a time (RFC 3339, or Unix seconds) or a duration such as 10m"
-        raise click.UsageError(f"--since: {text!r} is not accepted: {accepted}") from error
 
 
 @group.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import re
+import time
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from google.protobuf.duration_pb2 import Duration
 from netstore.api.v1 import common_pb2, container_pb2
 
 __all__ = [
+    "Moment",
     "Period",
     "bandwidth",
     "comma_separated",
@@ -45,6 +49,24 @@ class Period(click.ParamType[Any]):
         return Duration(
             seconds=sum(int(count) * _UNITS[unit] for count, unit in re.findall(r"([0-9]+)([smhdw])", value))
         )
+
+
+class Moment(click.ParamType[Any]):
+    """A time: RFC 3339, Unix seconds, or so long ago: 10m. In Unix seconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: Any, context: Any) -> float:
+        """Parse one."""
+        with contextlib.suppress(ValueError):
+            return float(value)
+        with contextlib.suppress(ValueError):
+            return datetime.fromisoformat(value).timestamp()
+        try:
+            return time.time() - float(Period().convert(value, None, None).ToSeconds())
+        except click.BadParameter:
+            accepted = "a time (RFC 3339, Unix seconds) nor a duration such as 10m"
+            self.fail(f"{value!r} is neither {accepted}", param, context)
 
 
 def key_values(items: Sequence[str], flag: str) -> dict[str, str]:

@@ -13,6 +13,7 @@ from netstore.api.v1 import common_pb2, system_pb2
 from netstore.cli.client import Client, pass_client
 from netstore.cli.commands import Group
 from netstore.cli.format import listing, name_of, pairs, show_objects, size, to_dict
+from netstore.cli.grammar import Moment
 
 __all__ = ["group"]
 
@@ -68,20 +69,25 @@ def check(client: Client, repair: bool, template: str | None) -> None:
 
 
 @group.command()
-@click.option("--since", "revision", type=int, help="Begin after this revision; 0 is the oldest kept.")
-@click.option("--filter", "filters", multiple=True, help="kind=, action=, id=, name=.")
+@click.option(
+    "--since", help="Begin after this revision (0 is the oldest kept), or at a time: RFC 3339, or so long ago: 10m."
+)
+@click.option("-f", "--filter", "filters", multiple=True, help="type=, event=, id=, name=.")
 @click.option("--until-now", is_flag=True, help="End with the newest event there is.")
 @click.option("--format", "template", help="'json' (one object a line), or a template.")
 @pass_client
-def events(
-    client: Client, revision: int | None, filters: tuple[str, ...], until_now: bool, template: str | None
-) -> None:
+def events(client: Client, since: str | None, filters: tuple[str, ...], until_now: bool, template: str | None) -> None:
     """Show changes as they are committed."""
+    revision = int(since) if since and since.isdecimal() else None if since is None else 0
+    begin = Moment().convert(since, None, None) if since and not since.isdecimal() else 0.0
     newest = client.system.GetInfo(system_pb2.GetInfoRequest()).revision
     until = newest if until_now else None
-    request = system_pb2.WatchEventsRequest(filter=filters, revision=revision, until=until)
+    ours = [_filter(each) for each in filters]
+    request = system_pb2.WatchEventsRequest(filter=ours, revision=revision, until=until)
     for response in client.system.WatchEvents(request):
         event = response.event
+        if event.time.ToNanoseconds() / 1e9 < begin:
+            continue
         if template == "json":
             click.echo(json.dumps(to_dict(event)))
         elif template:
@@ -93,6 +99,12 @@ def events(
                 f"{event.time.ToJsonString()} {event.revision} {kind} {event.action} "
                 f"{event.resource_name or event.resource_id[:12]}{attributes}"
             )
+
+
+def _filter(text: str) -> str:
+    """Return a filter with our name of what Docker calls otherwise."""
+    key, equals, value = text.partition("=")
+    return {"type": "kind", "event": "action"}.get(key, key) + equals + value
 
 
 @group.command()

@@ -224,9 +224,7 @@ def test_attach_and_detach_while_it_runs(node: Node, image: str) -> None:
     assert status(node, "c") == []
     node.cli("volume", "rm", "data")
     assert "no such mount" in node.cli("volume", "detach", "c:/a/v", check=False).stderr
-    told = node.out(
-        "system", "events", "--since", "0", "--until-now", "--filter", "kind=volume", "--filter", "name=data"
-    )
+    told = node.out("events", "--since", "1h", "--until-now", "--filter", "type=volume", "--filter", "name=data")
     assert [line.split()[3] for line in told.splitlines()][:4] == ["create", "mount", "unmount", "mount"]
     assert "place=c,target=/a/v" in told or "target=/a/v" in told
 

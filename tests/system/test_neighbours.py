@@ -206,7 +206,7 @@ def test_a_flush_is_repaired_within_a_second_and_told(node: Node) -> None:
             print(meddling, gap)
             assert gap < 1, meddling
             assert answered(), meddling
-        told = node.out("system", "events", "--since", "0", "--until-now", "--filter", "action=repair")
+        told = node.out("system", "events", "--since", "0", "--until-now", "-f", "event=repair")
         assert "node repair nftables" in told
         assert "bridge (detail=interface nsbr-" in told
     finally:
