@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 from cluster.lab import Etcd3, Underlay, make_certificates, start_etcd
 from conftest import wait_until
+
 from machines.machine import Machine, machines
 
 

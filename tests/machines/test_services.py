@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 from cluster.lab import Underlay
 from conftest import wait_until
+
 from machines.machine import ROOT, Machine, machines
 
 WEB = "http://198.51.100.1:8080/hello"

@@ -1,0 +1,1 @@
+"""Tests that need a whole machine: scripts/lab runs them inside one."""

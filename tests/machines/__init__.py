@@ -1,0 +1,1 @@
+"""Tests that drive several machines: scripts/lab tests/machines."""

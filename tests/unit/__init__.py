@@ -1,0 +1,1 @@
+"""Values and texts, and managers beside fakes at their seams: no kernel."""
