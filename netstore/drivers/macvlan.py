@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
@@ -11,7 +13,7 @@ from netstore.drivers.base import Observed
 from netstore.drivers.interior import alias
 from netstore.drivers.options import BANDWIDTHS, Option, boolean, choice, number, parse
 from netstore.drivers.parent import MTU_OPTION, PARENT_OPTION, ParentDriver
-from netstore.errors import FailedPrecondition, InvalidArgument, KernelError
+from netstore.errors import FailedPrecondition, InvalidArgument, KernelError, Unsupported
 from netstore.kernel import addressing, netlink
 from netstore.kernel.links import host_socket
 from netstore.kernel.route import Request
@@ -23,6 +25,8 @@ __all__ = ["MacvlanDriver"]
 MODE = "macvlan_mode"
 HOST_ACCESS = "host_access"
 BROADCAST = "netstore.macvlan.broadcast_cutoff"
+CUTOFF_SINCE = (6, 4)
+"""What is older takes IFLA_MACVLAN_BC_CUTOFF and says nothing."""
 HOST = "host"
 """The auxiliary address that is the host's own on the network, with `host_access`."""
 
@@ -40,7 +44,7 @@ class MacvlanDriver(ParentDriver):
         Option(HOST_ACCESS, boolean, False, "the host reaches the endpoints, and they it, at the auxiliary address"
                " `host` (--aux-address host=ADDRESS; by default the last one of the range)"),
         Option(BROADCAST, number(-1, 0x7FFFFFFF), 1, "broadcasts go at once to at most so many endpoints, and through a"
-               " queue to more; -1 never queues (Linux 6.3)"),
+               " queue to more; -1 never queues (Linux 6.4)"),
         *BANDWIDTHS,
     )  # fmt: skip
 
@@ -92,6 +96,11 @@ class MacvlanDriver(ParentDriver):
 
     def apply_network(self, network: Network) -> None:
         """Find or make the parent; then the host's own interface on the network."""
+        if parse(self.options, network.spec.options)[BROADCAST] != 1 and _kernel() < CUTOFF_SINCE:
+            raise Unsupported(
+                f"option {BROADCAST}: this kernel ({os.uname().release}) would ignore it",
+                hint="leave it out, or use Linux 6.4 or newer",
+            )
         super().apply_network(network)
         if parse(self.options, network.spec.options)[HOST_ACCESS]:
             try:
@@ -168,3 +177,8 @@ def _with_host(pool: Pool) -> Pool:
     taken = {pool.gateway, *pool.aux_addresses.values(), *([str(subnet[-1])] if subnet.version == 4 else [])}
     last = next(str(within[-at]) for at in range(1, len(taken) + 2) if str(within[-at]) not in taken)
     return replace(pool, aux_addresses={**pool.aux_addresses, HOST: last})
+
+
+def _kernel() -> tuple[int, ...]:
+    """Return the kernel's version: 6, 1."""
+    return tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
