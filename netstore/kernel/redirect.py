@@ -1,5 +1,9 @@
 """The redirect of 127.0.0.11:53 in a sandbox, written as nfnetlink messages (linux/netfilter/nf_tables.h).
 
+Ports are rewritten, both ways, and no NAT is asked for: it would have conntrack look at every packet of the sandbox
+[6 to 8 % of the bytes that an overlay carries]. Where a container has conntrack of its own, it sees one port alone:
+questions are rewritten before it, answers after it.
+
 It is made at every attach, is always the same but for two port numbers, and libnftables would take longer for it
 [0.4 ms, a context each time] than the kernel does for the whole attach; so the messages are encoded once, here. What
 they mean is read back with `nft list table ip netstore` in the tests. Kernel constants keep their C names.
@@ -18,7 +22,7 @@ from netstore.kernel.namespaces import socket_inside
 
 __all__ = ["has_redirect", "redirect", "remove_redirect"]
 
-TABLE, CHAIN, PORT = b"netstore", b"output", 53
+TABLE, CHAIN, ANSWERS, PORT = b"netstore", b"output", b"answers", 53
 
 NFNL_SUBSYS_NFTABLES = 10
 NFT_MSG_NEWTABLE, NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_GETCHAIN, NFT_MSG_NEWRULE = 0, 2, 3, 4, 6
@@ -33,11 +37,15 @@ NFTA_PAYLOAD_DREG, NFTA_PAYLOAD_BASE, NFTA_PAYLOAD_OFFSET, NFTA_PAYLOAD_LEN = 1,
 NFTA_CMP_SREG, NFTA_CMP_OP, NFTA_CMP_DATA = 1, 2, 3
 NFTA_META_DREG, NFTA_META_KEY = 1, 2
 NFTA_IMMEDIATE_DREG, NFTA_IMMEDIATE_DATA = 1, 2
-NFTA_NAT_TYPE, NFTA_NAT_FAMILY, NFTA_NAT_REG_ADDR_MIN, NFTA_NAT_REG_PROTO_MIN = 1, 2, 3, 5
-NF_INET_LOCAL_OUT, NF_ACCEPT, NF_IP_PRI_NAT_DST, NF_NAT_DNAT, NFT_CMP_EQ = 3, 1, -100, 1, 0
-NFT_REG_1, NFT_REG_2, NFT_META_L4PROTO = 1, 2, 16
-NFT_PAYLOAD_NETWORK_HEADER, NFT_PAYLOAD_TRANSPORT_HEADER = 1, 2
+NFTA_PAYLOAD_SREG, NFTA_PAYLOAD_CSUM_TYPE, NFTA_PAYLOAD_CSUM_OFFSET = 5, 6, 7
+NF_INET_LOCAL_OUT, NF_ACCEPT, NFT_CMP_EQ = 3, 1, 0
+NF_IP_PRI_RAW, NF_IP_PRI_NAT_DST = -300, -100  # conntrack's is -200
+NFT_REG_1, NFT_META_L4PROTO = 1, 16
+NFT_PAYLOAD_NETWORK_HEADER, NFT_PAYLOAD_TRANSPORT_HEADER, NFT_PAYLOAD_CSUM_INET = 1, 2, 1
 
+# Where header fields are, in bytes: addresses in IPv4's (RFC 791), ports in both transports', and their checksums.
+_SOURCE, _DESTINATION = (12, 0), (16, 2)
+_CHECKSUMS = {socket.IPPROTO_UDP: 6, socket.IPPROTO_TCP: 16}
 _PLACES = {socket.IPPROTO_UDP: b"\xf1\xf2", socket.IPPROTO_TCP: b"\xf3\xf4"}  # of the ports in the encoded messages
 
 
@@ -82,40 +90,54 @@ def _batch(namespace: int, messages: list[bytes]) -> int:
 
 @functools.cache
 def _messages(address: bytes) -> tuple[bytes, ...]:
-    hook = be32(NFTA_HOOK_HOOKNUM, NF_INET_LOCAL_OUT) + be32(NFTA_HOOK_PRIORITY, NF_IP_PRI_NAT_DST)
-    chain = text(NFTA_CHAIN_TABLE, TABLE) + text(NFTA_CHAIN_NAME, CHAIN) + nested(NFTA_CHAIN_HOOK, hook)
-    chain += be32(NFTA_CHAIN_POLICY, NF_ACCEPT) + text(NFTA_CHAIN_TYPE, b"nat")
-    rules = [text(NFTA_RULE_TABLE, TABLE) + text(NFTA_RULE_CHAIN, CHAIN)
-             + nested(NFTA_RULE_EXPRESSIONS, _expressions(address, protocol)) for protocol in _PLACES]  # fmt: skip
+    port = struct.pack("!H", PORT)
+    rules = [_rule(CHAIN, _DESTINATION, address, protocol, port, place) for protocol, place in _PLACES.items()]
+    rules += [_rule(ANSWERS, _SOURCE, address, protocol, place, port) for protocol, place in _PLACES.items()]
     return (
         _table(NFT_MSG_NEWTABLE, NLM_F_CREATE | NLM_F_EXCL),
-        _nft(NFT_MSG_NEWCHAIN, NLM_F_CREATE, chain),
-        *(_nft(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, rule) for rule in rules),
+        _chain(CHAIN, NF_IP_PRI_RAW),
+        _chain(ANSWERS, NF_IP_PRI_NAT_DST),
+        *rules,
     )
 
 
-def _expressions(address: bytes, protocol: int) -> bytes:
-    """Return `ip daddr ADDRESS PROTOCOL dport 53 dnat to ADDRESS:PLACE`."""
-    nat = be32(NFTA_NAT_TYPE, NF_NAT_DNAT) + be32(NFTA_NAT_FAMILY, socket.AF_INET)
-    nat += be32(NFTA_NAT_REG_ADDR_MIN, NFT_REG_1) + be32(NFTA_NAT_REG_PROTO_MIN, NFT_REG_2)
-    return b"".join(
-        (
-            _load(NFT_PAYLOAD_NETWORK_HEADER, offset=16, length=4),
-            _equals(address),
-            _expression(b"meta", be32(NFTA_META_KEY, NFT_META_L4PROTO) + be32(NFTA_META_DREG, NFT_REG_1)),
-            _equals(bytes([protocol])),
-            _load(NFT_PAYLOAD_TRANSPORT_HEADER, offset=2, length=2),
-            _equals(struct.pack("!H", PORT)),
-            _immediate(NFT_REG_1, address),
-            _immediate(NFT_REG_2, _PLACES[protocol]),
-            _expression(b"nat", nat),
-        )
-    )
+def _chain(name: bytes, priority: int) -> bytes:
+    hook = be32(NFTA_HOOK_HOOKNUM, NF_INET_LOCAL_OUT) + be32(NFTA_HOOK_PRIORITY, priority)
+    body = text(NFTA_CHAIN_TABLE, TABLE) + text(NFTA_CHAIN_NAME, name) + nested(NFTA_CHAIN_HOOK, hook)
+    body += be32(NFTA_CHAIN_POLICY, NF_ACCEPT) + text(NFTA_CHAIN_TYPE, b"filter")
+    return _nft(NFT_MSG_NEWCHAIN, NLM_F_CREATE, body)
+
+
+def _rule(chain: bytes, end: tuple[int, int], address: bytes, protocol: int, port: bytes, other: bytes) -> bytes:
+    """Return, with _DESTINATION as `end`: `ip daddr ADDRESS PROTOCOL dport PORT PROTOCOL dport set OTHER`."""
+    address_at, port_at = end
+    expressions = (
+        _load(NFT_PAYLOAD_NETWORK_HEADER, offset=address_at, length=4),
+        _equals(address),
+        _expression(b"meta", be32(NFTA_META_KEY, NFT_META_L4PROTO) + be32(NFTA_META_DREG, NFT_REG_1)),
+        _equals(bytes([protocol])),
+        _load(NFT_PAYLOAD_TRANSPORT_HEADER, offset=port_at, length=2),
+        _equals(port),
+        _immediate(other),
+        _expression(
+            b"payload",
+            be32(NFTA_PAYLOAD_SREG, NFT_REG_1) + _place(NFT_PAYLOAD_TRANSPORT_HEADER, port_at, 2)
+            + be32(NFTA_PAYLOAD_CSUM_TYPE, NFT_PAYLOAD_CSUM_INET)
+            + be32(NFTA_PAYLOAD_CSUM_OFFSET, _CHECKSUMS[protocol]),
+        ),
+    )  # fmt: skip
+    body = text(NFTA_RULE_TABLE, TABLE) + text(NFTA_RULE_CHAIN, chain)
+    body += nested(NFTA_RULE_EXPRESSIONS, b"".join(expressions))
+    return _nft(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, body)
 
 
 def _load(base: int, *, offset: int, length: int) -> bytes:
-    where = be32(NFTA_PAYLOAD_DREG, NFT_REG_1) + be32(NFTA_PAYLOAD_BASE, base)
-    return _expression(b"payload", where + be32(NFTA_PAYLOAD_OFFSET, offset) + be32(NFTA_PAYLOAD_LEN, length))
+    return _expression(b"payload", be32(NFTA_PAYLOAD_DREG, NFT_REG_1) + _place(base, offset, length))
+
+
+def _place(base: int, offset: int, length: int) -> bytes:
+    where = be32(NFTA_PAYLOAD_BASE, base) + be32(NFTA_PAYLOAD_OFFSET, offset)
+    return where + be32(NFTA_PAYLOAD_LEN, length)
 
 
 def _equals(value: bytes) -> bytes:
@@ -123,9 +145,9 @@ def _equals(value: bytes) -> bytes:
     return _expression(b"cmp", be32(NFTA_CMP_SREG, NFT_REG_1) + be32(NFTA_CMP_OP, NFT_CMP_EQ) + data)
 
 
-def _immediate(register: int, value: bytes) -> bytes:
+def _immediate(value: bytes) -> bytes:
     data = nested(NFTA_IMMEDIATE_DATA, attribute(NFTA_DATA_VALUE, value))
-    return _expression(b"immediate", be32(NFTA_IMMEDIATE_DREG, register) + data)
+    return _expression(b"immediate", be32(NFTA_IMMEDIATE_DREG, NFT_REG_1) + data)
 
 
 def _expression(name: bytes, data: bytes) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -207,6 +208,36 @@ def test_a_container_keeps_port_53_and_new_names_are_quick(node: Node, image: st
     assert "names lead nowhere inside" in node.cli("system", "check", check=False).stdout
     node.cli("system", "check", "--repair")
     assert dig(node, "c", "+short", "c").strip()
+
+
+FIREWALL = """
+table inet mine {
+ chain o { type filter hook output priority 0; policy drop
+  ct state established,related accept
+  ct state new ip daddr 127.0.0.11 accept
+ }
+ chain i { type filter hook input priority 0; policy drop
+  ct state established,related accept
+  ct state new iifname lo accept
+ }
+}"""
+
+
+def test_names_cost_no_conntrack_and_pass_a_firewall_inside(node: Node, image: str) -> None:
+    node.cli("network", "create", "app")
+    node.cli("run", "-d", "--name", "c", "--network", "app", image)
+    inside = ("nsenter", f"--net={json.loads(node.out('inspect', 'c'))[0]['status']['sandbox_path']}")
+    rules = node.host.run(*inside, "nft", "list", "table", "ip", "netstore").stdout
+    for protocol in ("udp", "tcp"):
+        asked, port = re.findall(rf"ip daddr 127.0.0.11 {protocol} dport (53) {protocol} dport set (\d+)\n", rules)[0]
+        assert f"ip saddr 127.0.0.11 {protocol} sport {port} {protocol} sport set {asked}\n" in rules
+    assert dig(node, "c", "+short", "c").strip()
+    tracked = ("cat", "/proc/net/nf_conntrack")
+    assert node.host.run(*inside, *tracked).stdout == ""
+    node.host.run(*inside, "nft", FIREWALL)
+    assert dig(node, "c", "+short", "c").strip()
+    assert dig(node, "c", "+short", "+tcp", "c").strip()
+    assert "UNREPLIED" not in node.host.run(*inside, *tracked).stdout
 
 
 def test_the_host_and_the_default_network(node: Node, image: str) -> None:
