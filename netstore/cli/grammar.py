@@ -58,12 +58,12 @@ class Moment(click.ParamType[Any]):
 
     def convert(self, value: Any, param: Any, context: Any) -> float:
         """Parse one."""
-        with contextlib.suppress(ValueError):
+        if re.fullmatch(r"[0-9]{1,11}(\.[0-9]+)?", value):
             return float(value)
         with contextlib.suppress(ValueError):
-            return datetime.fromisoformat(value).timestamp()
+            return max(0.0, datetime.fromisoformat(value).timestamp())
         try:
-            return time.time() - float(Period().convert(value, None, None).ToSeconds())
+            return max(0.0, time.time() - float(Period().convert(value, None, None).ToSeconds()))
         except click.BadParameter:
             accepted = "a time (RFC 3339, Unix seconds) nor a duration such as 10m"
             self.fail(f"{value!r} is neither {accepted}", param, context)

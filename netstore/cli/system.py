@@ -17,6 +17,8 @@ from netstore.cli.grammar import Moment
 
 __all__ = ["group"]
 
+_NEWEST = (1 << 63) - 1
+
 
 @click.group("system", cls=Group)
 def group() -> None:
@@ -78,7 +80,7 @@ def check(client: Client, repair: bool, template: str | None) -> None:
 @pass_client
 def events(client: Client, since: str | None, filters: tuple[str, ...], until_now: bool, template: str | None) -> None:
     """Show changes as they are committed."""
-    revision = int(since) if since and since.isdecimal() else None if since is None else 0
+    revision = min(int(since), _NEWEST) if since and since.isdecimal() else None if since is None else 0
     begin = Moment().convert(since, None, None) if since and not since.isdecimal() else 0.0
     newest = client.system.GetInfo(system_pb2.GetInfoRequest()).revision
     until = newest if until_now else None
