@@ -13,6 +13,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address
+from itertools import dropwhile
 
 import structlog
 
@@ -153,12 +154,11 @@ class Leases:
                 await self._store.write(lambda tx: _prolong(tx, before.id, lease))
                 return
             ways = await self._context.apply(ways_out, opened.namespace)
+            demoted = heir = None
             if lease:
                 endpoint, demoted = await self._store.write(lambda tx: _lend(tx, before.id, lease, ways))
-                heir = None
             else:
                 endpoint, heir = await self._store.write(lambda tx: _lose(tx, before.id))
-                demoted = None
             await self._context.apply(drop_addresses, before, opened.namespace)
             await self._context.apply(driver.apply_endpoint, network, endpoint, opened.namespace)
             await self._demote(demoted)
@@ -241,7 +241,7 @@ def _lend(
     kept = endpoint.default_route and not (taken and endpoint.interface_name not in ways)  # it went with a lease
     endpoint = replace(endpoint, addresses=(address,), lease=lease, default_route=kept)
     if not kept:
-        younger = {each.id for each in others[[each.id for each in theirs].index(endpoint.id) :]}
+        younger = {each.id for each in dropwhile(lambda each: each.id != endpoint.id, theirs)}
         endpoint = way_out.take(tx, network, endpoint, others, taken=taken, younger=younger)
     where = {"network": network.name, "address": lease.address, "server": lease.server}
     endpoint = replace(endpoint, revision=tx.event(Kind.ENDPOINT, "lease", endpoint.id, endpoint.name, **where))
