@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from subprocess import DEVNULL, PIPE
+
+from netstore.errors import NetstoreError
+from netstore.kernel.tools import run_tool
 
 __all__ = ["goes_down", "keep_alive", "notify"]
 
@@ -35,9 +37,9 @@ async def goes_down() -> bool:
     """Say whether the machine is being switched off or rebooted, of which systemd stops its services."""
     if not _MANAGER:
         return False
+    asking = ["systemctl", "is-system-running"]  # whose status says the same again, in numbers
     try:
-        process = await asyncio.create_subprocess_exec("systemctl", "is-system-running", stdout=PIPE, stderr=DEVNULL)
-        state, _ = await asyncio.wait_for(process.communicate(), _ANSWER_SECONDS)
-    except (OSError, TimeoutError):
+        state = await asyncio.to_thread(run_tool, asking, "asking systemd", timeout=_ANSWER_SECONDS, accepted=range(256))
+    except NetstoreError:
         return False
-    return state.strip() == b"stopping"
+    return state.strip() == "stopping"
