@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-
-from netstore.errors import NetstoreError
-from netstore.kernel.tools import run_tool
+from subprocess import DEVNULL, PIPE
 
 __all__ = ["goes_down", "keep_alive", "notify"]
 
@@ -37,9 +35,13 @@ async def goes_down() -> bool:
     """Say whether the machine is being switched off or rebooted, of which systemd stops its services."""
     if not _MANAGER:
         return False
-    asking = ["systemctl", "is-system-running"]  # whose status says the same again, in numbers
     try:
-        state = await asyncio.to_thread(run_tool, asking, "asking systemd", timeout=_ANSWER_SECONDS, accepted=range(256))
-    except NetstoreError:
+        process = await asyncio.create_subprocess_exec("systemctl", "is-system-running", stdout=PIPE, stderr=DEVNULL)
+    except OSError:
         return False
-    return state.strip() == "stopping"
+    try:
+        state, _ = await asyncio.wait_for(process.communicate(), _ANSWER_SECONDS)
+    except TimeoutError:
+        process.kill()
+        return False
+    return state.strip() == b"stopping"

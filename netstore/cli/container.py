@@ -116,11 +116,8 @@ _timeout = click.option(
 _signal = click.option("-s", "--signal", "signal_", default="", help="Signal instead of the container's own.")
 
 
-def _stop(name: str, timeout: float | None, signal_: str) -> container_pb2.StopContainerRequest:
-    request = container_pb2.StopContainerRequest(container=name, signal=signal_)
-    if timeout is not None:
-        request.timeout.CopyFrom(Duration(seconds=int(timeout), nanos=int(timeout % 1 * 1e9)))
-    return request
+def _patience(timeout: float | None) -> Duration | None:
+    return None if timeout is None else Duration(seconds=int(timeout), nanos=int(timeout % 1 * 1e9))
 
 
 @group.command()
@@ -132,7 +129,7 @@ def stop(client: Client, containers: tuple[str, ...], timeout: float | None, sig
     """Stop containers."""
     with tolerant(client) as attempt:
         for name in containers:
-            request = _stop(name, timeout, signal_)
+            request = container_pb2.StopContainerRequest(container=name, signal=signal_, timeout=_patience(timeout))
             if attempt(lambda r=request: client.containers.StopContainer(r)):  # type: ignore[misc]
                 click.echo(name)
 
@@ -144,17 +141,10 @@ def stop(client: Client, containers: tuple[str, ...], timeout: float | None, sig
 @pass_client
 def restart(client: Client, containers: tuple[str, ...], timeout: float | None, signal_: str) -> None:
     """Stop containers, and start them again."""
-
-    def again(name: str) -> None:
-        found = client.containers.GetContainer(container_pb2.GetContainerRequest(container=name)).container
-        if found.spec.auto_remove:
-            raise click.ClickException(f"container {found.name} is removed when it ends (--rm)\n  hint: run it anew")
-        client.containers.StopContainer(_stop(found.id, timeout, signal_))
-        client.containers.StartContainer(container_pb2.StartContainerRequest(container=found.id))
-
     with tolerant(client) as attempt:
         for name in containers:
-            if attempt(lambda n=name: again(n)):  # type: ignore[misc]
+            request = container_pb2.RestartContainerRequest(container=name, signal=signal_, timeout=_patience(timeout))
+            if attempt(lambda r=request: client.containers.RestartContainer(r)):  # type: ignore[misc]
                 click.echo(name)
 
 

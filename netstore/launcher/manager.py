@@ -308,6 +308,18 @@ class ContainerManager:
             else (container, image, Sandbox(id="", path=""), [])
         )
 
+    async def restart(self, reference: str, *, timeout: float | None, signal_: signal.Signals | None) -> Joined:
+        """Stop a container, and start it; one that does not run is started.
+
+        Raises:
+            FailedPrecondition: it is removed when it ends; else as `start`.
+        """
+        container = (await self.get(reference))[0]
+        if container.spec.auto_remove:
+            raise FailedPrecondition(f"container {container.name} is removed when it ends (--rm)", hint="run it anew")
+        await self.stop(container.id, timeout=timeout, signal_=signal_)
+        return await self.start(container.id)
+
     async def shut_down(self) -> None:
         """Stop every container in its own time: the machine goes down. Policies start them when it is back."""
         await self._restarts.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Sequence
 from ipaddress import ip_address
+from signal import Signals
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
@@ -114,10 +115,14 @@ class ContainerServicer(container_pb2_grpc.ContainerServiceServicer):
         return pb.StartContainerResponse(container=self._message(await self._containers.start(request.container)))
 
     async def StopContainer(self, request: pb.StopContainerRequest, context: Any) -> pb.StopContainerResponse:
-        timeout = _seconds(request.timeout, "timeout") if request.HasField("timeout") else None
-        number = parse_signal(request.signal) if request.signal else None
+        timeout, number = _ending(request)
         stopped = await self._containers.stop(request.container, timeout=timeout, signal_=number)
         return pb.StopContainerResponse(container=self._message(stopped))
+
+    async def RestartContainer(self, request: pb.RestartContainerRequest, context: Any) -> pb.RestartContainerResponse:
+        timeout, number = _ending(request)
+        started = await self._containers.restart(request.container, timeout=timeout, signal_=number)
+        return pb.RestartContainerResponse(container=self._message(started))
 
     async def KillContainer(self, request: pb.KillContainerRequest, context: Any) -> pb.KillContainerResponse:
         await self._containers.kill(request.container, parse_signal(request.signal or "SIGKILL"))
@@ -304,6 +309,12 @@ def _check_directory(path: str, field: str) -> str:
     if path and (not path.startswith("/") or ".." in path.split("/")):
         raise InvalidArgument(field, path, "an absolute path without '..'")
     return path
+
+
+def _ending(request: pb.StopContainerRequest | pb.RestartContainerRequest) -> tuple[float | None, Signals | None]:
+    """Return how long a container that is asked to end is waited for, and by what signal it is asked."""
+    timeout = _seconds(request.timeout, "timeout") if request.HasField("timeout") else None
+    return timeout, parse_signal(request.signal) if request.signal else None
 
 
 def _seconds(duration: Duration, field: str) -> float:

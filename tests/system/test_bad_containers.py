@@ -99,6 +99,8 @@ CONTAINERS = [
     ("StartContainer", container_pb2.StartContainerRequest(container="nosuch"), MISSING, "nosuch"),
     ("StopContainer", container_pb2.StopContainerRequest(container="nosuch", signal="x"), INVALID, "signal"),
     ("StopContainer", container_pb2.StopContainerRequest(container="nosuch", timeout={"seconds": -1}), INVALID, "timeout"),
+    ("RestartContainer", container_pb2.RestartContainerRequest(container="nosuch", signal="x"), INVALID, "signal"),
+    ("RestartContainer", container_pb2.RestartContainerRequest(container="nosuch"), MISSING, "nosuch"),
     ("KillContainer", container_pb2.KillContainerRequest(container="nosuch", signal="99"), INVALID, "signal"),
     ("KillContainer", container_pb2.KillContainerRequest(container="nosuch"), MISSING, "nosuch"),
     ("DeleteContainer", container_pb2.DeleteContainerRequest(container="nosuch"), MISSING, "nosuch"),

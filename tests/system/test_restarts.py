@@ -6,8 +6,12 @@ import os
 import signal
 import socket
 
+import grpc
 import pytest
 from conftest import SLOWER, Node, wait_until
+
+from netstore.api.v1 import container_pb2
+from netstore.client import BlockingClient as Client
 
 
 def shown(node: Node, name: str, field: str) -> str:
@@ -92,6 +96,17 @@ def test_the_machine_goes_down(node: Node, image: str, monkeypatch: pytest.Monke
     node.start()
     wait_until(lambda: sorted(node.out("ps", "--format", "{{.Name}}").split()) == ["a", "f"], what="policies")
     assert (shown(node, "n", "Status.ExitCode"), shown(node, "deaf", "Status.ExitCode")) == ("7", "137")
+
+
+def test_a_restart_goes_on_when_its_caller_leaves(node: Node, image: str, client: Client) -> None:
+    node.cli("run", "-d", "--name", "a", image, "sh", "-c", "trap '' TERM; echo deaf; while true; do sleep 1; done")
+    wait_until(lambda: "deaf" in node.out("logs", "a"), what="a container that does not listen")
+    first = pid(node, "a")
+    request = container_pb2.RestartContainerRequest(container="a", timeout={"seconds": 3})
+    with pytest.raises(grpc.RpcError) as left:
+        client.containers.RestartContainer(request, timeout=1)
+    assert left.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    wait_until(lambda: pid(node, "a") not in (0, first), what="the restart that nobody waits for")
 
 
 def test_restart_and_prune(node: Node, image: str) -> None:

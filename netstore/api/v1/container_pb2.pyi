@@ -813,6 +813,62 @@ class StopContainerResponse(_message.Message):
 Global___StopContainerResponse: _TypeAlias = StopContainerResponse  # noqa: Y015
 
 @_typing.final
+class RestartContainerRequest(_message.Message):
+    """RestartContainerRequest asks to stop and start."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTAINER_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    container: _builtins.str
+    """REQUIRED. Name, id or unique id prefix."""
+    signal: _builtins.str
+    """OPTIONAL. Signal instead of the container's stop signal."""
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """OPTIONAL. How long to wait before SIGKILL; absent means the container's own stop_timeout."""
+
+    def __init__(
+        self,
+        *,
+        container: _builtins.str = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+        signal: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container", b"container", "signal", b"signal", "timeout", b"timeout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestartContainerRequest: _TypeAlias = RestartContainerRequest  # noqa: Y015
+
+@_typing.final
+class RestartContainerResponse(_message.Message):
+    """RestartContainerResponse carries the container."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTAINER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def container(self) -> Global___Container:
+        """The container as it now is."""
+
+    def __init__(
+        self,
+        *,
+        container: Global___Container | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["container", b"container"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container", b"container"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestartContainerResponse: _TypeAlias = RestartContainerResponse  # noqa: Y015
+
+@_typing.final
 class KillContainerRequest(_message.Message):
     """KillContainerRequest asks to send a signal."""
 

@@ -60,6 +60,11 @@ class ContainerServiceStub:
                 request_serializer=netstore_dot_v1_dot_container__pb2.StopContainerRequest.SerializeToString,
                 response_deserializer=netstore_dot_v1_dot_container__pb2.StopContainerResponse.FromString,
                 _registered_method=True)
+        self.RestartContainer = channel.unary_unary(
+                '/netstore.v1.ContainerService/RestartContainer',
+                request_serializer=netstore_dot_v1_dot_container__pb2.RestartContainerRequest.SerializeToString,
+                response_deserializer=netstore_dot_v1_dot_container__pb2.RestartContainerResponse.FromString,
+                _registered_method=True)
         self.KillContainer = channel.unary_unary(
                 '/netstore.v1.ContainerService/KillContainer',
                 request_serializer=netstore_dot_v1_dot_container__pb2.KillContainerRequest.SerializeToString,
@@ -141,6 +146,18 @@ class ContainerServiceServicer:
         """StopContainer sends the stop signal, waits, then kills; a stopped container is left as it is.
 
         no such container | NOT_FOUND | list containers
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestartContainer(self, request, context):
+        """RestartContainer stops a container as StopContainer does, and starts it, whoever still waits for the answer; one that
+        does not run is started.
+
+        no such container | NOT_FOUND | list containers
+        it is removed when it ends (auto_remove) | FAILED_PRECONDITION | create it anew
+        it cannot be started | as StartContainer | as StartContainer
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -238,6 +255,11 @@ def add_ContainerServiceServicer_to_server(servicer, server):
                     servicer.StopContainer,
                     request_deserializer=netstore_dot_v1_dot_container__pb2.StopContainerRequest.FromString,
                     response_serializer=netstore_dot_v1_dot_container__pb2.StopContainerResponse.SerializeToString,
+            ),
+            'RestartContainer': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestartContainer,
+                    request_deserializer=netstore_dot_v1_dot_container__pb2.RestartContainerRequest.FromString,
+                    response_serializer=netstore_dot_v1_dot_container__pb2.RestartContainerResponse.SerializeToString,
             ),
             'KillContainer': grpc.unary_unary_rpc_method_handler(
                     servicer.KillContainer,
@@ -406,6 +428,33 @@ class ContainerService:
             '/netstore.v1.ContainerService/StopContainer',
             netstore_dot_v1_dot_container__pb2.StopContainerRequest.SerializeToString,
             netstore_dot_v1_dot_container__pb2.StopContainerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestartContainer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/netstore.v1.ContainerService/RestartContainer',
+            netstore_dot_v1_dot_container__pb2.RestartContainerRequest.SerializeToString,
+            netstore_dot_v1_dot_container__pb2.RestartContainerResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -63,6 +63,14 @@ class ContainerServiceStub:
 
     no such container | NOT_FOUND | list containers
     """
+    RestartContainer: _grpc.UnaryUnaryMultiCallable[_container_pb2.RestartContainerRequest, _container_pb2.RestartContainerResponse]
+    """RestartContainer stops a container as StopContainer does, and starts it, whoever still waits for the answer; one that
+    does not run is started.
+
+    no such container | NOT_FOUND | list containers
+    it is removed when it ends (auto_remove) | FAILED_PRECONDITION | create it anew
+    it cannot be started | as StartContainer | as StartContainer
+    """
     KillContainer: _grpc.UnaryUnaryMultiCallable[_container_pb2.KillContainerRequest, _container_pb2.KillContainerResponse]
     """KillContainer sends a signal to the main process.
 
@@ -139,6 +147,14 @@ class ContainerServiceAsyncStub(ContainerServiceStub):
     """StopContainer sends the stop signal, waits, then kills; a stopped container is left as it is.
 
     no such container | NOT_FOUND | list containers
+    """
+    RestartContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.RestartContainerRequest, _container_pb2.RestartContainerResponse]  # type: ignore[assignment]
+    """RestartContainer stops a container as StopContainer does, and starts it, whoever still waits for the answer; one that
+    does not run is started.
+
+    no such container | NOT_FOUND | list containers
+    it is removed when it ends (auto_remove) | FAILED_PRECONDITION | create it anew
+    it cannot be started | as StartContainer | as StartContainer
     """
     KillContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.KillContainerRequest, _container_pb2.KillContainerResponse]  # type: ignore[assignment]
     """KillContainer sends a signal to the main process.
@@ -243,6 +259,20 @@ class ContainerServiceServicer(metaclass=_abc_1.ABCMeta):
         """StopContainer sends the stop signal, waits, then kills; a stopped container is left as it is.
 
         no such container | NOT_FOUND | list containers
+        """
+
+    @_abc_1.abstractmethod
+    def RestartContainer(
+        self,
+        request: _container_pb2.RestartContainerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_container_pb2.RestartContainerResponse, _abc.Awaitable[_container_pb2.RestartContainerResponse]]:
+        """RestartContainer stops a container as StopContainer does, and starts it, whoever still waits for the answer; one that
+        does not run is started.
+
+        no such container | NOT_FOUND | list containers
+        it is removed when it ends (auto_remove) | FAILED_PRECONDITION | create it anew
+        it cannot be started | as StartContainer | as StartContainer
         """
 
     @_abc_1.abstractmethod
