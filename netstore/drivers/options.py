@@ -21,6 +21,7 @@ __all__ = [
     "Option",
     "boolean",
     "choice",
+    "hidden",
     "inner_interface",
     "interface",
     "interfaces",
@@ -40,6 +41,7 @@ _INTERFACE = re.compile(r"[a-zA-Z0-9_.-]{1,15}")
 _SIZE = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,9})?)\s*([kmgtp]?)i?b?")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([kmg]?)(?:bit)?")
+_SECRET = re.compile(r"((?:^|,)(?:password2?|pass|secret)=)[^,]*")
 _SYSCTL = re.compile(r"(net\.(?:ipv4|ipv6|mpls)\.[a-z_]+\.IFNAME\.[a-z0-9_]+)=(-?[0-9]+)")
 
 
@@ -72,7 +74,7 @@ def parse(table: Sequence[Option], options: Mapping[str, str], *, field: str = "
         try:
             values[key] = known[key].parse(text)
         except ValueError as error:
-            raise InvalidArgument(f"{field}[{key}]", text, str(error)) from error
+            raise InvalidArgument(f"{field}[{key}]", hidden(text), str(error)) from error
     return values
 
 
@@ -118,6 +120,11 @@ def mode(text: str) -> int:
 def shown(default: object) -> str:
     """Return a default as it is written in an option, "" for none."""
     return str(default).lower() if isinstance(default, bool) else str(default or "")
+
+
+def hidden(value: str) -> str:
+    """Return an option's value with asterisks for passwords: mount.cifs(8), and the key of mount.ceph(8)."""
+    return _SECRET.sub(r"\1*****", value)
 
 
 def size_bytes(text: str) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from netstore.api.v1 import volume_pb2 as pb
 from netstore.api.v1 import volume_pb2_grpc
-from netstore.drivers.options import shown
+from netstore.drivers.options import hidden, shown
 from netstore.errors import InvalidArgument
 from netstore.model import Volume, VolumeSpec
 from netstore.rpc.fields import (
@@ -25,7 +25,6 @@ from netstore.rpc.fields import (
 )
 from netstore.volumes.drivers.base import Usage, VolumeDriver
 from netstore.volumes.manager import VolumeManager
-from netstore.volumes.sizes import hidden
 
 __all__ = ["VolumeServicer", "to_message", "to_spec"]
 

@@ -21,9 +21,10 @@ from netstore.errors import (
     Conflict,
     KernelError,
     NetstoreError,
+    NotFound,
 )
 from netstore.kernel.paths import closing
-from netstore.model import Finding, MountSpec, Volume, VolumeSpec, new_id
+from netstore.model import Finding, Kind, MountSpec, Volume, VolumeSpec, new_id
 from netstore.store import Store, Transaction
 from netstore.threads import in_thread
 from netstore.volumes import rows
@@ -236,6 +237,17 @@ class VolumeManager:
                 root = await in_thread(lambda: stack.enter_context(closing(open_data(volume))))
             yield root
 
+    async def named(self, name: str) -> Volume:
+        """Return a volume by its name alone: for protocols that know no ids, and so no beginnings of ids.
+
+        Raises:
+            NotFound: there is none.
+        """
+        found = await self._store.read(lambda tx: rows.by_name(tx, name))
+        if found is None:
+            raise NotFound(Kind.VOLUME, name, hint="`netstore volume ls` shows what there is")
+        return found
+
     async def get(self, reference: str) -> tuple[Volume, list[str]]:
         """Return a volume and the names of the containers that mount it."""
         return await self._store.read(lambda tx: rows.used(tx, tx.volumes.find(reference)))
@@ -363,16 +375,17 @@ class VolumeManager:
             NetstoreError: it cannot be staged.
         """
 
-        def claim(tx: Transaction) -> Volume:
+        def claim(tx: Transaction) -> tuple[Volume, bool]:
             volume = refuse_filling(tx.volumes.find(reference))
-            tx.execute("INSERT OR IGNORE INTO volume_stages VALUES (?, ?)", volume.id, holder)
-            return volume
+            made = tx.execute("INSERT OR IGNORE INTO volume_stages VALUES (?, ?)", volume.id, holder)
+            return volume, bool(made.rowcount)
 
-        volume = await self._store.write(claim)
+        volume, fresh = await self._store.write(claim)
         try:
             await self.staging.hold(volume, holder)
         except BaseException:
-            await self._store.write(partial(rows.forget_stage, volume_id=volume.id, holder=holder))
+            if fresh:  # what the holder has had since before is its own until it unstages it
+                await self._store.write(partial(rows.forget_stage, volume_id=volume.id, holder=holder))
             raise
         return await self.get(volume.id)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import islice
 
+from netstore.drivers.options import hidden
 from netstore.errors import AlreadyExists
 from netstore.model import Kind, Volume, VolumeSpec, new_id
 from netstore.store import Transaction
@@ -131,13 +132,17 @@ def refuse_difference(present: Volume, spec: VolumeSpec, labels: Mapping[str, st
         "snapshot_keep": present.spec.snapshot_keep, "labels": dict(present.labels),
     }  # fmt: skip
     difference = ", ".join(
-        f"{key} is {there[key]!r}, asked for {asked[key]!r}" for key in asked if there[key] != asked[key]
+        f"{key} is {_shown(there[key])}, asked for {_shown(asked[key])}" for key in asked if there[key] != asked[key]
     )
     if difference:
         raise AlreadyExists(
             f"volume {present.name} exists and differs: {difference}",
             hint="choose another name, or remove the volume first", difference=difference,
         )  # fmt: skip
+
+
+def _shown(value: object) -> str:
+    return repr({key: hidden(text) for key, text in value.items()} if isinstance(value, dict) else value)
 
 
 def note_schedule(tx: Transaction, volume: Volume, before: str = "") -> None:

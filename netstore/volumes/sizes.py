@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from netstore.drivers.options import size_bytes
+from netstore.drivers.options import hidden, size_bytes
 from netstore.errors import FailedPrecondition, Immutable, InUse, InvalidArgument, Unsupported
 from netstore.model import Volume, VolumeSpec
 from netstore.volumes.drivers.base import Capability, VolumeDriver
 from netstore.volumes.schedules import ACCEPTED, Schedule
 
-__all__ = ["changed_spec", "driver_named", "hidden", "prepared", "settled"]
+__all__ = ["changed_spec", "driver_named", "prepared", "settled"]
 
-_SECRET = re.compile(r"((?:^|,)(?:password|pass|password2)=)[^,]*")
 _MOUNTING = {"local": frozenset({"o", "timeout"}), "image": frozenset({"o"}), "block": frozenset({"o"})}
 """Options that count when a volume is mounted, and so may change while it is not."""
 _HOLDERS = ("local", "btrfs", "image")
@@ -92,11 +90,6 @@ def changed_spec(driver: VolumeDriver, volume: Volume, changes: Mapping[str, obj
         raise InUse(f"volume {volume.name} is mounted with these options", hint="stop what uses it, then change them")
     driver.validate(spec)
     return spec
-
-
-def hidden(value: str) -> str:
-    """Return an option's value with asterisks for passwords."""
-    return _SECRET.sub(r"\1*****", value)
 
 
 def check_schedule(spec: VolumeSpec) -> None:

@@ -190,6 +190,17 @@ def test_btrfs_snapshots_are_the_drivers_own(pool: Node, image: str) -> None:
     node.host.sh(f"umount {node.place}/state/volumes/btrfs-pool")
 
 
+def test_btrfs_refuses_a_size_that_holds_nothing(pool: Node) -> None:
+    node = pool
+    done = node.cli("volume", "create", "-d", "btrfs", "--size", "1", "v", check=False)
+    assert done.returncode
+    assert "at least 1048576" in done.stderr
+    node.cli("volume", "create", "-d", "btrfs", "--size", "1M", "v")
+    assert "at least 1048576" in node.cli("volume", "update", "--size", "1", "v", check=False).stderr
+    node.cli("volume", "rm", "v")
+    node.host.sh(f"umount {node.place}/state/volumes/btrfs-pool")
+
+
 def test_an_export_of_what_is_used_is_of_one_moment(pool: Node, client: Client, place: Path) -> None:
     """Where the driver can; nothing of it is left, also after kill -9."""
     node, drivers = pool, {"btrfs": "1", "image": "1", "local": "3"}

@@ -175,6 +175,29 @@ def test_an_engine_stages_over_restarts(node: Node) -> None:
     node.cli("volume", "rm", "data")
 
 
+def test_a_stage_that_fails_later_takes_nothing_back(node: Node) -> None:
+    """An engine that holds a volume and asks again while its disk is away still holds it after a restart."""
+    device = disk(node, "disk")
+    label = f"t{node.host.holder}"
+    node.host.sh(f"mkfs.ext4 -q -L {label} {device}")
+    try:
+        node.cli("volume", "create", "-d", "block", "-o", f"label={label}", "data")
+        place = Path(node.out("volume", "stage", "data", "csi"))
+        node.host.sh(f"umount {place}; losetup -d {device}")
+        wait_until(lambda: node.cli("volume", "stage", "data", "csi", check=False).returncode, what="the disk to go")
+        assert "held staged by csi" in node.cli("volume", "rm", "data", check=False).stderr
+        assert node.cli("volume", "stage", "data", "other", check=False).returncode
+        assert "held staged by csi\n" in node.cli("volume", "rm", "data", check=False).stderr
+        device = node.host.sh(f"losetup --show -f {node.place}/disk").strip()
+        node.kill()
+        node.start()
+        wait_until(lambda: mounted(node, place), what="the volume to be staged again")
+        node.cli("volume", "unstage", "data", "csi")
+        node.cli("volume", "rm", "data")
+    finally:
+        node.host.sh(f"losetup -d {device}")
+
+
 def test_drivers_and_passwords(node: Node) -> None:
     shown = node.out("volume", "drivers")
     assert "image" in shown
@@ -189,7 +212,24 @@ def test_drivers_and_passwords(node: Node) -> None:
     inspected = node.out("volume", "inspect", "nas")
     assert "hidden" not in inspected
     assert "password=*****" in inspected
+    for words in ("username=u,password=unlike", "password=hidden,,x"):
+        options = ("-o", "type=cifs", "-o", "device=//nas/share", "-o", f"o={words}")
+        done = node.cli("volume", "create", *options, "nas", check=False)
+        assert done.returncode
+        assert "hidden" not in done.stderr
+        assert "unlike" not in done.stderr
+    node.cli("volume", "create", "-o", "type=ceph", "-o", "device=nas:/", "-o", "o=name=admin,secret=hidden", "ceph")
+    assert "secret=*****" in node.out("volume", "inspect", "ceph")
+    assert "hidden" not in node.out("volume", "inspect", "ceph")
     assert "hidden" not in node.log()
+    assert "unlike" not in node.log()
+
+
+def test_a_device_that_looks_like_a_flag_is_none(node: Node) -> None:
+    """`mount -V` ends well, and mounts nothing: what is written would be the host's, and gone with the last holder."""
+    node.cli("volume", "create", "-o", "type=nfs", "-o", "device=-V", "odd")
+    assert node.cli("volume", "stage", "odd", "somebody", check=False).returncode
+    node.cli("volume", "rm", "odd")
 
 
 def disk(node: Node, name: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -13,7 +14,7 @@ from netstore.adapters.csi import translation as to
 from netstore.adapters.csi.pb import csi_pb2 as csi
 from netstore.adapters.csi.pb import csi_pb2_grpc
 from netstore.api.v1 import snapshot_pb2, volume_pb2
-from netstore.client import Client
+from netstore.client import Client, Problem
 from netstore.errors import (
     AlreadyExists,
     Conflict,
@@ -66,7 +67,8 @@ class Controller(csi_pb2_grpc.ControllerServicer):
                 made = await self._copy(source, wanted, request)
             else:
                 call = volume_pb2.CreateVolumeRequest(volume=wanted)
-                made = (await self._client.volumes.CreateVolume(call)).volume
+                with _in_range():
+                    made = (await self._client.volumes.CreateVolume(call)).volume
         return csi.CreateVolumeResponse(volume=to.volume_message(made))
 
     def _check_place(self, wanted: csi.TopologyRequirement) -> None:
@@ -81,11 +83,12 @@ class Controller(csi_pb2_grpc.ControllerServicer):
 
     async def _by_name(self, name: str) -> volume_pb2.Volume | None:
         try:
-            return (await self._client.volumes.GetVolume(volume_pb2.GetVolumeRequest(volume=name))).volume
+            found = (await self._client.volumes.GetVolume(volume_pb2.GetVolumeRequest(volume=name))).volume
         except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.NOT_FOUND:
+            if error.code() is grpc.StatusCode.NOT_FOUND or Problem.of(error).reason == "AMBIGUOUS_ID":
                 return None
             raise
+        return found if found.name == name else None  # else the name begins the id of another
 
     async def _copy(
         self, source: str, wanted: volume_pb2.Volume, request: csi.CreateVolumeRequest
@@ -101,7 +104,8 @@ class Controller(csi_pb2_grpc.ControllerServicer):
         _check_match(original, request.volume_capabilities)
         wanted.spec.size_bytes = max(low, original.spec.size_bytes)
         call = snapshot_pb2.CloneVolumeRequest(source_volume=volume_id, source_snapshot=snapshot, volume=wanted)
-        made = (await self._client.snapshots.CloneVolume(call)).volume
+        with _in_range():
+            made = (await self._client.snapshots.CloneVolume(call)).volume
         return await to.find_volume(self._client, made.id)
 
     async def DeleteVolume(self, request: csi.DeleteVolumeRequest, context: Any) -> csi.DeleteVolumeResponse:
@@ -174,7 +178,8 @@ class Controller(csi_pb2_grpc.ControllerServicer):
             changed = volume_pb2.Volume(id=volume.id, spec=volume_pb2.VolumeSpec(size_bytes=low))
             mask = FieldMask(paths=["spec.size_bytes"])
             call = volume_pb2.UpdateVolumeRequest(volume=changed, update_mask=mask)
-            volume = (await self._client.volumes.UpdateVolume(call)).volume
+            with _in_range():
+                volume = (await self._client.volumes.UpdateVolume(call)).volume
         return csi.ControllerExpandVolumeResponse(capacity_bytes=volume.spec.size_bytes)
 
     async def CreateSnapshot(self, request: csi.CreateSnapshotRequest, context: Any) -> csi.CreateSnapshotResponse:
@@ -217,6 +222,8 @@ class Controller(csi_pb2_grpc.ControllerServicer):
         snapshots = self._client.snapshots
         if request.snapshot_id:
             volume, snapshot = to.split_snapshot_id(request.snapshot_id)
+            if request.source_volume_id not in ("", volume):
+                return [], ""
             try:
                 call = snapshot_pb2.GetSnapshotRequest(volume=volume, snapshot=snapshot)
                 return [(await snapshots.GetSnapshot(call)).snapshot], ""
@@ -247,6 +254,18 @@ def _range(wanted: csi.CapacityRange) -> tuple[int, int]:
     if high and low > high:
         raise OutOfRange(f"capacity_range: required_bytes {low} is more than limit_bytes {high}")
     return low, high
+
+
+@contextmanager
+def _in_range() -> Iterator[None]:
+    """Say of a size that a driver does not take what CSI has for it."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        problem = Problem.of(error)
+        if problem.code is grpc.StatusCode.INVALID_ARGUMENT and problem.metadata.get("field") == "spec.size_bytes":
+            raise OutOfRange(f"capacity_range: {problem.message}", hint=problem.hint) from error
+        raise
 
 
 def _wanted(request: csi.CreateVolumeRequest, size_bytes: int) -> volume_pb2.Volume:

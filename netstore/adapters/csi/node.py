@@ -123,6 +123,12 @@ class Node(csi_pb2_grpc.NodeServicer):
         if volume.spec.mode == volume_pb2.VOLUME_MODE_BLOCK:
             usage = [csi.VolumeUsage(total=volume.spec.size_bytes, unit=csi.VolumeUsage.BYTES)]
         else:
+            if not await asyncio.to_thread(mounts.is_mount_point, path):  # what is there is not the volume's
+                raise NotFound(
+                    "path of the volume",
+                    request.volume_path,
+                    hint="it is not mounted there any more: stage and publish it again",
+                )  # fmt: skip
             usage = await asyncio.to_thread(_usage, path)
         return csi.NodeGetVolumeStatsResponse(usage=usage, volume_condition=to.condition(volume))
 

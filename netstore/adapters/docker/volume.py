@@ -37,7 +37,7 @@ class VolumeDriver:
     async def remove(self, call: VolumeCall) -> dict[str, Any]:
         """Remove a volume: dockerd asks only once no container of its own has it, whatever it forgot to unmount."""
         try:
-            volume, _ = await self._volumes.get(call.name)
+            volume = await self._volumes.named(call.name)
             for holder in self._volumes.staging.holders(volume.id):
                 if holder.startswith(_HOLDER):
                     await self._volumes.unstage(volume.id, holder)
@@ -48,25 +48,26 @@ class VolumeDriver:
 
     async def mount(self, call: VolumeCall) -> dict[str, Any]:
         """Stage a volume for one more mount."""
-        volume, _ = await self._volumes.stage(call.name, _HOLDER + call.id)
+        volume = await self._volumes.named(call.name)
+        volume, _ = await self._volumes.stage(volume.id, _HOLDER + call.id)
         return {"Mountpoint": volume.mountpoint}
 
     async def unmount(self, call: VolumeCall) -> dict[str, Any]:
         """Give a mount's hold back."""
         try:
-            await self._volumes.unstage(call.name, _HOLDER + call.id)
+            await self._volumes.unstage((await self._volumes.named(call.name)).id, _HOLDER + call.id)
         except NotFound:
             pass
         return {}
 
     async def path(self, call: VolumeCall) -> dict[str, Any]:
         """Answer where a volume is once it is mounted."""
-        volume, _ = await self._volumes.get(call.name)
+        volume = await self._volumes.named(call.name)
         return {"Mountpoint": volume.mountpoint}
 
     async def get(self, call: VolumeCall) -> dict[str, Any]:
         """Answer a volume."""
-        volume, _ = await self._volumes.get(call.name)
+        volume = await self._volumes.named(call.name)
         return {"Volume": _message(volume)}
 
     async def list(self, _: Nothing) -> dict[str, Any]:

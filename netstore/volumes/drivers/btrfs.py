@@ -23,6 +23,8 @@ from netstore.volumes.drivers.base import OWNER, Capability, Node, Observed, Usa
 
 __all__ = ["BtrfsDriver"]
 
+_LEAST = 1 << 20
+
 
 class BtrfsDriver(VolumeDriver):
     """`<id>/_data` and `<id>/snapshots/<snapshot id>` are subvolumes of the pool, which stays mounted."""
@@ -47,6 +49,12 @@ class BtrfsDriver(VolumeDriver):
         if self._pool or self._file.exists() or btrfs.is_btrfs(self.node.state_dir):
             return ""
         return "no btrfs pool: set btrfs-pool in [volumes] of the configuration to a device, or a size such as 50G"
+
+    def validate(self, spec: VolumeSpec) -> None:
+        """Check a spec: an empty subvolume counts too, and with less nothing could be written."""
+        super().validate(spec)
+        if 0 < spec.size_bytes < _LEAST:
+            raise InvalidArgument("spec.size_bytes", spec.size_bytes, f"at least {_LEAST}, or 0 for no limit")
 
     def start(self) -> None:
         """Mount the pool that is configured, or that has volumes."""

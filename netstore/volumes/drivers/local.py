@@ -12,7 +12,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from netstore.drivers.options import Option, number, parse
+from netstore.drivers.options import Option, hidden, number, parse
 from netstore.errors import InvalidArgument, NetstoreError, Unavailable
 from netstore.kernel import quota
 from netstore.kernel.files import remove_tree, sync_directory, tree_bytes
@@ -98,7 +98,7 @@ class LocalDriver(VolumeDriver):
                 )
         binds = {"bind", "rbind"} & set(values["o"].split(","))
         if values["type"] in ("none", "bind") and not binds:
-            raise InvalidArgument("spec.options[o]", values["o"], "bind among the options, for type=none")
+            raise InvalidArgument("spec.options[o]", hidden(values["o"]), "bind among the options, for type=none")
         if binds and not values["device"].startswith("/"):
             raise InvalidArgument("spec.options[device]", values["device"], "the absolute path of a directory to bind")
 
@@ -262,7 +262,9 @@ def _mount_remote(kind: str, device: str, target: Path, options: str, timeout: i
     environment = {"PASSWD": secret} if secret else {}
     doing = f"mounting {device} ({kind})"
     try:
-        run_tool(["mount", "-t", kind, *flags, device, str(target)], doing, timeout=timeout, environment=environment)
+        run_tool(
+            ["mount", "-t", kind, *flags, "--", device, str(target)], doing, timeout=timeout, environment=environment
+        )
     except NetstoreError as error:
         package = {"nfs": "nfs-common", "nfs4": "nfs-common", "cifs": "cifs-utils", "smb3": "cifs-utils"}.get(kind)
         if package and not Path(f"/sbin/mount.{kind}").exists():

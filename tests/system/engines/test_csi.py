@@ -299,6 +299,49 @@ def test_bad_input_is_refused_and_leaves_nothing(plugin: Csi) -> None:
     assert not [each for each in plugin.here.iterdir() if each.name not in ("csi.sock", "csi.log")]
 
 
+def test_names_are_not_ids_and_sizes_are_in_range(plugin: Csi) -> None:
+    volume = plugin.make("pvc-1").volume_id
+    other = plugin.make(volume[:2]).volume_id
+    assert other != volume
+    assert plugin.make(volume[:2]).volume_id == other
+    for size in (1, 1 << 50):
+        with refused("OUT_OF_RANGE", "16 TiB"):
+            plugin.make("odd", size=size)
+    with refused("OUT_OF_RANGE", "16 TiB"):
+        plugin.controller.ControllerExpandVolume(
+            csi.ControllerExpandVolumeRequest(
+                volume_id=volume, capacity_range=csi.CapacityRange(required_bytes=1 << 50)
+            )
+        )
+    snapshot = plugin.controller.CreateSnapshot(csi.CreateSnapshotRequest(source_volume_id=volume, name="s")).snapshot
+    listed = csi.ListSnapshotsRequest(snapshot_id=snapshot.snapshot_id, source_volume_id=other)
+    assert not plugin.controller.ListSnapshots(listed).entries
+    listed.source_volume_id = volume
+    assert len(plugin.controller.ListSnapshots(listed).entries) == 1
+    plugin.controller.DeleteSnapshot(csi.DeleteSnapshotRequest(snapshot_id=snapshot.snapshot_id))
+    for each in (volume, other):
+        plugin.delete(each)
+
+
+def test_a_mount_that_somebody_took_away(plugin: Csi) -> None:
+    capability = mounted(fs="ext4")
+    volume = plugin.make("pvc-1", capability).volume_id
+    plugin.stage(volume, capability)
+    plugin.publish(volume, capability)
+    stats = csi.NodeGetVolumeStatsRequest(volume_id=volume, volume_path=plugin.path("target"))
+    plugin.node.host.sh(f"umount {plugin.path('target')}")
+    with refused("NOT_FOUND", "not mounted"):  # and not what the node's own disk has
+        plugin.agent.NodeGetVolumeStats(stats)
+    plugin.node.host.sh(f"rmdir {plugin.path('target')}")
+    with refused("NOT_FOUND", "not mounted"):
+        plugin.agent.NodeGetVolumeStats(stats)
+    plugin.publish(volume, capability)
+    assert plugin.agent.NodeGetVolumeStats(stats).usage
+    plugin.unpublish(volume)
+    plugin.unstage(volume)
+    plugin.delete(volume)
+
+
 def test_secrets_are_in_no_log_and_floods_do_no_harm(plugin: Csi) -> None:
     secret = b"\x2a\x12\x0a\x08password\x12\x06hidden"  # field 5, secrets, which our messages do not have
     request = csi.CreateVolumeRequest(name="with-secret", volume_capabilities=[mounted(Mode.MULTI_NODE_READER_ONLY)])

@@ -170,6 +170,25 @@ async def test_any_call_in_any_order(plugin: Node) -> None:
     nothing_left(plugin)
 
 
+async def test_a_name_is_not_the_beginning_of_another_volumes_id(plugin: Node) -> None:
+    """dockerd asks by names alone: `docker volume rm db` must not find a volume whose id begins with db."""
+    plugin.cli("volume", "create", "data")
+    (volume,) = json.loads(plugin.out("volume", "inspect", "data"))
+    async with calling(plugin) as caller:
+        for name in (volume["id"][:2], volume["id"]):
+            for method in ("Get", "Path", "Mount"):
+                status, answer = await caller.raw(f"VolumeDriver.{method}", json.dumps({"Name": name}).encode())
+                assert (status, answer["Err"][:14]) == (200, "no such volume"), (method, answer)
+            await caller.ok("VolumeDriver.Unmount", Name=name)
+            await caller.ok("VolumeDriver.Remove", Name=name)
+        assert plugin.out("volume", "ls", "-q") == "data"
+        await caller.ok("VolumeDriver.Create", Name=volume["id"][:2])
+        assert (await caller.ok("VolumeDriver.Get", Name=volume["id"][:2]))["Volume"]["Name"] == volume["id"][:2]
+        for name in ("data", volume["id"][:2]):
+            await caller.ok("VolumeDriver.Remove", Name=name)
+    nothing_left(plugin)
+
+
 async def test_a_thousand_at_once_and_a_kill(plugin: Node) -> None:
     """Twenty dockerds ask the same of 50 endpoints at once; netstored is killed, and asked again."""
     async with calling(plugin) as caller:
