@@ -27,7 +27,17 @@ from netstore.kernel.conntrack import forget_published, forget_strays
 from netstore.kernel.firewall import Element
 from netstore.kernel.links import host_socket
 from netstore.kernel.route import Request
-from netstore.model import TUNNEL_PREFIX, Address, Endpoint, Network, Node, RemoteEndpoint, Scope, kernel_name
+from netstore.model import (
+    TUNNEL_PREFIX,
+    WIREGUARD_LINK,
+    Address,
+    Endpoint,
+    Network,
+    Node,
+    RemoteEndpoint,
+    Scope,
+    kernel_name,
+)
 
 __all__ = ["OverlayDriver"]
 
@@ -88,7 +98,7 @@ class OverlayDriver(BridgedDriver):
         isolated = not parse(self.options, network.spec.options)[ICC]
         bridge = route.index_of(network.interface)
         assert bridge is not None
-        if self._sealed(network) and self._key and route.index_of(wireguard.DEVICE) is None:
+        if self._sealed(network) and self._key and route.index_of(WIREGUARD_LINK) is None:
             self.apply_key(self._key)
         requests = [] if route.index_of(name) else [self._tunnel_request(network, name, bridge)]
         requests += [
@@ -181,7 +191,7 @@ class OverlayDriver(BridgedDriver):
         bridge, tunnel = route.index_of(network.interface), route.index_of(_tunnel(network))
         if bridge is None or tunnel is None:  # not used on this node
             return
-        via = route.index_of(wireguard.DEVICE) or 0 if self._sealed(network) else 0
+        via = route.index_of(WIREGUARD_LINK) or 0 if self._sealed(network) else 0
         direct = self._is_direct(network)
         if direct:
             self._lead(network, remove=remove)
@@ -308,7 +318,7 @@ class OverlayDriver(BridgedDriver):
         sealed, link = self._sealed(network), 0
         if sealed:
             self._require_encryption()
-            link = host_socket().index_of(wireguard.DEVICE) or 0
+            link = host_socket().index_of(WIREGUARD_LINK) or 0
         return netlink.vxlan_add(
             name, vni=network.vni, local=self.host.vtep, port=self.host.vxlan_port + sealed, master=bridge,
             mtu=network.mtu, link=link,

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TypeAlias
 
 from netstore.kernel.policing import BRIDGED, ROUTED
-from netstore.kernel.wireguard import DEVICE as WIREGUARD
-from netstore.model import PAIR_PREFIX, TUNNEL_PREFIX
+from netstore.model import PAIR_PREFIX, TUNNEL_PREFIX, WIREGUARD_LINK
 
 __all__ = ["EXPIRING", "FIRST_SLOT", "GUARD_SETS", "SLOTS", "TABLES", "Chains", "Sets"]
 
@@ -187,7 +186,7 @@ _CHAINS: Chains = {
         "",
         (
             "iifname @bridges drop",
-            f'udp dport @sealed iifname != "{WIREGUARD}" drop',
+            f'udp dport @sealed iifname != "{WIREGUARD_LINK}" drop',
             "ip saddr @vteps notrack accept",
             "ip6 saddr @vteps6 notrack accept",
             "fib daddr type local drop",
@@ -197,7 +196,7 @@ _CHAINS: Chains = {
     "sealing": (
         "type filter hook output priority raw; policy accept;",
         (
-            f'udp dport @sealed oifname != "{WIREGUARD}" drop',
+            f'udp dport @sealed oifname != "{WIREGUARD_LINK}" drop',
             "udp dport @tunnels ip daddr @vteps notrack",
             "udp dport @tunnels ip6 daddr @vteps6 notrack",
         ),

@@ -17,10 +17,10 @@ from netstore.errors import KernelError
 from netstore.kernel import addressing, netlink
 from netstore.kernel.links import host_socket
 from netstore.kernel.sysctls import accept_ipv6, sysctl
+from netstore.model import WIREGUARD_LINK
 
-__all__ = ["DEVICE", "OVERHEAD", "make", "new_key", "set_peers"]
+__all__ = ["OVERHEAD", "make", "new_key", "set_peers"]
 
-DEVICE = "nswg"
 OVERHEAD = {4: 60, 6: 80}
 """Bytes that it adds: IP, UDP, its header and tag; before that it fills up to a multiple of 16."""
 
@@ -42,22 +42,22 @@ def make(address: str, port: int, key: str) -> str:
         KernelError: EOPNOTSUPP: the kernel has no WireGuard.
     """
     route = host_socket()
-    if route.index_of(DEVICE) is None:
-        route.run([netlink.wireguard_add(DEVICE)])
-    index = route.index_of(DEVICE)
+    if route.index_of(WIREGUARD_LINK) is None:
+        route.run([netlink.wireguard_add(WIREGUARD_LINK)])
+    index = route.index_of(WIREGUARD_LINK)
     assert index is not None
     with _client() as client:
-        _ask(lambda: client.set(DEVICE, private_key=key, listen_port=port))
-        route.run([netlink.link_set(DEVICE, alias="netstore node", mtu=_MTU)])
+        _ask(lambda: client.set(WIREGUARD_LINK, private_key=key, listen_port=port))
+        route.run([netlink.link_set(WIREGUARD_LINK, alias="netstore node", mtu=_MTU)])
         if ":" in address:
-            accept_ipv6(DEVICE)
-            route.run([netlink.link_set(index, up=True), *addressing.routes_by_name(DEVICE, index)])
+            accept_ipv6(WIREGUARD_LINK)
+            route.run([netlink.link_set(index, up=True), *addressing.routes_by_name(WIREGUARD_LINK, index)])
         else:
-            sysctl(f"net/ipv4/conf/{DEVICE}/rp_filter", "2")
+            sysctl(f"net/ipv4/conf/{WIREGUARD_LINK}/rp_filter", "2")
             route.run(
                 [addressing.address_add(index, address, 32, tolerate={errno.EEXIST}), netlink.link_set(index, up=True)]
             )
-        return str(_text(_ask(lambda: list(client.info(DEVICE)))[0].get_attr("WGDEVICE_A_PUBLIC_KEY")))
+        return str(_text(_ask(lambda: list(client.info(WIREGUARD_LINK)))[0].get_attr("WGDEVICE_A_PUBLIC_KEY")))
 
 
 def set_peers(peers: Mapping[str, tuple[str, int]]) -> None:
@@ -67,7 +67,7 @@ def set_peers(peers: Mapping[str, tuple[str, int]]) -> None:
     waits at its end for a moment, and is not lost.
     """
     with _client() as client:
-        answers = _ask(lambda: list(client.info(DEVICE)))
+        answers = _ask(lambda: list(client.info(WIREGUARD_LINK)))
         present = {
             _text(peer.get_attr("WGPEER_A_PUBLIC_KEY"))
             for answer in answers
@@ -80,9 +80,9 @@ def set_peers(peers: Mapping[str, tuple[str, int]]) -> None:
                     "allowed_ips": [f"{address}/{128 if ':' in address else 32}"],
                     "persistent_keepalive": _KEEP_ALIVE_SECONDS,
                 }  # fmt: skip
-                _ask(lambda peer=peer: client.set(DEVICE, peer=peer))
+                _ask(lambda peer=peer: client.set(WIREGUARD_LINK, peer=peer))
         for key in present - {key for key, _ in peers.values()}:
-            _ask(lambda key=key: client.set(DEVICE, peer={"public_key": key, "remove": True}))
+            _ask(lambda key=key: client.set(WIREGUARD_LINK, peer={"public_key": key, "remove": True}))
 
 
 def _client() -> Any:
@@ -97,7 +97,7 @@ def _ask(call: Any) -> Any:
     try:
         return call()
     except NetlinkError as error:
-        raise KernelError(error.code, "setting WireGuard's interface", DEVICE) from error
+        raise KernelError(error.code, "setting WireGuard's interface", WIREGUARD_LINK) from error
 
 
 def _text(value: bytes | str) -> str:

@@ -12,6 +12,7 @@ __all__ = [
     "BRIDGE_PREFIX",
     "PAIR_PREFIX",
     "TUNNEL_PREFIX",
+    "WIREGUARD_LINK",
     "Event",
     "Finding",
     "Kind",
@@ -28,6 +29,9 @@ BRIDGE_PREFIX = "nsbr-"
 TUNNEL_PREFIX = "nsvx-"
 PAIR_PREFIX = "nsv-"
 """How the host's ends of endpoints' interfaces are named: with this, and the first digits of the endpoint's id."""
+
+WIREGUARD_LINK = "nswg"
+"""How the one interface is named that encrypts for all networks of the node."""
 
 
 class Kind(StrEnum):

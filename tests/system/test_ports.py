@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -152,9 +153,12 @@ def test_flows_that_began_while_the_tables_were_gone(node: Node, talking: Talkin
     node.host.netns("one")
     node.cli("network", "connect", "--netns", "/run/netns/one", "-p", "5300:53/udp", "--name", "one", "app")
     talking(SERVER, "udp", "one", netns="one", serves=True)
+    assert node.daemon
+    node.daemon.send_signal(signal.SIGSTOP)  # else a busy machine has them back before the client begins
     node.host.sh("nft flush ruleset")
     client = talking(CLIENT, "udp", "203.0.113.1", netns="neighbour")
     assert says(client) != "one"
+    node.daemon.send_signal(signal.SIGCONT)
     wait_until(lambda: says(client) == "one", what="the repair")
 
 
