@@ -168,16 +168,20 @@ class Reader:
     def _number(self, raw: bytes) -> int:
         if raw[0] & 0x80:  # GNU base-256
             return int.from_bytes(bytes([raw[0] & 0x7F]) + raw[1:], "big")
-        try:
-            return int(raw.strip(b"\0 ") or b"0", 8)
-        except ValueError as error:
-            raise self.damaged(f"no octal number: {raw!r}") from error
+        digits = raw.strip(b"\0 ") or b"0"
+        if digits.strip(b"01234567"):  # int() would take signs, and a size below 0 reads all that there is
+            raise self.damaged(f"no octal number: {raw!r}")
+        return int(digits, 8)
 
     def _pax(self, data: bytes) -> dict[str, bytes]:
         found: dict[str, bytes] = {}
         while data:
             length_text, _, _ = data.partition(b" ")
-            if not length_text.isdigit() or not len(length_text) < int(length_text) <= len(data):
+            if (
+                not length_text.isdigit()
+                or len(length_text) > 7
+                or not len(length_text) < int(length_text) <= len(data)
+            ):
                 raise self.damaged("a pax header whose length is wrong")
             record = data[len(length_text) + 1 : int(length_text)].rstrip(b"\n")
             key, _, value = record.partition(b"=")

@@ -13,7 +13,7 @@ from netstore.archive.reader import Entry, Reader
 from netstore.archive.streams import CHUNK, Source, decompressed
 from netstore.errors import Exhausted, InvalidArgument, KernelError
 from netstore.kernel.files import remove_tree
-from netstore.kernel.paths import open_in_root
+from netstore.kernel.paths import open_in_root, set_mode
 
 __all__ = ["Unpacked", "unpack"]
 
@@ -214,7 +214,7 @@ class _Writer:
         """Set owner, mode, xattrs and time; in this order, because chown clears setuid and capabilities."""
         os.chown(name, entry.uid, entry.gid, dir_fd=directory, follow_symlinks=False)
         if entry.type != "2":
-            os.chmod(name, entry.mode & 0o7777, dir_fd=directory)
+            set_mode(directory, name, entry.mode & 0o7777)
         for key, value in entry.xattrs.items():
             if not key.startswith("trusted.overlay."):
                 os.setxattr(f"/proc/self/fd/{directory}/{name}", key, value, follow_symlinks=False)

@@ -8,13 +8,14 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from netstore.errors import KernelError
 
-__all__ = ["closing", "open_beneath", "open_cached", "open_in_root", "status", "syscall"]
+__all__ = ["closing", "open_beneath", "open_cached", "open_in_root", "set_mode", "status", "syscall"]
 
 SYS_statx, SYS_openat2 = {"x86_64": 332}.get(os.uname().machine, 291), 437
 STATX_INO = 0x100
@@ -89,6 +90,18 @@ def _openat2(directory: int, path: str, flags: int, mode: int, resolve: int) -> 
 def _openat2_once(directory: int, path: str, flags: int, mode: int, resolve: int) -> int:
     how = struct.pack("QQQ", flags | os.O_CLOEXEC, mode, resolve)
     return syscall(SYS_openat2, directory, ctypes.c_char_p(os.fsencode(path)), ctypes.c_char_p(how), len(how))
+
+
+def set_mode(directory: int, name: str, mode: int) -> None:
+    """Set the mode of a name in an open directory; a link that took its place since is left alone, where chmod(2) would
+    follow it.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    with closing(os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)) as found:
+        if not stat.S_ISLNK(os.fstat(found).st_mode):
+            os.chmod(f"/proc/self/fd/{found}", mode)
 
 
 @contextmanager

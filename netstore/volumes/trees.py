@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from netstore.kernel.files import copy_sparse
-from netstore.kernel.paths import closing
+from netstore.kernel.paths import closing, set_mode
 
 __all__ = ["copy_tree", "settle"]
 
@@ -152,7 +152,7 @@ def settle(source: int, target: int, name: str, status: os.stat_result) -> None:
     """Set owner, mode, xattrs and times; in this order, because chown clears setuid and capabilities."""
     os.chown(name, status.st_uid, status.st_gid, dir_fd=target, follow_symlinks=False)
     if not stat.S_ISLNK(status.st_mode):
-        os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=target)
+        set_mode(target, name, stat.S_IMODE(status.st_mode))
     origin, copy = f"/proc/self/fd/{source}/{name}", f"/proc/self/fd/{target}/{name}"
     for key in os.listxattr(origin, follow_symlinks=False):
         if not key.startswith("trusted.overlay."):

@@ -193,3 +193,55 @@ def test_noise_is_refused_and_nothing_else(tmp_path_factory, data: bytes) -> Non
         extract(data, tmp_path_factory.mktemp("root"))
     except InvalidArgument as error:
         assert error.reason in ("ARCHIVE_DAMAGED", "ARCHIVE_ESCAPE")
+
+
+def numbered(kind: bytes, size: bytes) -> bytes:
+    """Return a header whose size is whatever is written there."""
+    block = bytearray(tarfile.TarInfo("x").tobuf(tarfile.USTAR_FORMAT))
+    block[124:136], block[156:157] = size.ljust(12, b"\0"), kind
+    block[148:156] = b"%06o\0 " % (sum(block) - sum(block[148:156]) + 8 * 32)
+    return bytes(block)
+
+
+class Careful(io.BytesIO):
+    """A stream that is never asked for all that it has: of a small archive that may be more than the memory."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        assert size is not None
+        assert size > 0
+        return super().read(size)
+
+
+@pytest.mark.parametrize("kind", [b"x", b"g", b"L", b"K", b"0"])
+@pytest.mark.parametrize("size", [b"-0000000001", b"-0000000777"])
+def test_a_member_of_less_than_nothing(tmp_path: Path, kind: bytes, size: bytes) -> None:
+    source = Careful(numbered(kind, size) + bytes(4096))
+    with (
+        closing(os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)) as root,
+        pytest.raises(InvalidArgument, match="octal") as refused,
+    ):
+        unpack(source, root)
+    assert refused.value.reason == "ARCHIVE_DAMAGED"
+
+
+def test_a_pax_length_of_thousands_of_digits(tmp_path: Path) -> None:
+    record = b"9" * 5000 + b" path=y\n"
+    data = numbered(b"x", b"%011o" % len(record)) + record.ljust(10 * 512, b"\0") + bytes(1024)
+    with pytest.raises(InvalidArgument, match="length is wrong"):
+        extract(data, tmp_path / "out")
+
+
+def test_a_link_that_takes_a_members_place_leads_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has the volume mounted may exchange what was just made: no file outside gets the archive's mode."""
+    outside, chown = tmp_path / "outside", os.chown
+    outside.touch(mode=0o600)
+
+    def exchange(name: str, uid: int, gid: int, *, dir_fd: int, follow_symlinks: bool) -> None:
+        chown(name, uid, gid, dir_fd=dir_fd, follow_symlinks=follow_symlinks)
+        if name == "file":
+            os.unlink(name, dir_fd=dir_fd)
+            os.symlink(outside, name, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "chown", exchange)
+    extract(archive(member("file", data=b"x")), tmp_path / "out")
+    assert stat.S_IMODE(outside.stat().st_mode) == 0o600
