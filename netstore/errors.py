@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import errno as _errno
 import os
+from enum import Enum
 
 __all__ = [
     "AddressTaken",
@@ -69,7 +70,8 @@ class InvalidArgument(NetstoreError):
     reason = "INVALID_FIELD"
 
     def __init__(self, field: str, value: object, accepted: str, *, reason: str = "", **metadata: object) -> None:
-        shown = repr(value) if len(repr(value)) <= 200 else repr(value)[:200] + "…"
+        shown = repr(value.value if isinstance(value, Enum) else value)
+        shown = shown if len(shown) <= 200 else shown[:200] + "…"
         super().__init__(f"{field}: {shown} is not accepted", hint=accepted, reason=reason, field=field, **metadata)
         self.field = field
         self.value = value

@@ -19,7 +19,7 @@ from netstore.cli.client import Client, Problem, pass_client
 from netstore.cli.commands import Command
 from netstore.cli.completion import names
 from netstore.cli.format import size
-from netstore.cli.grammar import key_values, parse_bytes
+from netstore.cli.grammar import INT32, key_values, parse_bytes
 from netstore.cli.snapshot import split, tell
 
 __all__ = ["export", "import_"]
@@ -34,7 +34,7 @@ _COMPRESSIONS = {"zstd": archive_pb2.COMPRESSION_ZSTD, "none": archive_pb2.COMPR
 @click.argument("volume", shell_complete=_VOLUME)
 @click.option("-o", "--output", type=click.Path(), help="File, complete or not there [default: standard output].")
 @click.option("--compression", type=click.Choice(list(_COMPRESSIONS)), default="zstd", show_default=True)
-@click.option("--level", type=int, default=0, help="Level of zstd, 1 to 19 [default: 3].")
+@click.option("--level", type=INT32, default=0, help="Level of zstd, 1 to 19 [default: 3].")
 @pass_client
 def export(client: Client, volume: str, output: str | None, compression: str, level: int) -> None:
     """Write a volume, or VOLUME@SNAPSHOT, as a tar archive; its sha256 goes to standard error."""

@@ -11,6 +11,7 @@ from netstore.cli.client import Client, pages, pass_client
 from netstore.cli.commands import Command
 from netstore.cli.completion import names
 from netstore.cli.format import listing, name_of, shapes
+from netstore.cli.grammar import INT32
 from netstore.cli.mounts import set_options
 
 __all__ = ["attach", "detach", "mounts"]
@@ -19,7 +20,7 @@ __all__ = ["attach", "detach", "mounts"]
 def _elsewhere(command: Any) -> Any:
     """Add the flags that name a namespace which is no container's."""
     command = click.option("--mntns", help="A mount namespace by path instead of a container.")(command)
-    return click.option("--pid", type=int, help="The mount namespace of a process instead of a container.")(command)
+    return click.option("--pid", type=INT32, help="The mount namespace of a process instead of a container.")(command)
 
 
 @click.command(cls=Command)

@@ -15,7 +15,7 @@ from netstore.cli.client import Client, Problem, fail, pages, pass_client, toler
 from netstore.cli.commands import Group
 from netstore.cli.completion import names
 from netstore.cli.format import age, duration, listing, one_line, shapes, short_id, show_objects
-from netstore.cli.grammar import Moment
+from netstore.cli.grammar import Moment, seconds
 from netstore.cli.port import show, shown
 from netstore.cli.run import create, join, run
 from netstore.cli.terminal import Terminal
@@ -117,7 +117,7 @@ _signal = click.option("-s", "--signal", "signal_", default="", help="Signal ins
 
 
 def _patience(timeout: float | None) -> Duration | None:
-    return None if timeout is None else Duration(seconds=int(timeout), nanos=int(timeout % 1 * 1e9))
+    return None if timeout is None else seconds(timeout, "--time")
 
 
 @group.command()
@@ -170,7 +170,9 @@ def rm(client: Client, containers: tuple[str, ...], force: bool, volumes: bool) 
     """Remove containers."""
     with tolerant(client) as attempt:
         for name in containers:
-            request = container_pb2.DeleteContainerRequest(container=name, force=force, volumes=volumes)
+            request = container_pb2.DeleteContainerRequest(
+                container=name, force=force, volumes=volumes, allow_missing=force
+            )
             if attempt(lambda r=request: client.containers.DeleteContainer(r)):  # type: ignore[misc]
                 click.echo(name)
 

@@ -18,6 +18,7 @@ from google.protobuf.duration_pb2 import Duration
 from netstore.api.v1 import common_pb2, container_pb2
 
 __all__ = [
+    "INT32",
     "Moment",
     "Period",
     "bandwidth",
@@ -28,9 +29,12 @@ __all__ = [
     "parse_network",
     "parse_port",
     "parse_restart",
+    "seconds",
     "truth",
 ]
 
+INT32 = click.IntRange(-(1 << 31), (1 << 31) - 1)
+"""A number as the contract's int32 holds it."""
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)i?b?", re.I)
 
@@ -69,6 +73,17 @@ class Moment(click.ParamType[Any]):
             self.fail(f"{value!r} is neither {accepted}", param, context)
 
 
+def seconds(count: float, flag: str) -> Duration:
+    """Return so many seconds; netstored says how many it takes.
+
+    Raises:
+        click.UsageError: no number, or more than the contract's durations hold.
+    """
+    if not abs(count) < 1 << 38:
+        raise click.UsageError(f"{flag}: {count} is not accepted: write seconds, such as 10")
+    return Duration(seconds=int(count), nanos=int((count - int(count)) * 1e9))
+
+
 def key_values(items: Sequence[str], flag: str) -> dict[str, str]:
     """Parse KEY=VALUE items; KEY alone has an empty value."""
     found = {}
@@ -85,7 +100,10 @@ def parse_bytes(text: str, flag: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if not match:
         raise click.UsageError(f"{flag}: {text!r} is no size: write a number with b, k, m, g or t")
-    return int(float(match[1]) * 1024 ** " kmgtp".index(match[2].lower() or " "))
+    count = float(match[1]) * 1024 ** " kmgtp".index(match[2].lower() or " ")
+    if count >= 1 << 63:
+        raise click.UsageError(f"{flag}: {text!r} is more than a size can be: less than 8192p")
+    return int(count)
 
 
 def parse_env(items: Sequence[str], files: Sequence[str]) -> list[str]:
@@ -126,7 +144,7 @@ def parse_port(text: str, sources: Sequence[str] = (), *, mesh: bool = False) ->
     if address:
         port.host_ip = address
     port.count = last - first + 1 if last > first else 0
-    if host:
+    if host and host != "0":  # 0 is any free one, as none
         port.host_port, end = _range(host, text)
         if end - port.host_port != last - first:
             if last > first:
@@ -139,8 +157,10 @@ def parse_restart(text: str) -> container_pb2.RestartPolicy:
     """Parse docker's --restart."""
     mode, _, most = text.partition(":")
     value = f"RESTART_MODE_{mode.upper().replace('-', '_')}"
-    if value not in container_pb2.RestartMode.keys()[1:] or (most and not (mode == "on-failure" and most.isdecimal())):
-        raise click.UsageError(f"--restart: {text!r} is not no, on-failure[:N], always or unless-stopped")
+    counted = mode == "on-failure" and re.fullmatch("[0-9]{1,9}", most)
+    if value not in container_pb2.RestartMode.keys()[1:] or (most and not counted):
+        accepted = "no, on-failure[:N], always or unless-stopped; N at most nine digits"
+        raise click.UsageError(f"--restart: {text!r} is not {accepted}")
     return container_pb2.RestartPolicy(mode=value, max_retries=int(most or 0))  # type: ignore[arg-type]
 
 
@@ -223,6 +243,12 @@ def truth(text: str, flag: str) -> bool:
     raise click.UsageError(f"{flag}: {text!r}: true or false")
 
 
+def _int32(text: str, what: str) -> int:
+    if not re.fullmatch("-?[0-9]{1,10}", text) or not -(1 << 31) <= int(text) < 1 << 31:
+        raise click.UsageError(f"{what}: {text!r} is no whole number of 32 bits")
+    return int(text)
+
+
 def parse_network(text: str) -> container_pb2.NetworkAttachment:
     """Parse `NAME`, or `name=NAME,alias=…,ip=…,ip6=…` and the like. Values keep their case."""
     if "=" not in text:
@@ -243,8 +269,8 @@ def parse_network(text: str) -> container_pb2.NetworkAttachment:
         elif key == "driver-opt":
             name, _, text_ = value.partition("=")
             attachment.options[name] = text_
-        elif key == "gw-priority" and value.lstrip("-").isdecimal():
-            attachment.gateway_priority = int(value)
+        elif key == "gw-priority":
+            attachment.gateway_priority = _int32(value, f"--network: {part!r}")
         else:
             raise click.UsageError(
                 f"--network: {part!r}: keys are name, alias, ip, ip6, mac-address, ifname, link-local-ip, driver-opt, "

@@ -17,7 +17,7 @@ from netstore.cli.client import FAILED, Client, pages, pass_client, tolerant
 from netstore.cli.commands import Group
 from netstore.cli.completion import names
 from netstore.cli.format import by_name, listing, name_of, shapes, short_id, show_objects, to_dict
-from netstore.cli.grammar import bandwidth, key_values, parse_port
+from netstore.cli.grammar import INT32, bandwidth, key_values, parse_port
 
 __all__ = ["group"]
 
@@ -175,7 +175,7 @@ def _sandbox(container: str | None, netns: str | None, pid: int | None) -> endpo
 @click.argument("network", shell_complete=_NETWORK)
 @click.argument("container", required=False, shell_complete=_CONTAINER)
 @click.option("--netns", help="A network namespace instead of a container.")
-@click.option("--pid", type=int, help="The network namespace of a process instead of a container.")
+@click.option("--pid", type=INT32, help="The network namespace of a process instead of a container.")
 @click.option("--name", help="Name that others resolve; a container's own by default.")
 @click.option("--alias", multiple=True, help="A further name on this network.")
 @click.option("--link", multiple=True, help="CONTAINER[:ALIAS]: a name of its own for another.")
@@ -188,7 +188,7 @@ def _sandbox(container: str | None, netns: str | None, pid: int | None) -> endpo
 @click.option("--label", multiple=True, help="KEY=VALUE; a container's own labels are there already.")
 @click.option("--bandwidth-in", help="Most that it receives, such as 50mbit.")
 @click.option("--bandwidth-out", help="Most that it sends.")
-@click.option("--gw-priority", type=int, default=0, help="The highest gives the default route.")
+@click.option("--gw-priority", type=INT32, default=0, help="The highest gives the default route.")
 @click.option("-p", "--publish", multiple=True, help="Publish a port: [[IP:]HOSTPORT:]PORT[/tcp|udp|sctp].")
 @click.option("--mesh", is_flag=True, help="Every node of the cluster publishes the ports of -p.")
 @pass_client
@@ -257,7 +257,7 @@ def _passage(probe: network_pb2.NodeProbe, mtu: int) -> str:
 @click.argument("network", shell_complete=_NETWORK)
 @click.argument("container", required=False, shell_complete=_CONTAINER)
 @click.option("--netns", help="A network namespace instead of a container.")
-@click.option("--pid", type=int, help="The network namespace of a process instead of a container.")
+@click.option("--pid", type=INT32, help="The network namespace of a process instead of a container.")
 @click.option("-f", "--force", is_flag=True, help="Not connected is a success.")
 @pass_client
 def disconnect(client: Client, network: str, container: str | None, netns: str | None, pid: int | None,

@@ -15,7 +15,7 @@ from netstore.cli.client import Client, pages, pass_client, tolerant
 from netstore.cli.commands import Group
 from netstore.cli.completion import names
 from netstore.cli.format import by_name, listing, name_of, shapes, short_id, show_objects, size, to_dict
-from netstore.cli.grammar import key_values
+from netstore.cli.grammar import INT32, key_values
 
 __all__ = ["group"]
 
@@ -183,7 +183,7 @@ def _end(peer: policy_pb2.DropPeer) -> str:
 
 @group.command("log")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is dropped from now on.")
-@click.option("-n", "--tail", type=int, default=100, show_default=True, help="How many of the last ones, 0 to 1000.")
+@click.option("-n", "--tail", type=INT32, default=100, show_default=True, help="How many of the last ones, 0 to 1000.")
 @click.option("--filter", "filters", multiple=True, help="network=, policy=, name= (of an endpoint).")
 @click.option("--format", "template", help="'json' (one object a line), or a template.")
 @pass_client

@@ -12,7 +12,6 @@ from typing import Any
 
 import click
 import grpc
-from google.protobuf.duration_pb2 import Duration
 
 from netstore.api.v1 import container_pb2, mount_pb2
 from netstore.cli.client import Client, Problem, fail, pass_client
@@ -25,6 +24,7 @@ from netstore.cli.grammar import (
     parse_network,
     parse_port,
     parse_restart,
+    seconds,
 )
 from netstore.cli.image import pull
 from netstore.cli.mounts import parse_mount, parse_tmpfs, parse_volume
@@ -154,7 +154,8 @@ def _with_image(
         return client.containers.CreateContainer(request)
     except grpc.RpcError as error:
         problem = Problem.of(error)
-        if when != "missing" or problem.reason != "NOT_FOUND" or problem.metadata.get("kind") != "image":
+        missing = (problem.reason, problem.metadata.get("kind"), problem.metadata.get("name"))
+        if when != "missing" or missing != ("NOT_FOUND", "image", name):  # of a mount, it is not ours to pull
             raise
     click.echo(f"there is no image {name} here: pulling it", err=True)
     pull(client, name)
@@ -205,7 +206,7 @@ def _spec(options: dict[str, Any]) -> container_pb2.ContainerSpec:
         spec.override_entrypoint = True
         spec.entrypoint.extend([options["entrypoint"]] if options["entrypoint"] else [])
     if options["stop_timeout"] is not None:
-        spec.stop_timeout.CopyFrom(Duration(seconds=int(options["stop_timeout"])))
+        spec.stop_timeout.CopyFrom(seconds(options["stop_timeout"], "--stop-timeout"))
     _add_networks(spec, options)
     return spec
 
@@ -222,9 +223,7 @@ def _volumes(options: dict[str, Any]) -> list[mount_pb2.MountSpec]:
 def _add_networks(spec: container_pb2.ContainerSpec, options: dict[str, Any]) -> None:
     joined = [each for each in options["network"] if each.startswith("container:")]
     if joined:
-        if len(options["network"]) > 1:
-            raise click.UsageError("--network container:NAME goes with no other network")
-        spec.sandbox_container = joined[0].removeprefix("container:")
+        spec.sandbox_container = _joined(joined[0], options)
         return
     spec.networks.extend(parse_network(each) for each in options["network"])
     flags = {"ipv4_address": options["ip"], "ipv6_address": options["ip6"], "mac_address": options["mac_address"]}
@@ -243,6 +242,22 @@ def _add_networks(spec: container_pb2.ContainerSpec, options: dict[str, Any]) ->
     first.aliases.extend(options["network_alias"])
     first.links.extend(options["link"])
     first.link_local_addresses.extend(options["link_local_ip"])
+
+
+_OF_NETWORKS = ("ip", "ip6", "mac_address", "network_alias", "link", "link_local_ip", "bandwidth_in", "bandwidth_out")
+
+
+def _joined(network: str, options: dict[str, Any]) -> str:
+    """Return the container of --network container:NAME, which goes with no flag of another network."""
+    name = network.removeprefix("container:")
+    if not name:
+        raise click.UsageError(f"--network: {network!r} names no container: write container:NAME")
+    if len(options["network"]) > 1:
+        raise click.UsageError(f"--network {network} goes with no other network")
+    for flag in _OF_NETWORKS:
+        if options[flag]:
+            raise click.UsageError(f"--{flag.replace('_', '-')}: not with --network {network}: give it there")
+    return name
 
 
 def join(

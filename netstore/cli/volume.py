@@ -16,7 +16,7 @@ from netstore.cli.client import Client, pages, pass_client, tolerant
 from netstore.cli.commands import Group
 from netstore.cli.completion import names
 from netstore.cli.format import by_name, listing, shapes, show_objects, size
-from netstore.cli.grammar import key_values, parse_bytes
+from netstore.cli.grammar import INT32, key_values, parse_bytes
 
 __all__ = ["group"]
 
@@ -48,7 +48,7 @@ for each in (archive.export, archive.import_, copy.cp, look.stats, look.verify, 
     "--format", "make", type=click.Choice(["ext4", "xfs", "btrfs"]), help="Make a filesystem on a blank device."
 )
 @click.option("--snapshot-schedule", default="", help='@hourly, @daily, "@every 15m", or five fields of cron (UTC).')
-@click.option("--keep", type=int, default=0, help="Snapshots of the schedule to keep [default: 24].")
+@click.option("--keep", type=INT32, default=0, help="Snapshots of the schedule to keep [default: 24].")
 @pass_client
 def create(client: Client, name: str, driver: str, opt: tuple[str, ...], label: tuple[str, ...], limit: str | None,
            type_: str, make: str | None, snapshot_schedule: str, keep: int) -> None:  # fmt: skip
@@ -113,7 +113,7 @@ def inspect(client: Client, volumes: tuple[str, ...], template: str) -> None:
 @click.option("--size", "limit", help="New size limit, such as 20G; the volume may be in use.")
 @click.option("-o", "--opt", multiple=True, help="Option of mounting, KEY=VALUE; KEY= removes it. Not while used.")
 @click.option("--snapshot-schedule", help="When snapshots are made; '' for never.")
-@click.option("--keep", type=int, help="Snapshots of the schedule to keep.")
+@click.option("--keep", type=INT32, help="Snapshots of the schedule to keep.")
 @pass_client
 def update(client: Client, volume: str, label_add: tuple[str, ...], label_rm: tuple[str, ...], limit: str | None,
            opt: tuple[str, ...], snapshot_schedule: str | None, keep: int | None) -> None:  # fmt: skip

@@ -109,6 +109,7 @@ def specification(bundle: Bundle) -> dict[str, Any]:
         linux["sysctl"] = {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}
     if _SECCOMP.exists():
         linux["seccomp"] = _seccomp(tuple(_CAPABILITIES))
+    etc = [pair for pair in bundle.mounts if pair[0].spec.target == "/etc"]  # what is above our files comes before them
     document = {
         "ociVersion": "1.0.2",
         "process": process(
@@ -118,8 +119,9 @@ def specification(bundle: Bundle) -> dict[str, Any]:
         "root": {"path": str(bundle.rootfs), "readonly": bundle.read_only},
         "mounts": [
             *_system_mounts(private=private),
-            *_files(bundle),
-            *(_mount(mount, staged) for mount, staged in _ordered(bundle.mounts)),
+            *(_mount(mount, staged) for mount, staged in etc),
+            *_files(bundle, etc),
+            *(_mount(mount, staged) for mount, staged in _ordered(bundle.mounts) if (mount, staged) not in etc),
         ],
         "linux": linux,
     }  # fmt: skip
@@ -158,12 +160,14 @@ def _system_mounts(*, private: bool) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _files(bundle: Bundle) -> list[dict[str, Any]]:
-    """The three files that every container has of its own."""
+def _files(bundle: Bundle, etc: Sequence[tuple[Mount, Path | None]]) -> list[dict[str, Any]]:
+    """The three files that every container has of its own; not where an /etc that is read-only has no place for one."""
+    closed = [staged for mount, staged in etc if mount.spec.read_only]
     return [
         {"destination": f"/etc/{name}", "type": "bind", "source": str(bundle.files / name),
          "options": ["bind", "rprivate"]}
         for name in ("hosts", "hostname", "resolv.conf")
+        if all(staged and os.path.lexists(staged / name) for staged in closed)
     ]  # fmt: skip
 
 

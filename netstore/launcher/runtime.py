@@ -27,7 +27,9 @@ log = structlog.get_logger(__name__)
 
 _CREATE_SECONDS = 30.0
 _NOT_FOUND = re.compile(r"executable file|exec: \".*no such file|open executable: No such file", re.I)
-_NOT_EXECUTABLE = re.compile(r"exec.*(permission denied|format error|is a directory)", re.I)
+_NOT_EXECUTABLE = re.compile(
+    r"exec.*(permission denied|format error|is a directory)|open executable: Operation not permitted", re.I
+)  # the last is what crun says of a directory
 
 
 # Where cgroup v1 and v2 are both mounted crun refuses to make a container: this hides the second from it, in a mount

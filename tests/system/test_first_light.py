@@ -87,7 +87,11 @@ def test_exit_codes_logs_and_exec(node: Node, image: str) -> None:
     missing = node.cli("run", "--rm", image, "nosuch", check=False)
     assert missing.returncode == 127
     assert "netstore:" in missing.stderr
-    assert node.cli("run", "--rm", image, "/etc/noexec", check=False).returncode == 126
+    for unfit in ("/etc/noexec", "/etc"):
+        assert node.cli("run", "--rm", image, unfit, check=False).returncode == 126
+    assert node.cli("rm", "-f", "nosuch", check=False).returncode == 0
+    missing = node.cli("run", "--rm", "--mount", "type=image,src=nosuch,dst=/x", image, "true", check=False)
+    assert (missing.returncode, missing.stderr.splitlines()[0]) == (125, "netstore: no such image: nosuch")
     assert node.cli("run", "nosuchimage", check=False).returncode == 125
     node.cli(
         "run", "-d", "--name", "talk", image, "sh", "-c", "for i in 1 2 3; do echo $i; done; echo e >&2; sleep 1000"
@@ -108,6 +112,24 @@ def test_exit_codes_logs_and_exec(node: Node, image: str) -> None:
     node.cli("kill", "talk")
     assert node.out("wait", "talk") == "137"
     assert "Exited (137)" in node.out("ps", "-a")
+
+
+def test_users_are_never_root_by_mistake(node: Node, image: str) -> None:
+    for user in ("4294967296", "4294967295", "2147483648", "0:99999999999", "app:4294967296", "\u00b2"):
+        done = node.cli("run", "--rm", "-u", user, image, "id", check=False)
+        assert (done.returncode, "is not accepted" in done.stderr) == (125, True), user
+    assert node.out("run", "--rm", "-u", "2147483647:5", image, "id", "-u") == "2147483647"
+    assert node.out("run", "--rm", "-u", "app", image, "id", "-G") == "1000 2000"
+    assert node.out("ps", "-aq") == ""
+
+
+def test_flags_of_networks_do_not_go_with_a_container_that_is_joined(node: Node, image: str) -> None:
+    node.cli("run", "-d", "--name", "first", image)
+    for flags in (["--ip", "10.0.0.9"], ["--network-alias", "x"], ["--link", "a"], ["--bandwidth-in", "1mbit"]):
+        done = node.cli("run", "--network", "container:first", *flags, image, "true", check=False)
+        assert (done.returncode, flags[0] in done.stderr) == (2, True)
+    assert "names no container" in node.cli("run", "--network", "container:", image, "true", check=False).stderr
+    assert node.out("ps", "-a", "--format", "{{.Names}}") == "first"
 
 
 def test_volumes_copy_up_and_protection(node: Node, image: str) -> None:

@@ -33,6 +33,26 @@ def test_flags_of_a_mount(node: Node, image: str) -> None:
     node.cli("run", "--rm", "--mount", "source=data,target=/v,noexec", image, "sh", "-c", "echo 'echo hi' > /v/s")
 
 
+def test_a_mount_on_etc_keeps_the_containers_own_files(node: Node, image: str) -> None:
+    hosts = (
+        "--add-host",
+        "told:192.0.2.7",
+        "--hostname",
+        "h",
+        image,
+        "cat",
+        "/etc/hosts",
+        "/etc/hostname",
+        "/etc/resolv.conf",
+    )
+    for mount in (["-v", "etc:/etc"], ["-v", "etc:/etc:ro"], ["--tmpfs", "/etc"]):
+        shown = node.out("run", "--rm", *mount, *hosts)
+        assert "192.0.2.7\ttold" in shown, mount
+        assert "nameserver" in shown
+    # Where nothing can be made the container has what it asked for.
+    assert node.out("run", "--rm", "-v", "empty:/etc:ro,nocopy", image, "ls", "/etc") == ""
+
+
 def test_subpaths(node: Node, image: str) -> None:
     inside = "ls /v; echo top > /v/f; ln -s /etc /v/away; ln -s sub /v/near; ln -s ../../.. /v/up"
     node.cli(

@@ -31,6 +31,7 @@ from netstore.cli.main import cli
         ("target=80", [("", 0, 80, 1)]),
         ("8080:80/UDP", [("", 8080, 80, 2)]),
         ("[::1]:80:80", [("::1", 80, 80, 1)]),
+        ("0:80", [("", 0, 80, 1)]),
     ],
 )
 def test_ports(text: str, expected: list) -> None:
@@ -86,6 +87,25 @@ def test_network_values_keep_their_case() -> None:
 @pytest.mark.parametrize(("text", "expected"), [("64m", 64 << 20), ("1.5G", 3 << 29), ("100", 100), ("2kb", 2048)])
 def test_sizes(text: str, expected: int) -> None:
     assert grammar.parse_bytes(text, "--size") == expected
+
+
+def test_numbers_that_the_contract_cannot_hold_are_usage() -> None:
+    for parse in (
+        lambda: grammar.parse_bytes("99999999999999999999", "--size"),
+        lambda: grammar.parse_network("name=a,gw-priority=99999999999"),
+        lambda: grammar.parse_network("name=a,gw-priority=-"),
+        lambda: grammar.parse_restart("on-failure:99999999999"),
+        lambda: grammar.seconds(float("nan"), "--time"),
+        lambda: grammar.seconds(float("inf"), "--time"),
+        lambda: grammar.seconds(1e20, "--time"),
+    ):
+        with pytest.raises(click.UsageError):
+            parse()
+    assert grammar.parse_network("name=a,gw-priority=-5").gateway_priority == -5
+    assert (grammar.seconds(1.5, "--time").ToTimedelta().total_seconds(), grammar.seconds(-0.5, "-t").nanos) == (
+        1.5,
+        -500_000_000,
+    )
 
 
 def test_templates(capsys: pytest.CaptureFixture[str]) -> None:
