@@ -51,6 +51,9 @@ _CALL_SECONDS = 4.0
 """How long a call goes on: an election among etcd's members takes one or two seconds."""
 _PAUSE_SECONDS = 0.05
 _PAGE = 2000
+_LISTINGS = 5
+_OUT_OF_RANGE = "ETCD_OUT_OF_RANGE"
+"""The revision asked for is compacted, or of a history that was replaced."""
 _PROBE_SECONDS = 3.0
 """How often a watch asks whether anybody is there: nothing is heard of a path that swallows packets."""
 _AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED,
@@ -263,7 +266,24 @@ class Etcd:
         return await self._call(lambda c, s: services.KVStub(c).Range(request, timeout=s), doing)
 
     async def snapshot(self, prefix: str) -> Snapshot:
-        """Return all that begins with a prefix, of one revision, read in pages."""
+        """Return all that begins with a prefix, of one revision, read in pages.
+
+        Raises:
+            Unavailable: no endpoint answers, or history is compacted faster than it can be listed.
+        """
+        for _ in range(_LISTINGS):
+            try:
+                return await self._pages(prefix)
+            except NetstoreError as error:
+                if error.reason != _OUT_OF_RANGE:
+                    raise
+                log.info("etcd's history was compacted between two pages: listing anew", prefix=prefix)
+        raise Unavailable(
+            f"listing {prefix}: etcd's history is compacted faster than it can be listed",
+            hint="let etcd keep more of it (--auto-compaction-retention)", reason="CLUSTER_UNAVAILABLE",
+        )  # fmt: skip
+
+    async def _pages(self, prefix: str) -> Snapshot:
         items: list[KeyValue] = []
         revision, key, more = 0, prefix.encode(), True
         while more:

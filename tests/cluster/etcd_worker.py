@@ -100,17 +100,48 @@ async def watch_survives_members(lab: Lab) -> None:
     print(f"longest write over the leader's end: {longest:.2f} s")
 
 
-async def compaction(lab: Lab) -> None:
-    """A watch that starts before the history is told so; `follow` lists anew by itself."""
-    client = lab.client()
-    for number in range(20):
-        last = await client.transact([], [etcd.put(PREFIX + "a", b"%d" % number)])
+async def _compact(client: Etcd, revision: int) -> None:
     compact = client._channel().unary_unary(
         "/etcdserverpb.KV/Compact",
         request_serializer=etcd.pb.LeaseGrantRequest.SerializeToString,  # field 1 is the revision
         response_deserializer=etcd.pb.PutResponse.FromString,
     )
-    await compact(etcd.pb.LeaseGrantRequest(TTL=last.revision))
+    await compact(etcd.pb.LeaseGrantRequest(TTL=revision))
+
+
+async def compaction_between_pages(lab: Lab) -> None:
+    """A listing whose revision is compacted before its last page begins anew, and says so when it never gets there."""
+    client, keys = lab.client(), [f"{PREFIX}pages/{number}" for number in range(5)]
+    await client.transact([], [etcd.put(key, b"1") for key in keys])
+    etcd._PAGE = 2  # type: ignore[misc]
+    ranged, pages, spoiled = client._range, list[int](), 1
+
+    async def compacted(request: Any, doing: str) -> Any:
+        answer = await ranged(request, doing)
+        pages.append(request.revision)
+        if request.revision == 0 and pages.count(0) <= spoiled:
+            now = await client.transact([], [etcd.put(keys[-1], b"2")])
+            await _compact(client, now.revision)
+        return answer
+
+    client._range = compacted  # type: ignore[method-assign]
+    found = await client.snapshot(PREFIX + "pages/")
+    assert [item.key for item in found.items] == keys
+    assert found.items[-1].value == b"2", "it is all of one revision, the later one"
+    assert pages.count(0) == 2
+    pages, spoiled = [], 1000
+    with contextlib.suppress(Unavailable):
+        await client.snapshot(PREFIX + "pages/")
+        raise AssertionError("what was compacted was listed")
+    await client.close()
+
+
+async def compaction(lab: Lab) -> None:
+    """A watch that starts before the history is told so; `follow` lists anew by itself."""
+    client = lab.client()
+    for number in range(20):
+        last = await client.transact([], [etcd.put(PREFIX + "a", b"%d" % number)])
+    await _compact(client, last.revision)
     try:
         async for _ in client.watch(PREFIX, last.revision - 10):
             raise AssertionError("history that is gone was shown")

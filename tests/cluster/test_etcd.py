@@ -19,6 +19,10 @@ def test_history_that_was_compacted_is_listed_anew(etcd3: Etcd3) -> None:
     etcd3.worker("compaction")
 
 
+def test_a_listing_outlives_a_compaction_between_its_pages(etcd3: Etcd3) -> None:
+    etcd3.worker("compaction_between_pages")
+
+
 def test_keys_go_with_their_lease(etcd3: Etcd3) -> None:
     etcd3.worker("leases")
 
