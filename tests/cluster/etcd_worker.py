@@ -10,9 +10,14 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
-from netstore.errors import NetstoreError, Unavailable
+from netstore.errors import Conflict, NetstoreError, Unavailable
+from netstore.model import Node
+from netstore.networks.cluster import claims
+from netstore.networks.cluster.members import Members
+from netstore.networks.cluster.records import CLAIMS, ENDPOINTS, NETWORKS, NODES, EndpointRecord
 from netstore.store import etcd
 from netstore.store.etcd import Changes, Etcd, Snapshot
 
@@ -133,6 +138,59 @@ async def compaction_between_pages(lab: Lab) -> None:
     with contextlib.suppress(Unavailable):
         await client.snapshot(PREFIX + "pages/")
         raise AssertionError("what was compacted was listed")
+    await client.close()
+
+
+async def removal(lab: Lab) -> None:
+    """A node is removed while it still gives back an address, which another has at once; and while it starts again."""
+    client, network = lab.client(), "5e" * 32
+    members = Members(client, Path(__file__))
+    nodes = [Node(id=letter * 64, name=letter, address=f"192.0.2.{ord(letter)}", version="") for letter in "ab"]
+    for node in nodes:
+        await members.register(node, await client.grant(60))
+    await client.transact([], [etcd.put(f"{NETWORKS}{network}", b"{}")])
+
+    def record(node: Node, address: str) -> EndpointRecord:
+        return EndpointRecord(
+            id=f"{node.name}{address[-1]}" * 32, network_id=network, node_id=node.id, vtep=node.address,
+            mac=f"02:00:00:00:00:0{address[-1]}", addresses=(address,),
+        )  # fmt: skip
+
+    moved, kept, got = record(nodes[0], "10.0.0.2"), record(nodes[0], "10.0.0.3"), record(nodes[1], "10.0.0.2")
+    assert not await claims.hold(client, moved, new=True)
+    assert not await claims.hold(client, kept, new=True)
+    listed = client.snapshot
+
+    async def moves(prefix: str) -> Snapshot:
+        found = await listed(prefix)
+        if prefix == ENDPOINTS:
+            await claims.release(client, moved)
+            assert not await claims.hold(client, got, new=True)
+        return found
+
+    client.snapshot = moves  # type: ignore[method-assign]
+    await members.remove(nodes[0], force=True)
+    for key in (*got.claims, claims.key_of(got)):
+        assert await client.read(key), f"{key} is another node's"
+    for key in (*(each for each in kept.claims), claims.key_of(kept), f"{NODES}{nodes[0].id}"):
+        assert await client.read(key) is None, key
+
+    async def joins(prefix: str) -> Snapshot:
+        found = await listed(prefix)
+        if prefix == ENDPOINTS:
+            await Members(client, Path(__file__)).register(nodes[1], await client.grant(60))
+        return found
+
+    client.snapshot = joins  # type: ignore[method-assign]
+    with contextlib.suppress(Conflict):
+        await members.remove(nodes[1], force=True)
+        raise AssertionError("a node that is back was removed")
+    for key in (*got.claims, claims.key_of(got), f"{NODES}{nodes[1].id}", f"{CLAIMS}names/nodes/b"):
+        assert await client.read(key), f"{key} of a node that is back"
+    client.snapshot = listed  # type: ignore[method-assign]
+    await members.remove(nodes[1], force=True)
+    await client.transact([], [etcd.delete(f"{NETWORKS}{network}")])
+    assert not [item for item in (await listed(ENDPOINTS)).items if network in item.key]
     await client.close()
 
 

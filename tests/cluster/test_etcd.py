@@ -23,6 +23,10 @@ def test_a_listing_outlives_a_compaction_between_its_pages(etcd3: Etcd3) -> None
     etcd3.worker("compaction_between_pages")
 
 
+def test_a_node_is_removed_while_it_still_runs(etcd3: Etcd3) -> None:
+    etcd3.worker("removal")
+
+
 def test_keys_go_with_their_lease(etcd3: Etcd3) -> None:
     etcd3.worker("leases")
 

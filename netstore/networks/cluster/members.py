@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,12 +24,12 @@ from netstore.networks.cluster.records import (
     decode_node,
     encode,
 )
-from netstore.store.etcd import Etcd, Op, absent, delete, holds, put, unchanged
+from netstore.store.etcd import Etcd, KeyValue, absent, delete, exists, holds, put, unchanged
 
 __all__ = ["Members", "Refused", "member_key", "no_cluster"]
 
 _TRIES = 10
-_DELETIONS_AT_ONCE = 100  # etcd's limit is 128 operations
+_AT_ONCE = 16
 
 log = structlog.get_logger(__name__)
 
@@ -158,28 +159,43 @@ class Members:
 
         Raises:
             InUse: it is up, and `force` is not set.
+            Conflict: it was started again meanwhile.
         """
         if not force and await self._etcd.read(f"{ALIVE}{node.id}"):
             raise InUse(
                 f"node {node.name} is up", hint="stop its netstored and wait for 10 s, or give --force", node=node.name
             )
-        # From here on it can claim nothing more.
-        await self._etcd.transact(
-            [], [delete(member_key(node.id)), delete(f"{ALIVE}{node.id}"), put(_grave(node.id), b"")]
-        )
-        gone: list[Op] = []
-        for prefix in (ENDPOINTS, HOSTS):
-            for item in (await self._etcd.snapshot(prefix)).items:
-                record = decode_endpoint(item.value)
-                if record.node_id == node.id:
-                    shared = [key for key in record.claims if key.startswith(PORTS)]
-                    for key in shared:  # another endpoint may have it since the node was lost
-                        await self._etcd.transact([holds(key, record.id.encode())], [delete(key)])
-                    gone += [delete(key) for key in (*record.claims, item.key) if key not in shared]
-        for start in range(0, len(gone), _DELETIONS_AT_ONCE):
-            await self._etcd.transact([], gone[start : start + _DELETIONS_AT_ONCE])
+        # From here on it can claim nothing more, unless it is started again.
+        grave = _grave(node.id)
+        await self._etcd.transact([], [delete(member_key(node.id)), delete(f"{ALIVE}{node.id}"), put(grave, b"")])
+        items = [each for prefix in (ENDPOINTS, HOSTS) for each in (await self._etcd.snapshot(prefix)).items]
+        held = [each for each in items if decode_endpoint(each.value).node_id == node.id]
+        for start in range(0, len(held), _AT_ONCE):
+            await asyncio.gather(*(self._take_away(node, each) for each in held[start : start + _AT_ONCE]))
         mine = encode(node.id)
         for key in _claims(node):
-            await self._etcd.transact([holds(key, mine)], [delete(key)])
-        await self._etcd.transact([], [delete(f"{NODES}{node.id}")])
-        log.info("node removed", node=node.name, endpoints=len(gone))
+            await self._etcd.transact([holds(key, mine), exists(grave)], [delete(key)])
+        if not (await self._etcd.transact([exists(grave)], [delete(f"{NODES}{node.id}")])).succeeded:
+            raise _joined_again(node)
+        log.info("node removed", node=node.name, endpoints=len(held))
+
+    async def _take_away(self, node: Node, item: KeyValue | None) -> None:
+        """Remove a record with what it claims. As long as it is unchanged, all that is its own: a node that still runs
+        may give back an address, which another has at once.
+        """
+        while item:
+            record = decode_endpoint(item.value)
+            ports = [key for key in record.claims if key.startswith(PORTS)]
+            for key in ports:  # another endpoint may have it since the node was lost
+                await self._etcd.transact([holds(key, record.id.encode())], [delete(key)])
+            conditions = [unchanged(item.key, item.revision), exists(_grave(node.id))]
+            gone = [delete(key) for key in (*record.claims, item.key) if key not in ports]
+            if (await self._etcd.transact(conditions, gone)).succeeded:
+                return
+            if await self._etcd.read(_grave(node.id)) is None:
+                raise _joined_again(node)
+            item = await self._etcd.read(item.key)
+
+
+def _joined_again(node: Node) -> Conflict:
+    return Conflict(f"node {node.name} joined again meanwhile", hint="stop its netstored, then remove it again")
