@@ -6,12 +6,17 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import structlog
+
+from netstore.errors import NetstoreError
 from netstore.model import HealthCheck, Kind
 from netstore.store import Store, Transaction
 
 __all__ = ["Checks", "Target"]
 
 _STARTING_SECONDS = 1.0
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +61,11 @@ class Checks:
             healthy = await self._store.read(lambda tx: _is_healthy(tx, target))
             started |= healthy
             if works != healthy and (works or failures >= target.check.retries):
-                await self._store.write(lambda tx, works=works: _mark(tx, target, healthy=works))  # type: ignore[misc]
-                self._changed(network_id, target.endpoint_id)
+                try:
+                    await self._store.write(lambda tx, works=works: _mark(tx, target, healthy=works))  # type: ignore[misc]
+                    self._changed(network_id, target.endpoint_id)
+                except NetstoreError as error:  # a full disk, say: noted by the next check
+                    log.warning("an endpoint's health is not noted", endpoint=target.endpoint_id, error=str(error))
             interval = target.check.interval_seconds
             await asyncio.sleep(interval if started or works else min(interval, _STARTING_SECONDS))
 

@@ -121,7 +121,10 @@ class Leases:
                 kept = False
             failures = 0 if kept else failures + 1
             if failures == 1 and endpoint.lease:
-                await self._store.write(partial(_tell, endpoint=endpoint, action="lease-unanswered"))
+                try:
+                    await self._store.write(partial(_tell, endpoint=endpoint, action="lease-unanswered"))
+                except NetstoreError as error:  # a full disk, say, which must not end the renewals
+                    log.warning("an event is not noted", endpoint=endpoint_id, error=str(error))
 
     async def _follow(self, endpoint: Endpoint, network: Network, sandbox: Sandbox) -> bool:
         """Do what is due for an endpoint; False when no server answered."""

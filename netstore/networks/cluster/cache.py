@@ -38,7 +38,7 @@ from netstore.store.etcd import KeyValue
 
 __all__ = [
     "Effect", "Picture", "Seen", "differences", "forget_network", "host_record", "hosts", "import_network",
-    "peers", "remotes", "retry_mesh", "unpublished", "users", "waiting_mesh",
+    "peers", "remotes", "retry_mesh", "unpublished", "users", "visible", "waiting_mesh",
 ]  # fmt: skip
 
 Seen = tuple[bool, KeyValue]
@@ -294,7 +294,7 @@ def _of_node(tx: Transaction, node_id: str) -> list[str]:
     return [row[0] for row in tx.rows("SELECT id FROM remote_endpoints WHERE node_id = ?", node_id)]
 
 
-def _visible(tx: Transaction, endpoint_id: str) -> RemoteEndpoint | None:
+def visible(tx: Transaction, endpoint_id: str) -> RemoteEndpoint | None:
     """Return an endpoint that packets can go to."""
     row = tx.row(
         "SELECT remote_endpoints.body FROM remote_endpoints JOIN nodes ON nodes.id = node_id"
@@ -331,9 +331,9 @@ def retry_mesh(tx: Transaction) -> list[RemoteEndpoint]:
     """Try again to publish what others had; returns the endpoints of which something is published now."""
     found = []
     for endpoint_id in waiting_mesh(tx):
-        before = _visible(tx, endpoint_id)
+        before = visible(tx, endpoint_id)
         ports.claim_for_mesh(tx, endpoint_id)
-        after = _visible(tx, endpoint_id)
+        after = visible(tx, endpoint_id)
         if after and after != before:
             found.append(after)
     return found

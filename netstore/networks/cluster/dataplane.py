@@ -74,8 +74,9 @@ class DataPlane:
         for each in remotes:
             async with self._context.locks.hold(each.network_id):
                 found = await self._network(each.network_id)
-                if found and self._driver(found).is_here(found):
-                    await self._apply(found, [each], ())
+                now = await self._context.store.read(lambda tx, of=each.endpoint_id: cache.visible(tx, of))  # type: ignore[misc]
+                if now and found and self._driver(found).is_here(found):  # it may have gone, or moved, meanwhile
+                    await self._apply(found, [now], ())
 
     async def _network(self, network_id: str) -> Network | None:
         return await self._context.store.read(lambda tx: tx.networks.get(network_id))
