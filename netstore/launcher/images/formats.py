@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -153,8 +154,8 @@ class _Archive:
         for entry in _typed(self._json("manifest.json"), list, "manifest.json"):
             config_name = _typed(_typed(entry, dict, "manifest.json").get("Config"), str, "manifest.json Config")
             config = self._bytes(config_name)
-            names = tuple(_typed(entry.get("RepoTags") or [], list, "manifest.json RepoTags"))
-            sources = _typed(entry.get("Layers"), list, "manifest.json Layers")
+            names = _texts(entry.get("RepoTags") or [], "manifest.json RepoTags")
+            sources = _texts(entry.get("Layers"), "manifest.json Layers")
             images.append(self._image(layers, config, [(name, "") for name in sources], names))
         return images
 
@@ -164,11 +165,12 @@ class _Archive:
         for descriptor in _typed(
             _typed(self._json("index.json"), dict, "index.json").get("manifests"), list, "manifests"
         ):
-            reference = (descriptor.get("annotations") or {}).get("org.opencontainers.image.ref.name", "")
-            manifest = self._manifest(descriptor)
+            manifest = self._manifest(_typed(descriptor, dict, "manifests of index.json"))
+            annotations = _typed(descriptor.get("annotations") or {}, dict, "annotations of index.json")
+            reference = _typed(annotations.get("org.opencontainers.image.ref.name", ""), str, "ref.name of index.json")
             config = self._blob(_typed(manifest.get("config"), dict, "manifest config"))
             sources = [
-                (_blob_path(layer), str(layer.get("digest")))
+                (_blob_path(_typed(layer, dict, "layers")), str(layer.get("digest")))
                 for layer in _typed(manifest.get("layers"), list, "layers")
             ]
             images.append(self._image(layers, config, sources, (reference,) if reference else ()))
@@ -180,17 +182,19 @@ class _Archive:
         if "manifests" not in document:
             return document
         wanted = _MACHINES.get(platform.machine(), platform.machine())
-        for each in document["manifests"]:
-            if (each.get("platform") or {}).get("architecture") == wanted:
+        for each in _typed(document["manifests"], list, "manifests"):
+            platforms = _typed(_typed(each, dict, "manifests").get("platform") or {}, dict, "platform")
+            if platforms.get("architecture") == wanted:
                 return self._manifest(each)
         raise InvalidArgument("archive", "index", f"an image for {wanted}", reason="NO_PLATFORM")
 
     def _image(self, layers: Layers, config: bytes, sources: list[tuple[str, str]], names: tuple[str, ...]) -> Imported:
         document = _typed(_parse(config, "configuration"), dict, "configuration")
-        diff_ids = _typed((document.get("rootfs") or {}).get("diff_ids"), list, "rootfs.diff_ids of the configuration")
+        rootfs = _typed(document.get("rootfs"), dict, "rootfs of the configuration")
+        diff_ids = _typed(rootfs.get("diff_ids"), list, "rootfs.diff_ids of the configuration")
         if len(diff_ids) != len(sources):
             raise _incomplete(f"{len(diff_ids)} diff_ids for {len(sources)} layers")
-        digests = [str(each).removeprefix("sha256:") for each in diff_ids]
+        digests = [_diff_id(each) for each in diff_ids]
         size = 0
         for (name, digest), diff_id in zip(sources, digests, strict=True):
             if diff_id in layers:
@@ -259,6 +263,7 @@ def _blob_path(descriptor: Mapping[str, Any]) -> str:
 
 def _config(document: Mapping[str, Any]) -> ImageConfig:
     """Read the defaults to run an image (OCI image-spec, config.md)."""
+    document = _typed(document, dict, "config of the configuration")
     try:
         return ImageConfig(
             entrypoint=tuple(document.get("Entrypoint") or ()),
@@ -278,7 +283,7 @@ def _config(document: Mapping[str, Any]) -> ImageConfig:
 def _parse(data: bytes, what: str) -> Any:
     try:
         return json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _incomplete(f"{what} is no JSON: {error}") from error
 
 
@@ -286,6 +291,18 @@ def _typed(value: Any, kind: type, what: str) -> Any:
     if not isinstance(value, kind):
         raise _incomplete(f"{what} is missing or no {kind.__name__}")
     return value
+
+
+def _texts(value: Any, what: str) -> tuple[str, ...]:
+    return tuple(_typed(each, str, what) for each in _typed(value, list, what))
+
+
+def _diff_id(value: object) -> str:
+    """Return a layer's digest. It names a directory: "/" would be the node's own."""
+    found = re.fullmatch("sha256:([0-9a-f]{64})", str(value))
+    if found is None:
+        raise _incomplete(f"the diff_id {str(value)[:100]!r} is no sha256")
+    return found[1]
 
 
 def _incomplete(why: str) -> InvalidArgument:
