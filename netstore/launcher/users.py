@@ -46,7 +46,7 @@ def resolve(rootfs: int, user: str) -> Identity:
 
 
 def _is_id(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and int(text) <= _MAX_ID
+    return text.isascii() and text.isdecimal() and len(text) < 20 and int(text) <= _MAX_ID
 
 
 def _number(text: str, user: str, otherwise: str) -> int:
