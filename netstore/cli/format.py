@@ -31,6 +31,7 @@ __all__ = [
 
 T = TypeVar("T", bound=Any)
 _FIELD = re.compile(r"\{\{\s*(json\s+)?\.([A-Za-z_][\w.]*)?\s*\}\}")
+_LABEL = re.compile(r"\{\{\s*\.Label\s+\"([^\"]*)\"\s*\}\}")
 _DIGITS = re.compile(r"(\d+)")
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _DOCKERS = {"ID": "id", "CreatedAt": "create_time", "IPv6": "enable_ipv6"}
@@ -91,9 +92,8 @@ def listing(
     if template.startswith("table "):
         template = template.removeprefix("table ").replace("\\t", "\t")
         lines = [line.split("\t") for line in _lines(messages, template, columns)]
-        _table(
-            _FIELD.sub(lambda match: titles.get(match[2] or "", (match[2] or "").upper()), template).split("\t"), lines
-        )
+        above = _FIELD.sub(lambda match: titles.get(match[2] or "", (match[2] or "").upper()), template)
+        _table(_LABEL.sub(lambda match: match[1].upper(), above).split("\t"), lines)
     else:
         show_objects(messages, template, columns=columns)
 
@@ -128,12 +128,19 @@ def _lines(
     more: Callable[[Any], dict[str, Any]] | None = None,
 ) -> Iterator[str]:  # fmt: skip
     """Yield what a template makes of each message."""
-    if not _FIELD.search(template):
+    left, fields = _FIELD.subn("", template)
+    left, labels = _LABEL.subn("", left)
+    if not fields + labels:
         raise click.UsageError(f"--format: {template!r} is neither json nor a template with {{{{.Field}}}}")
+    if "{{" in left:
+        known = '{{.Field}}, {{json .Field}} and {{.Label "key"}}'
+        raise click.UsageError(f"--format: {left[left.index('{{') :]!r} is not known: there are {known}")
     for message, column in zip(messages, columns or [{}] * len(messages), strict=True):
         document = _document(message, more)
         pick = partial(_pick, document, _worded(message, document), column)
-        yield _FIELD.sub(pick, template.replace("\\t", "\t"))
+        parts = _LABEL.split(template.replace("\\t", "\t"))  # text, then in turn a key and text
+        own = document.get("labels") or {}
+        yield "".join(own.get(part, "") if i % 2 else _FIELD.sub(pick, part) for i, part in enumerate(parts))
 
 
 def _worded(message: Any, document: dict[str, Any]) -> dict[str, Any]:

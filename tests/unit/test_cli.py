@@ -119,6 +119,13 @@ def test_templates(capsys: pytest.CaptureFixture[str]) -> None:
     network = network_pb2.Network(name="app", status=network_pb2.NetworkStatus(scope=network_pb2.NETWORK_SCOPE_GLOBAL))
     show_objects([network], "{{.Scope}} {{json .Status.Scope}}")
     assert capsys.readouterr().out == 'global "NETWORK_SCOPE_GLOBAL"\n'
+    show_objects([volume], '{{.Name}} {{.Label "a"}}{{.Label "nosuch"}}|')
+    assert capsys.readouterr().out == "v |\n"
+    volume.labels["a"] = "{{.Name}}"
+    show_objects([volume], '{{.Label "a"}}')
+    assert capsys.readouterr().out == "{{.Name}}\n"
+    with pytest.raises(click.UsageError, match=r"'\{\{upper .Name\}\}' is not known"):
+        show_objects([network], "{{.Name}} {{upper .Name}}")
     with pytest.raises(click.UsageError, match="no field 'Nome'"):
         show_objects([network], "{{.Nome}}")
 
