@@ -100,6 +100,8 @@ class OverlayDriver(BridgedDriver):
         assert bridge is not None
         if self._sealed(network) and self._key and route.index_of(WIREGUARD_LINK) is None:
             self.apply_key(self._key)
+        if route.index_of(name) and not self._is_sent_from_here(name):
+            self.host.deletions.delete(name)  # the node's address was another: what leads to others is written anew
         requests = [] if route.index_of(name) else [self._tunnel_request(network, name, bridge)]
         requests += [
             netlink.tunnel_port_set(name, alias=alias("network", network.id), isolated=isolated),
@@ -283,7 +285,7 @@ class OverlayDriver(BridgedDriver):
         """Look for bridge, tunnel and ports, and tell what leads to other nodes from what leads to endpoints here."""
         found, route = super().observe(network), host_socket()
         bridge, tunnel = route.index_of(network.interface), route.index_of(_tunnel(network))
-        if bridge is None or tunnel is None:
+        if bridge is None or tunnel is None or not self._is_sent_from_here(_tunnel(network)):
             return replace(found, interface=False)
         told = route.permanent_neighbours(bridge)
         tunnels, bridged = route.forwarding(tunnel)
@@ -297,6 +299,10 @@ class OverlayDriver(BridgedDriver):
         ports = found.endpoints - {_tunnel(network)}
         here = found.neighbours - {address for address, _, _ in remotes}
         return replace(found, endpoints=ports, neighbours=here, remotes=frozenset(remotes))
+
+    def _is_sent_from_here(self, tunnel: str) -> bool:
+        """Say whether a tunnel's packets carry the node's address: others hear no other one."""
+        return host_socket().tunnel_source(tunnel) == str(ip_address(self.host.vtep))
 
     def _judged(self, network: Network, remotes: set[tuple[str, str, str]]) -> set[tuple[str, str, str]]:
         """Return remote endpoints without the VTEP of those whose route is not as it should be, and stray routes."""

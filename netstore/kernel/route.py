@@ -13,6 +13,7 @@ import socket
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any, TypeAlias
 
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
@@ -51,6 +52,7 @@ SIOCGIFINDEX = 0x8933
 _IFREQ = 40  # bytes of struct ifreq: the name in 16 of them, then the index
 _HEADER = struct.Struct("IHHII")
 _BATCH = 64  # messages in one send: their acknowledgements fit the default receive buffer
+IFLA_LINKINFO, IFLA_INFO_DATA, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LOCAL6 = 18, 2, 4, 17
 _SKIP_STATISTICS = ("IFLA_EXT_MASK", 1 << 3)  # RTEXT_FILTER_SKIP_STATS
 Attributes: TypeAlias = "list[tuple[str, Any]]"
 """Attributes as pyroute2 takes them, by name."""
@@ -156,6 +158,19 @@ class RouteSocket:
         attrs: Attributes = [_SKIP_STATISTICS, *([("IFLA_MASTER", master)] if master else [])]
         message = encode(ifinfmsg, RTM_GETLINK, NLM_F_DUMP, {}, attrs)
         return [_link(answer) for answer in self._answers(message, "listing", "interfaces")]
+
+    def tunnel_source(self, name: str) -> str:
+        """Return the address that a VXLAN interface sends from, "" when there is none of that name."""
+        try:
+            (answer,) = self._answers(_link_query(name), "reading interface", name)
+        except KernelError as error:
+            if error.errno == errno.ENODEV:
+                return ""
+            raise
+        info = attributes(attributes(answer, 32).get(IFLA_LINKINFO, b""), 4)
+        data = attributes(info.get(IFLA_INFO_DATA, b""), 4)
+        found = data.get(IFLA_VXLAN_LOCAL) or data.get(IFLA_VXLAN_LOCAL6)
+        return str(ip_address(found[4:])) if found else ""
 
     def permanent_neighbours(self, index: int) -> dict[str, str]:
         """Return the neighbours of an interface that were given to it and never expire: address and MAC."""

@@ -13,6 +13,7 @@ from conftest import Node, wait_until
 from cluster.lab import (
     UNDERLAY,
     Etcd3,
+    address_of,
     connect,
     info,
     known,
@@ -65,6 +66,31 @@ def test_a_registration_of_an_earlier_session_is_made_late(nodes3: list[Node], e
     etcd3.ctl("put", alive, value, f"--lease={lease}")
     wait_until(lambda: etcd3.ctl("lease", "timetolive", lease).find("already expired") >= 0, what="its end")
     wait_until(lambda: states(nodes3[0])["n2"] == "up" and value in etcd3.ctl("get", alive), what="n2's return")
+
+
+def test_a_node_that_comes_back_with_another_address_is_reached_there(nodes3: list[Node]) -> None:
+    """Its tunnels were made with the one before, which nobody hears any more."""
+    one, two, _ = nodes3
+    one.cli("network", "create", "-d", "overlay", "moved")
+    known(nodes3, "moved")
+    connect(one, "stays", "moved")
+    address = connect(two, "moves", "moved")
+    reaches(one, "stays", address)
+    file = two.place / "cluster.toml"
+    before, other = file.read_text(), f"{UNDERLAY}.62"
+    try:
+        for text, told in ((before.replace(f'"{UNDERLAY}.2"', f'"{other}"'), other), (before, f"{UNDERLAY}.2")):
+            two.host.sh(f"ip addr replace {other}/24 dev eth0")
+            file.write_text(text)
+            two.kill()
+            restart(two)
+            wait_until(lambda told=told: told in one.out("node", "inspect", "n2"), what="its other address")
+            reaches(one, "stays", address)
+            reaches(two, "moves", address_of(one, "stays"))
+            wait_until(lambda: not two.cli("system", "check", check=False).returncode, what="all of it in order")
+    finally:
+        file.write_text(before)
+        two.host.sh(f"ip addr del {other}/24 dev eth0")
 
 
 def test_bad_values_are_named(nodes3: list[Node]) -> None:
