@@ -100,6 +100,10 @@ class TxnResult:
     revision: int
     found: list[list[KeyValue]]
 
+    def shows(self, value: bytes) -> bool:
+        """Say whether the first `get` found this: what was asked for is so already, where an answer was lost."""
+        return bool(self.found and self.found[0] and self.found[0][0].value == value)
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from netstore.errors import Unavailable
+from netstore.config import ClusterConfig
+from netstore.errors import Conflict, Unavailable
 from netstore.model import (
     Address,
     Endpoint,
@@ -23,11 +24,12 @@ from netstore.model import (
     PortMapping,
     Sandbox,
 )
+from netstore.networks import ipam
 from netstore.networks.cluster import claims
-from netstore.networks.cluster.cluster import State
+from netstore.networks.cluster.cluster import Cluster, State
 from netstore.networks.cluster.members import Members, member_key
 from netstore.networks.cluster.publication import Publication
-from netstore.networks.cluster.records import ENDPOINTS, NETWORKS, PORTS, EndpointRecord
+from netstore.networks.cluster.records import ENDPOINTS, NETWORKS, NODES, PORTS, EndpointRecord, encode
 from netstore.networks.cluster.spanning import Spanning
 from netstore.networks.context import KeyedLocks
 from netstore.store import Store, Transaction
@@ -211,3 +213,92 @@ async def test_the_nodes_own_address_is_given_back_when_etcd_does_not_answer(tmp
             await spanning._take_addresses(SimpleNamespace(), network)
     assert await store.read(lambda tx: tx.rows("SELECT * FROM addresses WHERE endpoint_id IS NULL")) == []
     await store.close()
+
+
+def _cluster(memory: Memory) -> Any:
+    async def ready() -> None:
+        return
+
+    async def ask(question: Any) -> Any:
+        return await question
+
+    node = Node(id="node", name="n", address="198.51.100.1")
+    return SimpleNamespace(etcd=memory, state=State.JOINED, node=node, ready=ready, ask=ask)
+
+
+_UNOWNED = "SELECT count(*) FROM addresses WHERE endpoint_id IS NULL"
+
+
+async def test_an_address_that_another_had_for_a_moment_is_given_again(tmp_path: Path) -> None:
+    """Its holder may go before its row comes here: nothing would take a note of it away."""
+    store, memory = Store(tmp_path / "netstore.db"), Memory()
+    endpoint, _ = await add(store)
+    network = await store.read(lambda tx: tx.networks.require("net"))
+    pools = tuple(Pool(subnet=each, gateway="") for each in ("10.0.0.0/29", "fd00::/64"))
+    network = replace(network, pools=pools)
+
+    def both(tx: Transaction) -> None:
+        tx.networks.update(network)
+        for pool in pools:
+            ipam.reserve_pool(tx, network, pool)
+
+    await store.write(both)
+    publication = Publication(store, _cluster(memory), KeyedLocks())
+    for number in (2, 3):
+        memory.keys[f"{RECORD.claims[0][:-1]}{number}"] = OTHER.encode(), 1
+    before = await store.read(lambda tx: tx.rows(_UNOWNED))
+    claimed = await publication.claim(endpoint, network)
+    assert not {each.address for each in claimed.addresses} & {"10.0.0.2", "10.0.0.3"}
+    assert await store.read(lambda tx: tx.rows(_UNOWNED)) == before
+
+    async def apply(work: Any) -> Any:
+        return SimpleNamespace(mtu=1500)
+
+    spanning = Spanning(SimpleNamespace(store=store, apply=apply), _cluster(memory), SimpleNamespace())
+    for number in range(1, 7):
+        key = f"{RECORD.claims[0][:-1]}{number}"
+        if memory.keys.get(key, (b"",))[0] != RECORD.id.encode() and number != 6:
+            memory.keys[key] = OTHER.encode(), 1
+    taken = await spanning._take_addresses(SimpleNamespace(validate=lambda network: network), network)
+    now = await store.read(lambda tx: tx.rows(_UNOWNED))
+    assert now == [(before[0][0] + len(taken.host_addresses),)]
+    await store.close()
+
+
+async def test_only_etcd_that_does_not_answer_sends_a_node_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "netstore.db")
+    monkeypatch.setattr("netstore.networks.cluster.cluster.Etcd", lambda *_, **__: SimpleNamespace())
+    config = ClusterConfig(endpoints=[], name="n", advertise="198.51.100.1", ca="", cert="", key="")
+    cluster = Cluster(config, store, "node", lambda network: network)
+    await cluster._set(State.JOINED, "")
+
+    async def fail(reason: str) -> None:
+        raise Unavailable("others change it at the same time", reason=reason)
+
+    with pytest.raises(Unavailable):
+        await cluster.ask(fail(""))
+    await cluster.ready()
+    with pytest.raises(Unavailable):
+        await cluster.ask(fail("CLUSTER_UNAVAILABLE"))
+    assert cluster.state is State.AWAY
+    await store.close()
+
+
+async def test_who_changed_a_node_himself_is_in_no_conflict(tmp_path: Path) -> None:
+    """The answer was lost: the same transaction is made again, and finds what it did."""
+    memory, node = Memory(), Node(id="node", name="n", address="198.51.100.1")
+    memory.keys[f"{NODES}node"] = encode(node), 1
+    once = memory.transact
+
+    async def twice(*of: Any) -> TxnResult:
+        await once(*of)
+        return await once(*of)
+
+    memory.transact = twice  # type: ignore[method-assign]
+    changed = await Members(memory, tmp_path).drain(node, "1", drained=True)
+    assert changed.drained
+    assert str(changed.revision) == str(memory.keys[f"{NODES}node"][1])
+    with pytest.raises(Conflict):
+        await Members(memory, tmp_path).drain(node, "1", drained=False)

@@ -50,7 +50,7 @@ class Balanced:
                 return old, new
             result = await self._cluster.ask(self._transact(old, new))
             await self._cluster.caught_up(result.revision)
-            if result.succeeded:
+            if result.succeeded or (new and result.shows(_shared(new))):
                 return old, new
         raise Unavailable("others change services at the same time", hint="try again")
 
@@ -67,8 +67,8 @@ class Balanced:
             conditions.append(absent(RECOVERING))
         then = [*(delete(each) for each in held - wanted), *(put(each, mine) for each in wanted - held)]
         then.append(put(key, _shared(new)) if new else delete(key))
-        result = await self._cluster.etcd.transact(conditions, then, [get(RECOVERING)])
-        if not result.succeeded and not old and result.found[0]:
+        result = await self._cluster.etcd.transact(conditions, then, [get(key), get(RECOVERING)])
+        if not result.succeeded and not old and result.found[1]:
             raise claims.recovers()
         return result
 

@@ -23,7 +23,7 @@ from netstore.config import ClusterConfig
 from netstore.errors import FailedPrecondition, NetstoreError, Unavailable
 from netstore.model import Network, Node, NodeLink
 from netstore.networks.cluster.cache import Effect, Picture, Seen, differences
-from netstore.networks.cluster.claims import RECOVERY_SECONDS, Recovering
+from netstore.networks.cluster.claims import RECOVERY_SECONDS
 from netstore.networks.cluster.members import Members, Refused
 from netstore.networks.cluster.records import RECOVERING, STATE, CheckRequest, EndpointRecord
 from netstore.store import Store, Transaction
@@ -41,6 +41,7 @@ _RELIST_SECONDS = 5.0
 _AT_ONCE = 1000  # changes in one commit: others wait for its end
 _AHEAD = 1000  # answers of the watch that wait for the one before
 _HISTORY = "etcd"
+_NO_ANSWER = "CLUSTER_UNAVAILABLE"
 
 log = structlog.get_logger(__name__)
 
@@ -123,7 +124,7 @@ class Cluster:
         await self._first_try.wait()
         if self.state is not State.JOINED:
             raise Unavailable(
-                f"the cluster is not available: {self.reason}", reason="CLUSTER_UNAVAILABLE",
+                f"the cluster is not available: {self.reason}", reason=_NO_ANSWER,
                 hint="networks of this node alone go on; `netstore system info` shows when it is back",
             )  # fmt: skip
 
@@ -131,10 +132,8 @@ class Cluster:
         """Await a call of etcd's; when it does not answer, others are told so at once from then on."""
         try:
             return await question
-        except (Refused, Recovering):
-            raise
-        except Unavailable as error:
-            if self.state is State.JOINED:
+        except Unavailable as error:  # of another reason: it answered
+            if error.reason == _NO_ANSWER and self.state is State.JOINED:
                 await self._leave(State.AWAY, error)
             raise
 

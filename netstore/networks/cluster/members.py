@@ -24,7 +24,7 @@ from netstore.networks.cluster.records import (
     decode_node,
     encode,
 )
-from netstore.store.etcd import Etcd, KeyValue, absent, delete, exists, holds, put, unchanged
+from netstore.store.etcd import Etcd, KeyValue, absent, delete, exists, get, holds, put, unchanged
 
 __all__ = ["Members", "Refused", "member_key", "no_cluster"]
 
@@ -148,10 +148,13 @@ class Members:
                 raise Conflict(f"node {node.name} has changed", hint="read it again, then change it again")
             changed = change(decode_node(present.value))
             result = await self._etcd.transact(
-                [unchanged(f"{NODES}{node.id}", present.revision)], [put(f"{NODES}{node.id}", encode(changed))]
-            )
+                [unchanged(f"{NODES}{node.id}", present.revision)], [put(f"{NODES}{node.id}", encode(changed))],
+                [get(f"{NODES}{node.id}")],
+            )  # fmt: skip
             if result.succeeded:
                 return replace(changed, up=node.up, revision=result.revision)
+            if result.shows(encode(changed)):
+                return replace(changed, up=node.up, revision=result.found[0][0].revision)
         raise Unavailable(f"node {node.name} could not be changed: others change it at the same time")
 
     async def remove(self, node: Node, *, force: bool) -> None:

@@ -79,6 +79,7 @@ class Publication:
             Unavailable: etcd does not answer, or this node is not in the cluster.
         """
         self._claiming.add(endpoint.id)
+        taken: set[str] = set()
         try:
             await self._cluster.ready()
             for _ in range(_TRIES):
@@ -97,7 +98,7 @@ class Publication:
                 if found := {key: holder for key, holder in others.items() if key.startswith(PORTS)}:
                     await self._take_over(found)
                     continue
-                taken = [key.rsplit("/", 1)[1] for key in others]
+                taken = taken | {key.rsplit("/", 1)[1] for key in others}
                 await self._refuse_static(endpoint, network, others)
                 endpoint = await self._store.write(
                     lambda tx, now=endpoint, gone=taken: readdress(tx, network, now, gone)  # type: ignore[misc]
@@ -268,12 +269,18 @@ class Publication:
 
 
 def readdress(tx: Transaction, network: Network, endpoint: Endpoint, taken: Iterable[str]) -> Endpoint:
-    """Give an endpoint other addresses than those, which others have."""
+    """Give an endpoint other addresses than those, which others have. That is noted only meanwhile: who has one may go
+    before its row comes here, and nothing would take the note away.
+    """
     tx.execute("DELETE FROM addresses WHERE endpoint_id = ?", endpoint.id)
-    for text in taken:
-        if "." in text or text.count(":") != 5:  # no MAC
-            tx.execute("INSERT OR IGNORE INTO addresses VALUES (?, ?, NULL)", network.id, ip_address(text).packed)
+    there = "SELECT 1 FROM addresses WHERE network_id = ? AND address = ?"
+    packed = [ip_address(text).packed for text in taken if "." in text or text.count(":") != 5]  # no MAC
+    noted = [each for each in packed if not tx.row(there, network.id, each)]
+    for each in noted:
+        tx.execute("INSERT INTO addresses VALUES (?, ?, NULL)", network.id, each)
     addresses = ipam.allocate(tx, network, endpoint.id, endpoint.spec)
+    for each in noted:
+        tx.execute("DELETE FROM addresses WHERE network_id = ? AND address = ?", network.id, each)
     mac = endpoint.spec.mac_address or stable_mac(f"{network.id} {addresses[0].address}" if addresses else endpoint.id)
     endpoint = replace(endpoint, addresses=addresses, mac_address=mac)
     tx.endpoints.update(endpoint)

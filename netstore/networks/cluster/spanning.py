@@ -125,9 +125,9 @@ class Spanning:
             then = [put(key, encode(wanted))]
             if wanted.pools != network.pools:
                 then.append(put(SUBNETS, wanted.id.encode()))
-            result = await self._cluster.ask(self._cluster.etcd.transact(conditions, then))
+            result = await self._cluster.ask(self._cluster.etcd.transact(conditions, then, [get(key)]))
             await self._cluster.caught_up(result.revision)
-            if result.succeeded:
+            if result.succeeded or result.shows(encode(wanted)):
                 now = await self._store.read(lambda tx: tx.networks.require(network.id))
                 if (now.spec, now.pools, now.labels) != (wanted.spec, wanted.pools, wanted.labels):
                     raise FailedPrecondition(
@@ -300,18 +300,19 @@ class Spanning:
             await self._store.write(lambda tx: _give_back(tx, network.id, found.addresses))
             await self._cluster.ask(claims.release(self._cluster.etcd, found, host=True))
         uplink = await self._context.apply(read_uplink)
-        for _ in range(_TRIES):
-            addresses = await self._store.write(lambda tx: _reserve(tx, network))
-            mac = stable_mac(f"{network.id} {addresses[0].address}")
-            record = cache.host_record(network, node, addresses, mac)
-            try:
-                others = await self._cluster.ask(claims.hold(self._cluster.etcd, record, host=True, new=True))
-            except BaseException:  # if etcd has it all the same, the next attempt finds it there
-                await self._store.write(lambda tx, of=record.addresses: _give_back(tx, network.id, of))  # type: ignore[misc]
-                raise
-            if not others:
-                taken = replace(network, host_addresses=addresses, host_mac_address=mac)
-                return driver.validate(replace(taken, mtu=uplink.mtu or DEFAULT_MTU))
+        lost: list[str] = []  # kept meanwhile, so that the next are others
+        try:
+            for _ in range(_TRIES):
+                addresses = await self._store.write(lambda tx: _reserve(tx, network))
+                mac = stable_mac(f"{network.id} {addresses[0].address}")
+                record = cache.host_record(network, node, addresses, mac)
+                lost += record.addresses  # if etcd has it though it fails, the next attempt finds it there
+                if not await self._cluster.ask(claims.hold(self._cluster.etcd, record, host=True, new=True)):
+                    del lost[-len(record.addresses) :]
+                    taken = replace(network, host_addresses=addresses, host_mac_address=mac)
+                    return driver.validate(replace(taken, mtu=uplink.mtu or DEFAULT_MTU))
+        finally:
+            await self._store.write(lambda tx: _give_back(tx, network.id, lost))
         raise Unavailable(f"network {network.name}: others take its addresses at the same time", hint="try again")
 
 
@@ -327,11 +328,13 @@ def _reserve(tx: Transaction, network: Network) -> tuple[Address, ...]:
 
 
 def _give_back(tx: Transaction, network_id: str, addresses: Iterable[str]) -> None:
+    """Free addresses that were to be the node's own, but for those that endpoints elsewhere have by now."""
+    free = (
+        "DELETE FROM addresses WHERE network_id = ? AND address = ? AND endpoint_id IS NULL AND (network_id, address)"
+        " NOT IN (SELECT network_id, address FROM remote_addresses)"
+    )
     for address in addresses:
-        packed = ip_address(address).packed
-        tx.execute(
-            "DELETE FROM addresses WHERE network_id = ? AND address = ? AND endpoint_id IS NULL", network_id, packed
-        )
+        tx.execute(free, network_id, ip_address(address).packed)
 
 
 def _numbered(tx: Transaction, network: Network) -> Network:
