@@ -37,7 +37,7 @@ def read(path: Path, *, tail: int | None, since: float) -> tuple[list[Line], int
     except FileNotFoundError:
         return [], 0
     whole = data[: data.rfind(b"\n") + 1]
-    lines = [line for each in whole.splitlines() if (line := _parse(each)) and line.time >= since]
+    lines = [line for line in _lines(whole) if line.time >= since]
     return (lines[-tail:] if tail else lines), end - (len(data) - len(whole))
 
 
@@ -82,7 +82,7 @@ def _read_from(path: Path, offset: int) -> tuple[list[Line], int]:
     except FileNotFoundError:
         return [], offset
     whole = data[: data.rfind(b"\n") + 1]
-    return [line for each in whole.splitlines() if (line := _parse(each))], offset + len(whole)
+    return _lines(whole), offset + len(whole)
 
 
 def _seek_to_tail(file: int, count: int) -> None:
@@ -94,6 +94,11 @@ def _seek_to_tail(file: int, count: int) -> None:
         position -= step
         data = os.pread(file, step, position) + data
     os.lseek(file, position, os.SEEK_SET)
+
+
+def _lines(whole: bytes) -> list[Line]:
+    """Return the pieces. A line feed alone ends one: what a container prints may hold returns, and lines like these."""
+    return [line for each in whole.split(b"\n") if (line := _parse(each))]
 
 
 def _parse(raw: bytes) -> Line | None:
