@@ -15,6 +15,7 @@ from netstore.errors import (
     InUse,
     InvalidArgument,
     NetstoreError,
+    NotFound,
 )
 from netstore.kernel.namespaces import open_pinned
 from netstore.kernel.paths import closing
@@ -151,6 +152,16 @@ class Networks:
                 await self._store.write(lambda tx: network_rows.delete(tx, network))
                 await self._context.remove(driver.remove_network, network)
                 raise
+
+    async def named(self, name: str) -> Network:
+        """Return a network by its name alone: for protocols that know no ids, and so no beginnings of ids.
+
+        Raises:
+            NotFound: there is none.
+        """
+        for found in await self._store.read(lambda tx: tx.networks.all("name = ?", name)):
+            return found
+        raise NotFound(Kind.NETWORK, name, hint="`netstore network ls` shows what there is")
 
     async def get(self, reference: str) -> tuple[Network, int]:
         """Return a network by name, id or id prefix, and how many endpoints it has."""

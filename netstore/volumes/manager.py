@@ -362,7 +362,7 @@ class VolumeManager:
 
             def undo(tx: Transaction) -> None:
                 present = tx.volumes.require(before.id)
-                rows.changed(tx, replace(present, spec=before.spec, labels=before.labels))
+                rows.changed(tx, rows.undone(present, before, after))
 
             await self._store.write(undo)
             raise

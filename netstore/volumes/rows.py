@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import islice
 
 from netstore.drivers.options import hidden
@@ -96,6 +96,15 @@ def changed(tx: Transaction, volume: Volume, action: str = "update") -> Volume:
     volume = replace(volume, revision=tx.event(Kind.VOLUME, action, volume.id, volume.name))
     tx.volumes.update(volume)
     return volume
+
+
+def undone(present: Volume, before: Volume, after: Volume) -> Volume:
+    """Return a volume without the change from `before` to `after`; what somebody else changed since stays."""
+    names = [
+        each.name for each in fields(VolumeSpec) if getattr(present.spec, each.name) == getattr(after.spec, each.name)
+    ]
+    spec = replace(present.spec, **{name: getattr(before.spec, name) for name in names})
+    return replace(present, spec=spec, labels=before.labels if present.labels == after.labels else present.labels)
 
 
 def note(tx: Transaction, volume: Volume, action: str) -> None:

@@ -96,7 +96,8 @@ class Plugin:
         return result(request, *joined)
 
     async def _attach(self, wanted: AttachRequest) -> Joined:
-        (joined,) = await self._manager.endpoints.attach([wanted])
+        network = await self._manager.networks.named(wanted.network)
+        (joined,) = await self._manager.endpoints.attach([replace(wanted, network=network.id)])
         return joined
 
     async def _make_network(self, name: str, create: Create) -> None:
@@ -145,7 +146,7 @@ class Plugin:
 
     async def _status(self, request: Request) -> None:
         try:
-            await self._manager.networks.get(request.config.network_name)
+            await self._manager.networks.named(request.config.network_name)
         except NotFound as error:
             if request.config.create is None:
                 raise CniError(NOT_AVAILABLE, error.what, _MISSING) from error

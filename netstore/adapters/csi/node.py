@@ -5,6 +5,7 @@ namespace. Every path holds the volume in netstored under a name of its own: tha
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,11 @@ class Node(csi_pb2_grpc.NodeServicer):
         to.check_capabilities("volume_capability", [capability])
         if not request.staging_target_path:
             raise FailedPrecondition("staging_target_path: the volume is staged first", hint="call NodeStageVolume")
+        if request.readonly and to.is_block(capability):
+            raise FailedPrecondition(
+                "readonly: a device cannot be published read-only, as a mount does not stop writes to it",
+                hint="publish it writable, or use a volume that is a filesystem",
+            )
         mode = capability.access_mode.mode
         kind = "single" if mode in (Mode.SINGLE_NODE_WRITER, Mode.SINGLE_NODE_SINGLE_WRITER) else "publish"
         attributes = to.FLAGS["ro"] if request.readonly or mode == Mode.SINGLE_NODE_READER_ONLY else 0
@@ -200,7 +206,11 @@ def _check_bound(volume: volume_pb2.Volume, source: str, path: Path, attributes:
 def _unbind(path: Path) -> None:
     if mounts.is_mount_point(path):
         mounts.unmount(path)
-    _remove(path)
+    try:
+        _remove(path)
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:  # what is in it is somebody else's, and the volume has left it
+            raise
 
 
 def _remove(path: Path) -> None:

@@ -80,6 +80,8 @@ def unsupported(capability: csi.VolumeCapability) -> str:
     mode = capability.access_mode.mode
     if mode not in _NODE_MODES:
         return f"access mode {Mode.Mode.Name(mode)}: volumes are on one node; use a SINGLE_NODE mode"
+    if is_block(capability) and mode == Mode.SINGLE_NODE_READER_ONLY:
+        return "a device that is read-only: a mount does not stop writes to it; use another SINGLE_NODE mode"
     if capability.mount.volume_mount_group:
         return "volume_mount_group: give uid, gid and mode as parameters of the volume"
     for flag in capability.mount.mount_flags:

@@ -107,7 +107,9 @@ class Netavark:
             for info in infos:
                 await self._have(info)
             try:
-                return await self._endpoints.attach(requests)
+                found = [await self._networks.named(each.network) for each in requests]
+                wanted = [replace(each, network=one.id) for each, one in zip(requests, found, strict=True)]
+                return await self._endpoints.attach(wanted)
             except NotFound:  # its last endpoint has just left it
                 if attempt == _ATTEMPTS:
                     raise
@@ -119,10 +121,8 @@ class Netavark:
     async def _have(self, info: NetworkInfo) -> None:
         """Make a network unless there is one of its name, ours or not, with the same subnets."""
         with contextlib.suppress(NotFound):
-            network, _ = await self._networks.get(info.name)
-            if network.name == info.name:
-                _check_subnets(network, info)
-                return
+            _check_subnets(await self._networks.named(info.name), info)
+            return
         spec = to_spec(network_spec(info))
         await self._networks.create(
             check_name("network", info.name), spec, labels={NETWORK_LABEL: info.id or info.name}
@@ -132,8 +132,8 @@ class Netavark:
         """Remove networks that podman's configuration made and nobody uses."""
         for info in infos:
             with contextlib.suppress(NotFound, InUse):
-                network, _ = await self._networks.get(info.name)
-                if network.name == info.name and NETWORK_LABEL in network.labels:
+                network = await self._networks.named(info.name)
+                if NETWORK_LABEL in network.labels:
                     await self._networks.delete(network.id)
 
     async def _at(self, netns: str) -> list[Joined]:
@@ -163,7 +163,8 @@ class Netavark:
         """Change a network's name servers; of one that nobody uses now podman knows them itself."""
         wanted = check_servers([each for each in servers.split(",") if each], "network-dns-servers")
         with contextlib.suppress(NotFound):
-            await self._networks.update(name, "", NetworkChange(dns_servers=wanted))
+            network = await self._networks.named(name)
+            await self._networks.update(network.id, "", NetworkChange(dns_servers=wanted))
 
     async def _create(self, creation: Creation) -> NetworkInfo:
         """Complete podman's configuration of a network, and try it: it is made, and taken away again."""

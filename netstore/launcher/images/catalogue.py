@@ -7,18 +7,19 @@ import re
 import tempfile
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import structlog
 
-from netstore.errors import Exhausted, InUse, InvalidArgument
+from netstore.errors import Exhausted, InUse, InvalidArgument, NetstoreError
 from netstore.launcher.images import registry
 from netstore.launcher.images.formats import Format, Imported, import_archive
 from netstore.launcher.images.layers import Layers
 from netstore.model import Image, ImageConfig, Kind
 from netstore.store import Store, Transaction
+from netstore.threads import in_thread
 
 __all__ = ["Images", "find_image", "normalise"]
 
@@ -70,9 +71,13 @@ class Images:
     async def start(self) -> None:
         """Remove what a crash left: half-done work, and layers that no image has."""
         await asyncio.to_thread(self.layers.clean)
+        await self._sweep()
+
+    async def _sweep(self) -> None:
+        """Remove layers that no image has; the caller holds the lock, or is alone."""
         wanted = {self.layers.path(layer).name for image in await self.all() for layer in image.layers}
         present = {path.name for path in (self._root / "layers").iterdir()}
-        await asyncio.to_thread(self.layers.remove, sorted(present - wanted))
+        await in_thread(self.layers.remove, sorted(present - wanted))
 
     async def import_archive(
         self, chunks: AsyncIterator[bytes], *, name: str, format: Format | None, config: ImageConfig | None
@@ -91,11 +96,20 @@ class Images:
                 await asyncio.to_thread(spool.flush)
             except OSError as error:
                 raise Exhausted(f"receiving the archive: {error.strerror}", hint="free some space") from error
-            async with self._lock:
-                found = await asyncio.to_thread(
-                    import_archive, Path(spool.name), self.layers, name=name, format=format, config=config
-                )
+            return await self._keep(Path(spool.name), name=name, format=format, config=config)
+
+    async def _keep(
+        self, archive: Path, *, name: str, format: Format | None, config: ImageConfig | None = None
+    ) -> list[Image]:
+        """Unpack an archive and note its images. When that fails, or nobody waits for it any more, no layer stays."""
+        async with self._lock:
+            try:
+                found = await in_thread(import_archive, archive, self.layers, name=name, format=format, config=config)
                 return await self._store.write(lambda tx: [_insert(tx, image, name) for image in found])
+            except BaseException:
+                with suppress(OSError, NetstoreError):  # the next start does it
+                    await self._sweep()
+                raise
 
     async def pull(self, reference: str, *, login: tuple[str, str] | None) -> AsyncGenerator[str | Image, None]:
         """Fetch an image from its registry; yields what is being done, in words, and the image in the end.
@@ -109,9 +123,7 @@ class Images:
             async with aclosing(registry.fetch(name, archive, login=login)) as said:
                 async for line in said:
                     yield line
-            async with self._lock:
-                found = await asyncio.to_thread(import_archive, archive, self.layers, name=name, format=Format.OCI)
-                images = await self._store.write(lambda tx: [_insert(tx, image, name) for image in found])
+            images = await self._keep(archive, name=name, format=Format.OCI)
         yield images[0]
 
     async def get(self, reference: str) -> tuple[Image, list[str]]:
@@ -148,7 +160,7 @@ class Images:
 
         async with self._lock:
             unused = await self._store.write(remove)
-            await asyncio.to_thread(self.layers.remove, sorted(unused))
+            await in_thread(self.layers.remove, sorted(unused))
 
 
 def _users(tx: Transaction, image: Image) -> list[str]:

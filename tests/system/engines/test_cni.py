@@ -414,3 +414,18 @@ def test_finished_at_the_start(cni: Cni) -> None:
     cni.ok("CHECK", prevResult=added)
     cni.node.host.sh("ip netns exec a ping -c1 -W2 203.0.113.1")
     cni.ok("DEL")
+
+
+def test_a_name_is_no_id(cni: Cni) -> None:
+    """A configuration's name that begins another network's id means that network not."""
+    other = cni.node.out("network", "create", "--subnet", "10.78.0.0/24", "other")
+    name = cni.node.out("network", "inspect", "--format", "{{.Id}}", "other")[:6]
+    assert other
+    cni.fails(50, "STATUS", name=name, create=None)
+    status, answer = cni.call("ADD", name=name, create=None)
+    assert status == 1
+    assert name in answer["msg"]
+    assert cni.endpoints() == []
+    cni.ok("ADD", name=name)
+    assert addresses(cni.node.host, "a") == {"10.77.0.2/24", "fd77::2/64"}
+    cni.ok("DEL", name=name)

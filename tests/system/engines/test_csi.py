@@ -396,3 +396,31 @@ def _answers(plugin: Csi) -> bool:
         return bool(plugin.identity.Probe(csi.ProbeRequest(), timeout=1).ready.value)
     except grpc.RpcError:
         return False
+
+
+def test_a_device_is_not_read_only(plugin: Csi) -> None:
+    """A read-only mount of a device's node does not stop writes, so it is refused rather than promised."""
+    reader = device(Mode.SINGLE_NODE_READER_ONLY)
+    with refused("INVALID_ARGUMENT", "read-only"):
+        plugin.make("raw", reader, 32 * MIB)
+    volume = plugin.make("raw", device(), 32 * MIB).volume_id
+    plugin.stage(volume, device())
+    with refused("FAILED_PRECONDITION", "read-only"):
+        plugin.publish(volume, device(), readonly=True)
+    assert not Path(plugin.path("target")).exists()
+    plugin.unstage(volume)
+    plugin.delete(volume)
+
+
+def test_a_target_that_is_not_empty(plugin: Csi) -> None:
+    """What somebody has left below a target stays, and does not keep the volume published for ever."""
+    volume, target = plugin.make("pvc-1").volume_id, Path(plugin.path("target"))
+    target.mkdir()
+    (target / "left").write_text("somebody's")
+    plugin.stage(volume, mounted(fs="ext4"))
+    plugin.publish(volume, mounted(fs="ext4"))
+    for _ in range(2):
+        plugin.unpublish(volume)
+    assert (target / "left").read_text() == "somebody's"
+    plugin.unstage(volume)
+    plugin.delete(volume)

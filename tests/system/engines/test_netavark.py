@@ -227,3 +227,18 @@ def test_killed_in_between(netavark: Netavark) -> None:
         assert all(status == 0 for status, _ in pool.map(lambda number: call("teardown", number), numbers))
     netavark.nothing_left()
     assert netavark.node.out("system", "check") == "kernel and store agree"
+
+
+def test_a_name_is_no_id(netavark: Netavark) -> None:
+    """`podman network update` and setup of a name that begins another network's id leave that one alone."""
+    node = netavark.node
+    node.cli("network", "create", "--subnet", "10.92.0.0/24", "other")
+    name = node.out("network", "inspect", "--format", "{{.Id}}", "other")[:6]
+    before = node.out("network", "inspect", "other")
+    netavark.ok("--network-dns-servers", "192.0.2.53", "update", name, body="")
+    assert node.out("network", "inspect", "other") == before
+    body = netavark.body(network_info={name: APP | {"name": name}})
+    body["networks"] = {name: body["networks"]["app"]}
+    assert list(netavark.ok("setup", "/run/netns/a", body=body)) == [name]
+    netavark.ok("teardown", "/run/netns/a", body=body)
+    assert node.out("network", "inspect", "other") == before
