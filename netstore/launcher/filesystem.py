@@ -85,9 +85,10 @@ class Directories:
             staged = list(place.iterdir())
         except FileNotFoundError:
             return
-        for target in staged:
+        for target in staged:  # all of them first: a bind of what is above us shows the others, and keeps them busy
             while detach(target):
                 pass
+        for target in staged:
             # Never rmtree: if something were mounted still, this fails.
             if target.is_dir():
                 target.rmdir()

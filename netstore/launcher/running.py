@@ -19,6 +19,7 @@ from netstore.launcher.bundle import Bundle, root_propagation, specification
 from netstore.launcher.creation import divided, wanted_ports
 from netstore.launcher.etc import Etc, read_etc, write
 from netstore.launcher.filesystem import Directories, make_directory
+from netstore.launcher.fitting import check_mounts, check_working_dir
 from netstore.launcher.links import environment
 from netstore.launcher.mounting import Mounting
 from netstore.launcher.runtime import Process, Runtime
@@ -123,6 +124,8 @@ class Running:
             working_dir = spec.working_dir or config.working_dir or "/"
             for target in ("/dev", "/proc", "/sys", "/etc"):  # where the runtime mounts, whatever the image has
                 make_directory(root, target, 0, 0)
+            check_mounts(root, spec, staged)
+            check_working_dir(root, working_dir, staged)
             make_directory(root, working_dir, identity.uid, identity.gid)
         files = self._directories.path(sandbox.container_id)
         if sandbox.container_id == container.id or not (files / "hosts").exists():

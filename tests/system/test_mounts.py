@@ -74,6 +74,27 @@ def test_subpaths(node: Node, image: str) -> None:
     assert node.out("ps", "-aq") == ""
 
 
+def test_files_and_directories_that_do_not_fit(node: Node, image: str) -> None:
+    file = node.place / "file"
+    file.write_text("x")
+    node.cli("run", "--rm", "-v", "data:/d", image, "touch", "/d/file")
+    for flags, words in {
+        ("-v", f"{file}:/etc"): f"spec.mounts[0].target: /etc is a directory in the container, and {file} is a file",
+        ("-v", f"{node.place}:/etc/passwd"): f"/etc/passwd is a file in the container, and {node.place} is a directory",
+        ("-v", f"{node.place}:/etc/passwd/x"): "/etc/passwd/x is beneath a file",
+        ("-v", "data:/d", "-v", f"{node.place}:/d/file"): "spec.mounts[1].target: /d/file is a file",
+        ("-w", "/etc/passwd"): "spec.working_dir: /etc/passwd is a file",
+        ("-v", "data:/d", "-w", "/d/file"): "spec.working_dir: /d/file is a file",
+        ("-v", f"{file}:/new", "-w", "/new"): "spec.working_dir: /new is a file",
+    }.items():
+        refused = node.cli("run", "--rm", *flags, image, "true", check=False)
+        assert (refused.returncode, words in refused.stderr) == (125, True), (flags, refused.stderr)
+        assert "hint:" in refused.stderr
+        assert "rootfs" not in refused.stderr
+    assert node.out("run", "--rm", "-v", f"{file}:/new/file", "-w", "/made", image, "cat", "/new/file") == "x"
+    assert node.out("ps", "-aq") == ""
+
+
 def test_binds_beneath_binds(node: Node, image: str) -> None:
     top = node.place / "top"
     top.mkdir()
