@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import click
 
 from netstore.cli.grammar import truth
 
-__all__ = ["Command", "Group"]
+__all__ = ["Command", "Group", "Launching"]
 
 _CLAUSES = (re.compile(r"[;:] | \("), re.compile(r", "))
 _SECOND_NAMES = {"list": "ls", "remove": "rm"}
@@ -47,6 +50,31 @@ class Command(click.Command):
         rest = super().parse_args(ctx, kept)
         ctx.params.update(given)
         return rest
+
+
+class Launching(Command):
+    """run, create and exec: wrong usage ends with 125, as Docker's; 2 may be the command's own."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Parse."""
+        with _as_failure():
+            return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Carry it out."""
+        with _as_failure():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _as_failure() -> Iterator[None]:
+    try:
+        yield
+    except click.UsageError as error:
+        error.exit_code = 125  # type: ignore[misc]  # click reads it of the instance
+        raise
 
 
 def _takes_next(arg: str, options: dict[str, click.Option]) -> bool:

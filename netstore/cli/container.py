@@ -12,7 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from netstore.api.v1 import container_pb2
 from netstore.cli.client import Client, Problem, fail, pages, pass_client, tolerant
-from netstore.cli.commands import Group
+from netstore.cli.commands import Group, Launching
 from netstore.cli.completion import names
 from netstore.cli.format import age, duration, listing, one_line, shapes, short_id, show_objects
 from netstore.cli.grammar import Moment, seconds
@@ -244,22 +244,25 @@ def logs(client: Client, container: str, follow: bool, tail: str, since: float |
         target.buffer.flush()
 
 
-@group.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@group.command("exec", cls=Launching, context_settings={"allow_interspersed_args": False})
 @click.argument("container", shell_complete=_CONTAINER)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option("-d", "--detach", is_flag=True, help="Start it, and return: its output is discarded.")
 @click.option("-i", "--interactive", is_flag=True, help="Give it our standard input.")
 @click.option("-t", "--tty", is_flag=True, help="Give it a terminal.")
 @click.option("-e", "--env", multiple=True, help="KEY=VALUE.")
 @click.option("-w", "--workdir", default="", help="Working directory.")
 @click.option("-u", "--user", default="", help="USER[:GROUP].")
 @pass_client
-def exec_(client: Client, container: str, command: tuple[str, ...], interactive: bool, tty: bool,
+def exec_(client: Client, container: str, command: tuple[str, ...], detach: bool, interactive: bool, tty: bool,
           env: tuple[str, ...], workdir: str, user: str) -> None:  # fmt: skip
     """Run a command in a running container; its exit code is ours."""
+    if detach and (interactive or tty):
+        raise click.UsageError("--detach goes without --interactive and --tty: nobody is there to type")
     terminal = Terminal(tty_=tty, stdin=interactive)
     start = container_pb2.ExecStart(
         container=container, command=command, env=env, working_dir=workdir, user=user, stdin=interactive, tty=tty,
-        size=terminal.size(),
+        size=terminal.size(), detach=detach,
     )  # fmt: skip
     first = container_pb2.ExecContainerRequest(start=start)
     try:

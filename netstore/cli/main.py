@@ -72,7 +72,8 @@ class _Lazy(click.Group):
     cls=_Lazy,
     context_settings={"help_option_names": ["--help"], "max_content_width": 100},
     epilog="Exit status: 0 success; 1 netstored refused or failed; 2 usage; 3 netstored is not reachable; "
-    "run and exec: 125 netstore failed, 126 the command cannot be run, 127 it is not found, else the command's own.",
+    "run and exec: 125 netstore failed or usage, 126 the command cannot be run, "
+    "127 it is not found, else the command's own.",
 )
 @click.option(
     "-H", "--host", envvar="NETSTORE_HOST", default=DEFAULT_HOST, show_default=True, help="Where netstored is."

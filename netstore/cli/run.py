@@ -15,7 +15,7 @@ import grpc
 
 from netstore.api.v1 import container_pb2, mount_pb2
 from netstore.cli.client import Client, Problem, fail, pass_client
-from netstore.cli.commands import Command
+from netstore.cli.commands import Launching
 from netstore.cli.completion import names
 from netstore.cli.grammar import (
     bandwidth,
@@ -96,7 +96,7 @@ def _container_options(command: Any) -> Any:
 _SETTINGS = {"ignore_unknown_options": False, "allow_interspersed_args": False}
 
 
-@click.command("run", cls=Command, context_settings=_SETTINGS)
+@click.command("run", cls=Launching, context_settings=_SETTINGS)
 @click.option("-d", "--detach", is_flag=True, help="Print its id and return.")
 @_container_options
 @pass_client
@@ -122,7 +122,7 @@ def run(client: Client, /, detach: bool, **options: Any) -> None:
     sys.exit(code or 0)
 
 
-@click.command("create", cls=Command, context_settings=_SETTINGS)
+@click.command("create", cls=Launching, context_settings=_SETTINGS)
 @_container_options
 @pass_client
 def create(client: Client, /, **options: Any) -> None:

@@ -61,6 +61,22 @@ class Execution:
                     process.kill()
                     await process.wait()
 
+    async def detach(self) -> AsyncIterator[tuple[str, bytes]]:
+        """Start it, and leave it to itself, whoever else ends. Why it cannot be started is "stderr"."""
+        with tempfile.TemporaryDirectory(prefix="exec-", dir=self._directory) as place:
+            process_file, log = Path(place, "process.json"), Path(place, "log")
+            await asyncio.to_thread(process_file.write_bytes, msgspec.json.encode(self._document))
+            # Its streams are those of the runtime, which therefore has none, and says in a file what is wrong.
+            process = await asyncio.create_subprocess_exec(
+                *self._runtime.exec(self._container_id, process_file, Path(place, "pid"), log=log),
+                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+            )  # fmt: skip
+            self.exit_code = await process.wait()
+            if self.exit_code:
+                said = await asyncio.to_thread(_read_log, log)
+                self.exit_code = failure(said) or self.exit_code
+                yield "stderr", f"{self._document['args'][0]} cannot be run: {said}\n".encode()
+
     async def _in_pipes(self, command: list[str], given: AsyncIterator[Input] | None, _: Path) -> _Begun:
         process = await asyncio.create_subprocess_exec(
             *command, stdin=asyncio.subprocess.PIPE if given else asyncio.subprocess.DEVNULL,
@@ -91,6 +107,10 @@ class Execution:
 _Begun = tuple[
     asyncio.subprocess.Process, AsyncGenerator[tuple[str, bytes], None], asyncio.Future[None] | None
 ]  # fmt: skip
+
+
+def _read_log(log: Path) -> str:
+    return log.read_text(errors="replace").strip() if log.exists() else "the runtime gave no reason"
 
 
 async def _feed(pipe: asyncio.StreamWriter, given: AsyncIterator[Input]) -> None:

@@ -135,11 +135,13 @@ class Runtime:
         self.exit_path(container_id).unlink(missing_ok=True)
         await asyncio.to_thread(_remove_empty_cgroups)
 
-    def exec(self, container_id: str, process_file: Path, pid_file: Path) -> list[str]:
-        """Return the command line that runs a further process in a container."""
+    def exec(self, container_id: str, process_file: Path, pid_file: Path, *, log: Path | None = None) -> list[str]:
+        """Return the command line that runs a further process in a container; with a `log` of what goes wrong it ends
+        once that runs.
+        """
         return [
-            *self._creator, f"--root={self._root}", "exec", "--process", str(process_file), "--pid-file", str(pid_file),
-            container_id,
+            *self._creator, f"--root={self._root}", *([f"--log={log}"] if log else []), "exec",
+            *(["--detach"] if log else []), "--process", str(process_file), "--pid-file", str(pid_file), container_id,
         ]  # fmt: skip
 
     def exit_path(self, container_id: str) -> Path:

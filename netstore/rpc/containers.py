@@ -155,6 +155,8 @@ class ContainerServicer(container_pb2_grpc.ContainerServiceServicer):
         size = to_size(start)
         if size and not start.tty:
             raise InvalidArgument("size", str(size), "nothing, without tty")
+        if start.detach and (start.stdin or start.tty):
+            raise InvalidArgument("detach", True, "false with stdin or tty: nobody is there to type")
         execution = await self._containers.exec(
             start.container,
             list(start.command),
@@ -163,8 +165,8 @@ class ContainerServicer(container_pb2_grpc.ContainerServiceServicer):
             user=start.user,
             terminal=(size or _USUAL) if start.tty else None,
         )
-        takes = start.stdin or start.tty
-        async for stream, data in execution.run(given(requests, stdin=start.stdin, tty=start.tty) if takes else None):
+        takes = given(requests, stdin=start.stdin, tty=start.tty) if start.stdin or start.tty else None
+        async for stream, data in execution.detach() if start.detach else execution.run(takes):
             yield pb.ExecContainerResponse(**{stream: data})  # type: ignore[arg-type]
         yield pb.ExecContainerResponse(exit_code=execution.exit_code)
 

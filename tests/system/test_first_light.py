@@ -109,9 +109,30 @@ def test_exit_codes_logs_and_exec(node: Node, image: str) -> None:
     assert node.out(
         "exec", "-u", "app", "-w", "/data", "-e", "A=b", "talk", "sh", "-c", "id -u; id -G; pwd; echo $A"
     ) == ("1000\n1000 2000\n/data\nb")
+    for wrong in (
+        ["run", "--bogus"],
+        ["create", "-p", "x", image],
+        ["exec", "--bogus", "talk", "true"],
+        ["exec", "talk"],
+    ):
+        assert node.cli(*wrong, check=False).returncode == 125, wrong
     node.cli("kill", "talk")
     assert node.out("wait", "talk") == "137"
     assert "Exited (137)" in node.out("ps", "-a")
+
+
+def test_exec_detached_goes_on_by_itself(node: Node, image: str) -> None:
+    node.cli("run", "-d", "--name", "c", image, "sh", "-c", "while :; do sleep 1000; done")
+    # It waits for what we do after the command returned; what it prints then must not end it.
+    waiting = "until [ -e /data/go ]; do sleep 0.05; done; echo out && echo err >&2 && echo done > /data/seen"
+    assert node.out("exec", "-d", "c", "sh", "-c", waiting) == ""
+    node.cli("exec", "c", "touch", "/data/go")
+    wait_until(lambda: node.cli("exec", "c", "cat", "/data/seen", check=False).stdout == "done\n", what="its end")
+    for command, code in (("nosuch", 127), ("/etc", 126)):
+        refused = node.cli("exec", "-d", "c", command, check=False)
+        assert (refused.returncode, command in refused.stderr) == (code, True), refused
+    refused = node.cli("exec", "-d", "-t", "c", "true", check=False)
+    assert (refused.returncode, "--detach goes without" in refused.stderr) == (125, True)
 
 
 def test_users_are_never_root_by_mistake(node: Node, image: str) -> None:
@@ -127,7 +148,7 @@ def test_flags_of_networks_do_not_go_with_a_container_that_is_joined(node: Node,
     node.cli("run", "-d", "--name", "first", image)
     for flags in (["--ip", "10.0.0.9"], ["--network-alias", "x"], ["--link", "a"], ["--bandwidth-in", "1mbit"]):
         done = node.cli("run", "--network", "container:first", *flags, image, "true", check=False)
-        assert (done.returncode, flags[0] in done.stderr) == (2, True)
+        assert (done.returncode, flags[0] in done.stderr) == (125, True)
     assert "names no container" in node.cli("run", "--network", "container:", image, "true", check=False).stderr
     assert node.out("ps", "-a", "--format", "{{.Names}}") == "first"
 

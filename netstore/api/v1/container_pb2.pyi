@@ -1090,6 +1090,7 @@ class ExecStart(_message.Message):
     STDIN_FIELD_NUMBER: _builtins.int
     TTY_FIELD_NUMBER: _builtins.int
     SIZE_FIELD_NUMBER: _builtins.int
+    DETACH_FIELD_NUMBER: _builtins.int
     container: _builtins.str
     """REQUIRED. Name, id or unique id prefix."""
     working_dir: _builtins.str
@@ -1100,6 +1101,10 @@ class ExecStart(_message.Message):
     """OPTIONAL. Input follows in further requests; else it is empty."""
     tty: _builtins.bool
     """OPTIONAL. Give it a terminal: what it prints is one stream."""
+    detach: _builtins.bool
+    """OPTIONAL. Only start it: the response is exit_code 0 once it runs, and it goes on by itself, its input empty and what
+    it prints discarded. Not with `stdin` or `tty`.
+    """
     @_builtins.property
     def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """REQUIRED. The arguments, the program first."""
@@ -1123,10 +1128,11 @@ class ExecStart(_message.Message):
         stdin: _builtins.bool = ...,
         tty: _builtins.bool = ...,
         size: Global___TerminalSize | None = ...,
+        detach: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["size", b"size"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "container", b"container", "env", b"env", "size", b"size", "stdin", b"stdin", "tty", b"tty", "user", b"user", "working_dir", b"working_dir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "container", b"container", "detach", b"detach", "env", b"env", "size", b"size", "stdin", b"stdin", "tty", b"tty", "user", b"user", "working_dir", b"working_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
