@@ -275,8 +275,7 @@ def guard_elements(interface: str, mac: str, senders: Collection[str]) -> Iterat
 
     Without senders it may send as anybody.
     """
-    if not senders:
-        yield "unguarded", interface
+    yield ("macs", f"{interface} . {mac}") if senders else ("unguarded", interface)
     for address in senders:
         yield "senders6" if ":" in address else "senders", f"{interface} . {mac} . {address}"
 

@@ -260,9 +260,10 @@ def _flows(key: str) -> tuple[str, ...]:
 
 
 # Whatever leaves one of our pairs is looked at, unless the pair is in `unguarded`; so an endpoint costs one element for
-# each of its addresses.
+# each of its addresses, and one for its MAC.
 GUARD_SETS: Sets = {
     "unguarded": ("set", "type ifname;"),
+    "macs": ("set", "type ifname . ether_addr;"),
     "senders": ("set", "type ifname . ether_addr . ipv4_addr;"),
     "senders6": ("set", "type ifname . ether_addr . ipv6_addr;"),
     # By the tunnel that they come through, MACs that are the host's besides its bridge's own.
@@ -299,9 +300,10 @@ _GUARD_CHAINS: Chains = {
             "icmpv6 type nd-router-advert drop",
             "iifname . ether saddr . arp saddr ip @senders accept",
             "iifname . ether saddr . ip6 saddr @senders6 accept",
-            "ether type ip ip saddr 0.0.0.0 udp dport 67 accept",
-            "arp saddr ip 0.0.0.0 accept",
-            "ip6 saddr :: accept",
+            # Who has no address yet speaks as itself, too: of whatever passes the bridge learns where a MAC is.
+            "iifname . ether saddr @macs ether type ip ip saddr 0.0.0.0 udp dport 67 accept",
+            "iifname . ether saddr @macs arp saddr ip 0.0.0.0 accept",
+            "iifname . ether saddr @macs ip6 saddr :: accept",
             "drop",
         ),
     ),

@@ -272,6 +272,46 @@ def test_spoofing_is_dropped(node: Node, image: str) -> None:
     assert node.host.run(*ping, "172.18.0.3", check=False).returncode
 
 
+THEFT = """
+import socket, struct, sys
+mine, theirs = (bytes.fromhex(each.replace(":", "")) for each in sys.argv[1:])
+sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+sender.bind(("eth0", 0))
+ether = b"\\xff" * 6 + theirs
+arp = struct.pack("!HHBBH6s4s6s4s", 1, 0x800, 6, 4, 1, theirs, bytes(4), bytes(6), bytes((172, 18, 0, 9)))
+sender.send(ether + b"\\x08\\x06" + arp)
+nd = b"\\x87" + bytes(7) + bytes.fromhex("fe80" + "00" * 13 + "09")
+six = struct.pack("!IHBB", 6 << 28, len(nd), 58, 255) + bytes(16) + bytes.fromhex("ff0200000000000000000001ff000009")
+sender.send(bytes.fromhex("3333ff000009") + theirs + b"\\x86\\xdd" + six + nd)
+udp = struct.pack("!HHHH", 68, 67, 8, 0)
+four = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 28, 0, 0, 64, 17, 0, bytes(4), b"\\xff" * 4)
+sender.send(ether + b"\\x08\\x00" + four + udp)
+"""
+
+
+def test_nobody_takes_the_mac_of_another(node: Node) -> None:
+    """What a sender without an address may send, as who looks for one, moves no forwarding entry of a neighbour's."""
+    node.cli("network", "create", "--ipv6", "app")
+    for name in ("a", "b"):
+        node.host.netns(name)
+        node.cli("network", "connect", "--netns", f"/run/netns/{name}", "--name", name, "app")
+    macs = [json.loads(node.host.sh(f"ip -n {name} -j link show eth0"))[0]["address"] for name in ("a", "b")]
+    bridge = node.out("network", "inspect", "-f", "{{.Status.Interface}}", "app")
+    macs.append(json.loads(node.host.sh(f"ip -j link show {bridge}"))[0]["address"])
+
+    def ways() -> set[tuple[str, str]]:
+        found = json.loads(node.host.sh(f"bridge -j fdb show br {bridge}"))
+        return {(each["mac"], each["ifname"]) for each in found if each["mac"] in macs}
+
+    for name in ("a", "b"):
+        node.host.run("ip", "netns", "exec", name, "ping", "-c1", "-W5", "172.18.0.1")
+    before = ways()
+    assert len(before) == len(macs)
+    for theirs in macs[1:]:
+        node.host.run("ip", "netns", "exec", "a", sys.executable, "-c", THEFT, macs[0], theirs)
+    assert ways() == before
+
+
 def test_udp_flows_follow_a_port(node: Node, image: str) -> None:
     """A client that keeps its source port reaches the container published after its first datagram, and its successor."""
     node.cli("network", "create", "app")
