@@ -57,6 +57,8 @@ __all__ = [
     "without_lease",
 ]
 
+_MESH_PORTS = 60  # all of them exchanged for others, with what else it holds, are one transaction of etcd's
+
 Joined = tuple[Endpoint, Network, Sandbox]
 
 
@@ -305,6 +307,10 @@ def _publishable(network: Network, endpoint: Endpoint, wanted: Sequence[PortMapp
     default = "" if default == "0.0.0.0" else default
     for port in wanted:
         _refuse_mesh(network, port)
+    shared = {(port.protocol, port.host_port) for port in (*endpoint.ports, *wanted) if port.mesh}
+    if len(shared) > _MESH_PORTS:
+        accepted = f"at most {_MESH_PORTS} ports of an endpoint on every node; publish others on its own (no --mesh)"
+        raise InvalidArgument("ports", f"{len(shared)} ports", accepted)
     bound = [
         replace(port, host_ip=default) if not port.host_ip and default and not port.mesh else port for port in wanted
     ]

@@ -288,7 +288,8 @@ class Services:
             driver = self._context.driver(network.spec.driver)
             if driver.is_here(network):
                 await self._context.apply(driver.apply_services, network)
-            await self._context.apply(self._exchange, sorted(before - wanted), sorted(wanted - before))
+            applied = self._applied[network_id] = set(before)  # what is, also when a part of it fails
+            await self._context.apply(self._exchange, applied, sorted(before - wanted), sorted(wanted - before))
             if left := self._ways.get(network_id, frozenset()) - expected.ways:
                 await self._context.apply(_forget_ways, left)
             self._applied[network_id], self._ways[network_id] = wanted, expected.ways
@@ -296,13 +297,16 @@ class Services:
                 del self._applied[network_id], self._ways[network_id]
             self._checks.follow(network_id, expected.targets)
 
-    def _exchange(self, old: Sequence[Element], new: Sequence[Element]) -> None:
-        """Exchange in parts, those of one key together, so that each is an answer at every moment."""
+    def _exchange(self, applied: set[Element], old: Sequence[Element], new: Sequence[Element]) -> None:
+        """Exchange in parts, those of one key together, so that each is an answer at any moment; `applied` follows."""
         theirs = {(name, text.partition(" : ")[0]): (name, text) for name, text in old}
         for start in range(0, len(new), _AT_ONCE):
             part = new[start : start + _AT_ONCE]
             keys = [(name, text.partition(" : ")[0]) for name, text in part]
-            self._firewall.exchange([theirs.pop(key) for key in keys if key in theirs], part)
+            gone = [theirs.pop(key) for key in keys if key in theirs]
+            self._firewall.exchange(gone, part)
+            applied.difference_update(gone)
+            applied.update(part)
         self._firewall.remove(theirs.values())
 
     async def _expect(self, network: Network) -> _Expected:

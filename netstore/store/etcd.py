@@ -22,6 +22,7 @@ from netstore.store.etcdpb import rpc_pb2 as pb
 from netstore.store.etcdpb import rpc_pb2_grpc as services
 
 __all__ = [
+    "OPERATIONS",
     "Changes",
     "Compacted",
     "Compare",
@@ -50,6 +51,8 @@ _TRY_SECONDS = 1.5
 _CALL_SECONDS = 4.0
 """How long a call goes on: an election among etcd's members takes one or two seconds."""
 _PAUSE_SECONDS = 0.05
+OPERATIONS = 128
+"""As many conditions, and writes, etcd takes in one transaction (its --max-txn-ops)."""
 _PAGE = 2000
 _LISTINGS = 5
 _OUT_OF_RANGE = "ETCD_OUT_OF_RANGE"
@@ -302,7 +305,7 @@ class Etcd:
     async def transact(
         self, conditions: Sequence[Compare], then: Sequence[Op], otherwise: Sequence[Op] = ()
     ) -> TxnResult:
-        """Do `then` if every condition holds, else `otherwise`, as one; at most 128 of each (etcd's own limit).
+        """Do `then` if every condition holds, else `otherwise`, as one; at most OPERATIONS of each.
 
         It may be made twice when an answer is lost.
         """

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from netstore.config import ClusterConfig
-from netstore.errors import Conflict, Unavailable
+from netstore.errors import Conflict, InvalidArgument, Unavailable
 from netstore.model import (
     Address,
     Endpoint,
@@ -24,7 +24,7 @@ from netstore.model import (
     PortMapping,
     Sandbox,
 )
-from netstore.networks import ipam
+from netstore.networks import ipam, planning
 from netstore.networks.cluster import claims
 from netstore.networks.cluster.cluster import Cluster, State
 from netstore.networks.cluster.members import Members, member_key
@@ -302,3 +302,16 @@ async def test_who_changed_a_node_himself_is_in_no_conflict(tmp_path: Path) -> N
     assert str(changed.revision) == str(memory.keys[f"{NODES}node"][1])
     with pytest.raises(Conflict):
         await Members(memory, tmp_path).drain(node, "1", drained=False)
+
+
+async def test_more_ports_of_every_node_than_etcd_takes_at_once_are_refused(tmp_path: Path) -> None:
+    store = Store(tmp_path / "netstore.db")
+    endpoint, _ = await add(store)
+    await store.write(lambda tx: tx.networks.update(replace(tx.networks.require("net"), vni=4096)))
+    ports = [PortMapping(container_port=80, host_port=41000 + each, mesh=True) for each in range(125)]
+    with pytest.raises(InvalidArgument, match="125 ports"):
+        await store.write(lambda tx: planning.publish(tx, endpoint.id, ports))
+    await store.write(lambda tx: planning.publish(tx, endpoint.id, ports[:60]))
+    with pytest.raises(InvalidArgument, match="61 ports"):
+        await store.write(lambda tx: planning.publish(tx, endpoint.id, ports[60:61]))
+    await store.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from netstore.errors import Unavailable
+from netstore.errors import InvalidArgument, Unavailable
 from netstore.model import Service
 from netstore.networks.cluster import claims
 from netstore.networks.cluster.cluster import Cluster
@@ -13,7 +13,7 @@ from netstore.networks.cluster.members import member_key
 from netstore.networks.cluster.records import CLAIMS, NETWORKS, RECOVERING, SERVICES, encode
 from netstore.networks.cluster.spanning import rehearse
 from netstore.store import Store, Transaction
-from netstore.store.etcd import TxnResult, absent, delete, exists, get, holds, put
+from netstore.store.etcd import OPERATIONS, TxnResult, absent, delete, exists, get, holds, put
 
 __all__ = ["Balanced", "Change"]
 
@@ -67,6 +67,11 @@ class Balanced:
             conditions.append(absent(RECOVERING))
         then = [*(delete(each) for each in held - wanted), *(put(each, mine) for each in wanted - held)]
         then.append(put(key, _shared(new)) if new else delete(key))
+        if len(then) > OPERATIONS:
+            changed = f"{len(held ^ wanted)} ports that change"
+            raise InvalidArgument(
+                "spec.ports", changed, f"at most {OPERATIONS - 1} at once: first some, then the others"
+            )
         result = await self._cluster.etcd.transact(conditions, then, [get(key), get(RECOVERING)])
         if not result.succeeded and not old and result.found[1]:
             raise claims.recovers()
