@@ -11,10 +11,10 @@ from pathlib import Path
 
 from netstore.kernel.inotify import Watch
 
-__all__ = ["Line", "follow", "read"]
+__all__ = ["Line", "follow"]
 
 _BLOCK = 1 << 16
-_AT_ONCE = 500
+_PART = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,28 +26,18 @@ class Line:
     data: bytes
 
 
-def read(path: Path, *, tail: int | None, since: float) -> tuple[list[Line], int]:
-    """Return the lines from `since`, at most the `tail` last, and the offset behind them. Blocking."""
-    try:
-        with path.open("rb") as file:
-            if tail is not None:
-                _seek_to_tail(file.fileno(), tail)
-            data = file.read() if tail != 0 else b""
-            end = os.lseek(file.fileno(), 0, os.SEEK_END) if tail == 0 else file.tell()
-    except FileNotFoundError:
-        return [], 0
-    whole = data[: data.rfind(b"\n") + 1]
-    lines = [line for line in _lines(whole) if line.time >= since]
-    return (lines[-tail:] if tail else lines), end - (len(data) - len(whole))
-
-
 async def follow(
     path: Path, *, tail: int | None, since: float, ended: Awaitable[object] | None
 ) -> AsyncIterator[list[Line]]:
-    """Yield lines that are there, then, unless `ended` is None, those that come until it is done."""
-    lines, offset = await asyncio.to_thread(read, path, tail=tail, since=since)
-    for start in range(0, len(lines), _AT_ONCE):
-        yield lines[start : start + _AT_ONCE]
+    """Yield the lines from `since` that are there, of the `tail` last ones alone, then, unless `ended` is None, those
+    that come until it is done. What is there is read in parts: it may be more than memory.
+    """
+    offset, end = await asyncio.to_thread(_bounds, path, tail)
+    before = -1
+    while before < offset < end:
+        before = offset
+        lines, offset = await asyncio.to_thread(_read_from, path, before, since)
+        yield lines
     if ended is None:
         return
     finished = asyncio.ensure_future(ended)
@@ -57,12 +47,11 @@ async def follow(
         except FileNotFoundError:  # the container was removed meanwhile
             return
         with Watch(str(path)) as watch:
-            last = False
             while True:
-                last = finished.done()
+                last, before = finished.done(), offset
                 watch.changed.clear()
-                lines, offset = await asyncio.to_thread(_read_from, path, offset)
-                if lines:
+                lines, offset = await asyncio.to_thread(_read_from, path, before, since)
+                if offset > before:
                     yield lines
                 elif last:
                     return
@@ -74,26 +63,44 @@ async def follow(
         finished.cancel()
 
 
-def _read_from(path: Path, offset: int) -> tuple[list[Line], int]:
+def _read_from(path: Path, offset: int, since: float) -> tuple[list[Line], int]:
+    """Return whole lines, and where they end; a part of what is there, where that is much. Blocking."""
     try:
         with path.open("rb") as file:
             file.seek(offset)
-            data = file.read(1 << 20)
+            data = file.read(_PART)
     except FileNotFoundError:
         return [], offset
     whole = data[: data.rfind(b"\n") + 1]
-    return _lines(whole), offset + len(whole)
+    return [line for line in _lines(whole) if line.time >= since], offset + len(whole)
 
 
-def _seek_to_tail(file: int, count: int) -> None:
-    """Position a log before its last `count` whole lines, reading it from the end."""
-    position = os.lseek(file, 0, os.SEEK_END)
-    data = b""
-    while position and data.count(b"\n") <= count:
+def _bounds(path: Path, tail: int | None) -> tuple[int, int]:
+    """Return where the last `tail` whole lines begin, and where the log ends. Blocking."""
+    try:
+        with path.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            return (0 if tail is None else _begin(file.fileno(), end, tail)), end
+    except FileNotFoundError:
+        return 0, 0
+
+
+def _begin(file: int, position: int, count: int) -> int:
+    """Return where the last `count` lines before a position begin, searched from there."""
+    left = count + 1  # line feeds: the one that ends the line before, too
+    while position:
         step = min(_BLOCK, position)
         position -= step
-        data = os.pread(file, step, position) + data
-    os.lseek(file, position, os.SEEK_SET)
+        data = os.pread(file, step, position)
+        found = data.count(b"\n")
+        if found < left:
+            left -= found
+            continue
+        at = len(data)
+        for _ in range(left):
+            at = data.rfind(b"\n", 0, at)
+        return position + at + 1
+    return 0
 
 
 def _lines(whole: bytes) -> list[Line]:
