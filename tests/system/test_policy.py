@@ -222,7 +222,9 @@ def test_counters(lab: Lab) -> None:
 
 
 def test_the_cost_of_an_endpoint_is_constant(lab: Lab) -> None:
-    """Nothing without a policy; then one element to be policed, and one a selector and address; never a rule."""
+    """For itself its MAC and address; with a policy one element more to be policed, and one a selector and address; never a
+    rule.
+    """
     lab.node.cli("network", "create", "app")
     costs = []
     for number in range(4):
@@ -232,7 +234,7 @@ def test_the_cost_of_an_endpoint_is_constant(lab: Lab) -> None:
         lab.attach(f"n{number}", "app", "a=1")
         costs.append(len(elements(lab)) - len(before))
         assert rules(lab) == skeleton
-    assert costs == [1, 1, 4, 4]
+    assert costs == [2, 2, 5, 5]
     lab.node.cli("policy", "rm", "p")
     assert not [each for each in elements(lab) if each.startswith(("members", "policed"))]
 

@@ -86,7 +86,8 @@ class Plugin:
         except NotFound:
             if request.config.create is None:
                 raise
-            await self._make_network(request.config.network_name, request.config.create)
+            async with self._manager.sandboxes.open(wanted.sandbox):  # else nothing is made
+                await self._make_network(request.config.network_name, request.config.create)
             joined = await self._attach(wanted)
         if not request.identity.has(joined[0]):
             raise FailedPrecondition(
